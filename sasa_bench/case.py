@@ -1,0 +1,181 @@
+"""One point of a sweep: every field is an axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+Resolution = int | str
+
+
+class CaseError(ValueError):
+    """A value that no case can have; the message says what was given, what is allowed and how to fix it."""
+
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "scope": ("layer", "core", "network"),
+    "position": ("none", "absolute", "relative"),
+    "border": ("mask", "zero"),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "device": ("cpu", "cuda"),
+    "mode": ("forward", "backward", "training"),
+}
+"""The allowed values of each axis that names a choice."""
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What is measured, whoever implements it.
+
+    scope             layer: x -> y with the q, k, v projections; core: q, k, v -> y; network: a whole model
+    kernel_size       K, the side of the window in pixels; odd
+    channels          C, input and output channels
+    heads             N; each head has d = C / N channels and a softmax of its own
+    resolution        the map in pixels: 28 for 28 x 28, "28x56" for height 28 and width 56
+    batch             B, images a call
+    position          none; absolute: embeddings added to the input; relative: q . r added to the logits
+    border            mask: pixels outside the image take no part in the softmax; zero: they do, with k = v = 0
+    dtype             of every tensor
+    device            cpu or cuda
+    mode              forward; backward alone; training = forward + backward, gradients of input and parameters
+    threads           CPU threads; 0 asks for every core the process may use
+    network           the model at scope "network", else "none"
+    stem              its stem, else "none"
+    attention_groups  which of its groups 1234 use attention, else "none"
+
+    Raises CaseError for a value outside its axis.
+    """
+
+    scope: str = "layer"
+    kernel_size: int = 7
+    channels: int = 128
+    heads: int = 8
+    resolution: Resolution = 28
+    batch: int = 2
+    position: str = "relative"
+    border: str = "mask"
+    dtype: str = "float32"
+    device: str = "cpu"
+    mode: str = "forward"
+    threads: int = 0
+    network: str = "none"
+    stem: str = "none"
+    attention_groups: str = "none"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", canonical_resolution(self.resolution))
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise CaseError(f"{name} = {value!r} is not one of {', '.join(allowed)}")
+        for name, least in (("kernel_size", 1), ("channels", 1), ("heads", 1), ("batch", 1), ("threads", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise CaseError(f"{name} = {value!r}: give a whole number, {least} or more")
+        if self.kernel_size % 2 == 0:
+            raise CaseError(
+                f"kernel_size = {self.kernel_size} is even, and a window needs a middle pixel: "
+                f"give an odd number such as {self.kernel_size - 1} or {self.kernel_size + 1}"
+            )
+        if self.channels % self.heads:
+            divisors = [str(n) for n in range(1, self.channels + 1) if self.channels % n == 0]
+            raise CaseError(
+                f"channels = {self.channels} do not split into heads = {self.heads}: "
+                f"give a number of heads that divides it ({', '.join(divisors)})"
+            )
+        if (self.network == "none") == (self.scope == "network"):
+            raise CaseError(
+                f"scope = {self.scope!r} with network = {self.network!r}: "
+                "a network is named at scope = 'network' and only there"
+            )
+
+    @property
+    def height(self) -> int:
+        """Rows of the map, pixels."""
+        return _sides(self.resolution)[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of the map, pixels."""
+        return _sides(self.resolution)[1]
+
+    @property
+    def radius(self) -> int:
+        """Pixels from the middle of the window to its edge."""
+        return self.kernel_size // 2
+
+    @property
+    def head_dim(self) -> int:
+        """d, channels a head."""
+        return self.channels // self.heads
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field -> plain value, as stored in a results file."""
+        return asdict(self)
+
+    def with_(self, **changes: Any) -> Case:
+        """A copy with some fields changed; raises CaseError as the constructor does."""
+        return replace(self, **changes)
+
+    def describe(self, without: Mapping[str, Any] | None = None) -> str:
+        """The fields that differ from the defaults (or from `without`), as `name=value` words."""
+        plain = {f.name: f.default for f in fields(self)} | dict(without or {})
+        words = [f"{name}={value}" for name, value in self.to_dict().items() if value != plain[name]]
+        return " ".join(words) or "the default case"
+
+
+AXES: tuple[str, ...] = tuple(f.name for f in fields(Case))
+"""Every axis of a sweep, in the order of the table's columns."""
+
+_TYPES = {f.name: (int if f.type == "int" else str) for f in fields(Case)}
+
+
+def from_dict(values: Mapping[str, Any]) -> Case:
+    """The case with these fields; absent ones keep their default. Raises CaseError for an unknown field."""
+    for name in values:
+        if name not in AXES:
+            raise CaseError(f"unknown axis {name!r}: the axes are {', '.join(AXES)}")
+    return Case(**values)
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value of axis `name` written as `text` on a command line. Raises CaseError."""
+    if name not in AXES:
+        raise CaseError(f"unknown axis {name!r}: the axes are {', '.join(AXES)}")
+    if name == "resolution":
+        return canonical_resolution(text)
+    if _TYPES[name] is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise CaseError(f"{name} = {text!r}: give a whole number") from None
+    return text
+
+
+def canonical_resolution(value: Any) -> Resolution:
+    """28, "28", "28x28" and [28, 28] -> 28; "28x56" and [28, 56] -> "28x56". Raises CaseError."""
+    try:
+        if isinstance(value, bool) or isinstance(value, float):
+            raise ValueError
+        if isinstance(value, (list, tuple)):
+            sides = [int(side) for side in value]
+        else:
+            sides = [int(side) for side in str(value).split("x")]
+        height, width = sides * 2 if len(sides) == 1 else sides
+        if height < 1 or width < 1:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise CaseError(
+            f"resolution = {value!r}: give a side in pixels (28) or height x width (28x56), each 1 or more"
+        ) from None
+    return height if height == width else f"{height}x{width}"
+
+
+def _sides(resolution: Resolution) -> tuple[int, int]:
+    if isinstance(resolution, int):
+        return resolution, resolution
+    height, width = resolution.split("x")
+    return int(height), int(width)

@@ -1,0 +1,126 @@
+"""Is it right? An implementation against its op's float64 reference, with a derived error budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sasa_bench.case import Case
+from sasa_bench.ops import Op, Tensors, leaves, output_names, random_tensors, step
+
+BUDGET_FACTOR = 8.0
+"""How many times the error of the plain reference, run in the dtype of the case, an implementation may be off: a
+different order of summation is allowed, a different function is not."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What is expected of an op on a case.
+
+    tensors   inputs and parameters, float64 on the CPU, representable in the dtype of the case
+    grad_y    the gradient that arrives at y [B, C, H, W], or None for forward
+    expected  name of each output -> its float64 value
+    budgets   name of each output -> largest absolute error allowed
+    """
+
+    case: Case
+    tensors: Tensors
+    grad_y: Tensor | None
+    expected: dict[str, Tensor]
+    budgets: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """max_abs_err and err_budget of the output that comes worst off; reason is empty when all are within budget."""
+
+    max_abs_err: float
+    err_budget: float
+    reason: str
+
+    @property
+    def ok(self) -> bool:
+        return not self.reason
+
+
+def consult(op: Op, case: Case, seed: int) -> Oracle:
+    """Run the reference in float64 and in the dtype of the case on fresh random input."""
+    tensors = random_tensors(op, case, seed)
+    dtype = getattr(torch, case.dtype)
+    exact = _reference(op, case, tensors, torch.float64, None if case.mode == "forward" else seed)
+    grad_y = exact.pop("grad_y", None)
+    plain = _reference(op, case, tensors, dtype, None if case.mode == "forward" else seed)
+    plain.pop("grad_y", None)
+    rounding = torch.finfo(dtype).eps
+    budgets = {}
+    for name, value in exact.items():
+        error = _max_abs(plain[name].double() - value)
+        budgets[name] = BUDGET_FACTOR * max(error, rounding * _max_abs(value))
+    return Oracle(case, tensors, grad_y, exact, budgets)
+
+
+def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:
+    """The verdict on `outputs`, in the order of ops.output_names. A NaN or a wrong shape is an infinite error."""
+    worst: tuple[float, float, float, str] | None = None
+    for (name, expected), output in zip(oracle.expected.items(), outputs, strict=True):
+        if output.shape != expected.shape:
+            reason = f"{name} has shape {list(output.shape)}, expected {list(expected.shape)}"
+            return Verdict(float("inf"), oracle.budgets[name], reason)
+        error = _max_abs(output.detach().to(expected.device).double() - expected)
+        budget = oracle.budgets[name]
+        excess = error / budget if budget else (0.0 if error == 0 else float("inf"))
+        if worst is None or excess > worst[0]:
+            worst = (excess, error, budget, name)
+    assert worst is not None
+    excess, error, budget, name = worst
+    reason = (
+        "" if excess <= 1 else f"{name} is off by {error:.2e}, {excess:.3g} times its budget of {budget:.2e}"
+    )
+    return Verdict(error, budget, reason)
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """Inside, torch fills every uninitialised tensor with NaN, so that an output never written is seen."""
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+def gradient_of_output(case: Case, y: Tensor, seed: int) -> Tensor:
+    """A random gradient of the shape of `y`, rounded to the dtype of the case, in the dtype of `y`."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(getattr(torch, case.dtype))
+    return grad.to(device=y.device, dtype=y.dtype)
+
+
+def _reference(
+    op: Op, case: Case, tensors: Tensors, dtype: torch.dtype, seed: int | None
+) -> dict[str, Tensor]:
+    inputs = leaves(tensors, case, dtype)
+    if seed is None:
+        with torch.no_grad():
+            return {"y": op.reference(case, inputs)}
+    y = op.reference(case, inputs)
+    grad_y = gradient_of_output(case, y, seed)
+    outputs = step(case.with_(mode="training"), lambda: y, inputs, grad_y)()
+    named = dict(zip(output_names(case.with_(mode="training"), tensors), outputs, strict=True))
+    return {name: named[name] for name in output_names(case, tensors)} | {"grad_y": grad_y}
+
+
+def _max_abs(t: Tensor) -> float:
+    if not t.numel():
+        return 0.0
+    largest = t.abs().max().item()
+    return float("inf") if largest != largest else largest

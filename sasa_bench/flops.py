@@ -1,0 +1,102 @@
+"""The cost model: useful FLOPs, least bytes and parameters of a case, one formula per op.
+
+Convention of Ramachandran et al. 2019 (arXiv 1906.05909): a multiply and an add are two operations, every window counts
+K x K pixels whether or not they lie inside the image, and a softmax counts nothing. B images of H x W pixels give
+P = B H W queries.
+
+An implementation that does more work than the formula (copies, masked products, recomputation) is not credited for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sasa_bench.case import DTYPE_BYTES, Case
+
+
+@dataclass(frozen=True)
+class Cost:
+    """flops: operations; min_bytes: every input read once and every output written once; params: scalars."""
+
+    flops: int
+    min_bytes: int
+    params: int
+
+
+def cost(op: str, case: Case) -> Cost:
+    """What `op` costs on `case` in its mode.
+
+    A backward pass costs twice the forward pass: each product has two factors and so two gradients. Training is both.
+    Raises KeyError for an op without a formula.
+    """
+    forward, params, inputs, output = FORMULAS[op](case)
+    passes = {"forward": 1, "backward": 2, "training": 3}[case.mode]
+    if case.mode == "forward":
+        scalars = inputs + params + output
+    elif case.mode == "backward":
+        scalars = 2 * (inputs + params) + output
+    else:
+        scalars = 2 * (inputs + params) + 2 * output
+    return Cost(passes * forward, scalars * DTYPE_BYTES[case.dtype], params)
+
+
+def _pixels(case: Case) -> int:
+    return case.batch * case.height * case.width
+
+
+def _local_attention(case: Case) -> tuple[int, int, int, int]:
+    """6 C^2 P for three projections, K^2 C P times 4 (q . k and a . v) or 5 (the paper adds r to k first).
+
+    Absolute positions add C P at the input of the layer. Parameters: 3 C^2, and C K relative or
+    (C // 2) H + (C - C // 2) W absolute embeddings.
+    """
+    c, p, k = case.channels, _pixels(case), case.kernel_size
+    relative = case.position == "relative"
+    core = (5 if relative else 4) * k * k * c * p
+    embeddings = c * k if relative else 0
+    if case.scope == "core":
+        return core, embeddings, 3 * c * p, c * p
+    if case.position == "absolute":
+        core += c * p
+        embeddings = (c // 2) * case.height + (c - c // 2) * case.width
+    return 6 * c * c * p + core, 3 * c * c + embeddings, c * p, c * p
+
+
+def _global_attention(case: Case) -> tuple[int, int, int, int]:
+    """6 C^2 P for three projections and 4 (H W) C P for q . k and a . v over the whole map, no positions."""
+    c, p = case.channels, _pixels(case)
+    core = 4 * case.height * case.width * c * p
+    if case.scope == "core":
+        return core, 0, 3 * c * p, c * p
+    return 6 * c * c * p + core, 3 * c * c, c * p, c * p
+
+
+def _convolution(case: Case) -> tuple[int, int, int, int]:
+    """2 K^2 C^2 P; parameters K^2 C^2; stride 1, same padding, no bias."""
+    c, p, k = case.channels, _pixels(case), case.kernel_size
+    return 2 * k * k * c * c * p, k * k * c * c, c * p, c * p
+
+
+def _depthwise_convolution(case: Case) -> tuple[int, int, int, int]:
+    """2 K^2 C P; parameters K^2 C: each channel is convolved with its own window."""
+    c, p, k = case.channels, _pixels(case), case.kernel_size
+    return 2 * k * k * c * p, k * k * c, c * p, c * p
+
+
+FORMULAS: dict[str, Callable[[Case], tuple[int, int, int, int]]] = {
+    "local_attention": _local_attention,
+    "global_attention": _global_attention,
+    "convolution": _convolution,
+    "depthwise_convolution": _depthwise_convolution,
+}
+"""Op -> (forward FLOPs, parameters, input scalars, output scalars) of a case."""
+
+
+def equal_flops_kernel_size(channels: int) -> int:
+    """The largest odd K at which a local attention layer costs no more FLOPs than a 3 x 3 convolution.
+
+    6 C^2 + 4 K^2 C <= 18 C^2 gives K^2 <= 3 C; the paper's k = 19 at 128 channels counts projections, q . k and a . v.
+    """
+    k = int((3 * channels) ** 0.5)
+    return k if k % 2 else k - 1

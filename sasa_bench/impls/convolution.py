@@ -1,0 +1,40 @@
+"""The convolutions that attention is compared with: torch's own, stride 1, same padding, no bias."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.nn import functional as F
+
+from sasa_bench.case import Case
+from sasa_bench.impls import Impl
+from sasa_bench.ops import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
+
+
+def _build(case: Case, tensors: Tensors) -> Call:
+    x, weight = tensors["x"], tensors["weight"]
+    groups = case.channels // weight.shape[1]
+    return lambda: F.conv2d(x, weight, padding=case.kernel_size // 2, groups=groups)
+
+
+def _supports(case: Case) -> str | None:
+    return "this is a layer, not a network" if case.scope == "network" else None
+
+
+def _with_window(kernel_size: int) -> Callable[[Case], Case]:
+    return lambda case: case.with_(kernel_size=kernel_size)
+
+
+def _convolution(name: str, summary: str, op: Op = CONVOLUTION, kernel_size: int | None = None) -> Impl:
+    computes = _with_window(kernel_size) if kernel_size else lambda case: case
+    return Impl(name=name, op=op, summary=summary, build=_build, supports=_supports, computes=computes)
+
+
+CONV3X3 = _convolution(
+    "conv3x3", "3 x 3 convolution whatever the window: the paper's baseline", kernel_size=3
+)
+CONV_KXK = _convolution("conv_kxk", "convolution with the window of the case")
+DEPTHWISE_KXK = _convolution(
+    "depthwise_kxk", "depthwise convolution with the window of the case", DEPTHWISE_CONVOLUTION
+)
+CONV1X1 = _convolution("conv1x1", "1 x 1 convolution: the floor that one projection sets", kernel_size=1)

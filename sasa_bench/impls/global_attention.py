@@ -1,0 +1,36 @@
+"""Attention over the whole map by scaled_dot_product_attention, unscaled as in the paper; no positions."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasa_bench.case import Case
+from sasa_bench.impls import Impl
+from sasa_bench.ops import GLOBAL_ATTENTION, Call, Tensors, project
+
+
+def _build(case: Case, tensors: Tensors) -> Call:
+    def heads(t: Tensor) -> Tensor:
+        return t.reshape(len(t), case.heads, case.head_dim, -1).transpose(-1, -2)
+
+    def call() -> Tensor:
+        q, k, v = project(case, tensors)
+        y = F.scaled_dot_product_attention(heads(q), heads(k), heads(v), scale=1.0)
+        return y.transpose(-1, -2).reshape(q.shape)
+
+    return call
+
+
+def _supports(case: Case) -> str | None:
+    return "this is a layer, not a network" if case.scope == "network" else None
+
+
+IMPL = Impl(
+    name="global_attention",
+    op=GLOBAL_ATTENTION,
+    summary="every pixel attends to the whole map (scaled_dot_product_attention)",
+    build=_build,
+    supports=_supports,
+    computes=lambda case: case.with_(position="none"),
+)

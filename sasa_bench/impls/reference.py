@@ -1,0 +1,26 @@
+"""The float64 reference of local attention as an implementation: slow, and right by inspection."""
+
+from __future__ import annotations
+
+from sasa_bench.case import Case
+from sasa_bench.impls import Impl
+from sasa_bench.ops import LOCAL_ATTENTION, Call, Tensors
+
+
+def _build(case: Case, tensors: Tensors) -> Call:
+    return lambda: LOCAL_ATTENTION.reference(case, {name: t.double() for name, t in tensors.items()}).to(
+        next(iter(tensors.values())).dtype
+    )
+
+
+def _supports(case: Case) -> str | None:
+    return "the reference computes a layer, not a network" if case.scope == "network" else None
+
+
+IMPL = Impl(
+    name="reference",
+    op=LOCAL_ATTENTION,
+    summary="float64, one row of queries against the rows around it; judges the others",
+    build=_build,
+    supports=_supports,
+)

@@ -1,0 +1,226 @@
+"""How long and how much memory: timers, calibration, interleaved rounds, peak memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import math
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from scipy import stats
+
+Step = Callable[[], object]
+
+MOST_CALLS = 1 << 24
+
+
+class Timer(Protocol):
+    """Times work on one kind of device."""
+
+    def __call__(self, step: Step, count: int) -> float:
+        """Seconds that `count` calls of `step` take together."""
+
+
+def wall_clock(step: Step, count: int) -> float:
+    """Seconds of `count` calls by the monotonic clock."""
+    start = time.perf_counter()
+    for _ in range(count):
+        step()
+    return time.perf_counter() - start
+
+
+def cuda_events(step: Step, count: int) -> float:
+    """Seconds of `count` calls on the current CUDA stream, between two events."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    for _ in range(count):
+        step()
+    end.record()
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def timer_for(device: str) -> Timer:
+    """The timer of a device: wall clock on the CPU, events on CUDA."""
+    return cuda_events if device == "cuda" else wall_clock
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When to stop.
+
+    warmup_s     least time of calls before the first sample
+    sample_s     time that one sample should take; short calls are repeated to fill it
+    budget_s     time for the samples of one implementation of one case
+    least, most  samples
+    precision    stop when half the 95 % interval of the median is within this share of the median
+    """
+
+    warmup_s: float = 0.05
+    sample_s: float = 0.01
+    budget_s: float = 0.6
+    least: int = 7
+    most: int = 101
+    precision: float = 0.02
+
+
+@dataclass
+class Samples:
+    """Seconds per call, one value a round; `inner_count` calls make one value."""
+
+    inner_count: int
+    seconds: list[float] = field(default_factory=list)
+    spent_s: float = 0.0
+
+    def enough(self, settings: Settings) -> bool:
+        """Narrow enough, or out of budget. Calls that outlast the budget many times get three samples."""
+        count = len(self.seconds)
+        if count >= settings.most or (count >= 3 and self.spent_s >= 4 * settings.budget_s):
+            return True
+        if count < settings.least:
+            return False
+        return self.spent_s >= settings.budget_s or half_width(self.seconds) <= settings.precision
+
+
+def interval_of_median(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Distribution-free interval of the median from order statistics; infinite where the samples are too few."""
+    found = stats.quantile_test(samples, p=0.5).confidence_interval(confidence)
+    low = -math.inf if math.isnan(found.low) else float(found.low)
+    high = math.inf if math.isnan(found.high) else float(found.high)
+    return low, high
+
+
+def half_width(samples: Sequence[float]) -> float:
+    """Half of the 95 % interval of the median, as a share of the median."""
+    low, high = interval_of_median(samples)
+    return (high - low) / 2 / statistics.median(samples)
+
+
+def calibrate(timer: Timer, step: Step, settings: Settings) -> int:
+    """Warm up, and find how many calls fill one sample.
+
+    The count doubles until a block reaches sample_s, then is scaled to it; blocks go on until warmup_s has passed.
+    """
+    count, spent = 1, 0.0
+    while True:
+        seconds = timer(step, count)
+        spent += seconds
+        if seconds >= settings.sample_s / 2 and spent >= settings.warmup_s:
+            return max(1, round(count * settings.sample_s / seconds))
+        if seconds < settings.sample_s / 2:
+            count *= 2
+        if count > MOST_CALLS:
+            raise RuntimeError(
+                f"{count} calls took {seconds:.3g} s by the clock: the clock stands still, or the call does nothing"
+            )
+
+
+def interleave(
+    timer: Timer,
+    steps: Mapping[str, Step],
+    settings: Settings,
+    before_sample: Callable[[str], None] = lambda name: None,
+    seed: int = 0,
+) -> dict[str, Samples]:
+    """Sample every step in rounds, each round in a random order, until each has enough.
+
+    Drift of the machine so hits all steps alike. `before_sample` is told which step is about to run.
+    """
+    shuffle = random.Random(seed).shuffle
+    samples = {}
+    for name, step in steps.items():
+        before_sample(name)
+        samples[name] = Samples(calibrate(timer, step, settings))
+    running = list(steps)
+    while running:
+        shuffle(running)
+        for name in running:
+            before_sample(name)
+            sample = samples[name]
+            seconds = timer(steps[name], sample.inner_count)
+            sample.spent_s += seconds
+            sample.seconds.append(seconds / sample.inner_count)
+        running = [name for name in running if not samples[name].enough(settings)]
+    return samples
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `measure` found: seconds per call, and peak memory in bytes with its source."""
+
+    samples_s: tuple[float, ...]
+    inner_count: int
+    peak_memory_bytes: int | None
+    memory_source: str
+
+    @property
+    def median_s(self) -> float:
+        """Median seconds per call."""
+        return statistics.median(self.samples_s)
+
+
+def measure(
+    fn: Callable[..., Any], *args: Any, device: str = "cpu", settings: Settings | None = None
+) -> Measurement:
+    """Time `fn(*args)` and find its peak memory, as a run does. Raises what `fn` raises."""
+    settings = settings or Settings()
+
+    def step() -> object:
+        return fn(*args)
+
+    samples = interleave(timer_for(device), {"fn": step}, settings)["fn"]
+    peak, source = peak_memory(step, device)
+    return Measurement(tuple(samples.seconds), samples.inner_count, peak, source)
+
+
+def peak_memory(step: Step, device: str) -> tuple[int | None, str]:
+    """Bytes in use at the worst moment of one call above what was in use before it, and where the figure comes from.
+
+    On the CPU: the kernel's high-water mark of resident memory, reset before the call, after the heap was trimmed of
+    pages it had kept. On CUDA: torch's allocator. None where the system gives no such figure.
+    """
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before, "CUDA allocator"
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before = _status_bytes("VmRSS")
+        result = step()
+        peak = _status_bytes("VmHWM")
+        del result
+    except (OSError, AttributeError, KeyError):
+        return None, "this system does not show a high-water mark"
+    return max(0, peak - before), "high-water mark of resident memory"
+
+
+def _status_bytes(name: str) -> int:
+    with open("/proc/self/status") as file:
+        lines = dict(line.split(":", 1) for line in file)
+    return int(lines[name].split()[0]) * 1024
+
+
+def roof(device: str, dtype: str) -> tuple[float, float]:
+    """(peak FLOP/s, bandwidth bytes/s) of a device: the best of a few large matrix products and large copies."""
+    timer = timer_for(device)
+    kind = getattr(torch, dtype)
+    side = 8192 if device == "cuda" else 1536
+    a, b = torch.randn(side, side, device=device).to(kind), torch.randn(side, side, device=device).to(kind)
+    product = torch.empty(side, side, device=device, dtype=kind)
+    source = torch.ones(1 << 26, device=device)
+    target = torch.empty_like(source)
+    multiply = min(timer(lambda: torch.mm(a, b, out=product), 1) for _ in range(8))
+    copy = min(timer(lambda: target.copy_(source), 1) for _ in range(8))
+    return 2 * side**3 / multiply, 2 * source.numel() * source.element_size() / copy

@@ -1,0 +1,207 @@
+"""What is computed: for each op its tensors, its float64 reference, and the passes of each mode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasa_bench.case import Case
+
+Tensors = dict[str, Tensor]
+Call = Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class Op:
+    """A function of a case.
+
+    name      the key of its formula in flops.FORMULAS
+    shapes    case -> name of each input and parameter -> (shape, standard deviation of its random values)
+    reference (case, tensors) -> y [B, C, H, W]; plain, differentiable, in the dtype of the tensors
+    """
+
+    name: str
+    shapes: Callable[[Case], Mapping[str, tuple[tuple[int, ...], float]]]
+    reference: Callable[[Case, Tensors], Tensor]
+
+
+def random_tensors(op: Op, case: Case, seed: int) -> Tensors:
+    """Fresh inputs and parameters in float64 on the CPU, already rounded to the dtype of the case.
+
+    Scales give the logits unit variance, so that the softmax is neither flat nor saturated.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, case.dtype)
+    return {
+        name: (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).double()
+        for name, (shape, scale) in op.shapes(case).items()
+    }
+
+
+def leaves(tensors: Tensors, case: Case, dtype: torch.dtype | None = None) -> Tensors:
+    """Copies of `tensors` in the dtype of the case (or `dtype`) on its device; they need gradients unless forward."""
+    grad = case.mode != "forward"
+    return {
+        name: t.to(device=case.device, dtype=dtype or getattr(torch, case.dtype), copy=True).requires_grad_(
+            grad
+        )
+        for name, t in tensors.items()
+    }
+
+
+def step(case: Case, call: Call, tensors: Tensors, grad_y: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:
+    """One pass of the case's mode around the forward `call`.
+
+    forward -> (y,); backward -> the gradient of every tensor, of a graph recorded once; training -> (y, *gradients).
+    `grad_y` [B, C, H, W] is the gradient that arrives at y; None is allowed for forward only.
+    """
+    parameters = tuple(tensors.values())
+    if case.mode == "forward":
+
+        def forward() -> tuple[Tensor, ...]:
+            with torch.no_grad():
+                return (call(),)
+
+        return forward
+    if case.mode == "backward":
+        y = call()
+
+        def backward() -> tuple[Tensor, ...]:
+            return torch.autograd.grad(y, parameters, grad_y, retain_graph=True)
+
+        return backward
+
+    def training() -> tuple[Tensor, ...]:
+        out = call()
+        return (out.detach(), *torch.autograd.grad(out, parameters, grad_y))
+
+    return training
+
+
+def output_names(case: Case, tensors: Tensors) -> list[str]:
+    """The names of what `step` returns, for messages."""
+    gradients = [f"gradient of {name}" for name in tensors]
+    return {"forward": ["y"], "backward": gradients, "training": ["y", *gradients]}[case.mode]
+
+
+def project(case: Case, tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+    """q, k, v [B, C, H, W] of a case at either scope.
+
+    At scope "layer" w_qkv [3 C, C] projects x [B, C, H, W] after absolute embeddings, if any, were added: the row half
+    of the channels gets abs_row [C // 2, H], the rest abs_col [C - C // 2, W].
+    """
+    if case.scope == "core":
+        return tensors["q"], tensors["k"], tensors["v"]
+    qkv = F.conv2d(add_absolute(case, tensors), tensors["w_qkv"][:, :, None, None])
+    q, k, v = qkv.chunk(3, dim=1)
+    return q, k, v
+
+
+def add_absolute(case: Case, tensors: Tensors) -> Tensor:
+    """x [B, C, H, W] with absolute embeddings added where the case has them."""
+    x = tensors["x"]
+    if case.position != "absolute":
+        return x
+    rows = tensors["abs_row"][:, :, None].expand(-1, -1, case.width)
+    columns = tensors["abs_col"][:, None, :].expand(-1, case.height, -1)
+    return x + torch.cat([rows, columns])
+
+
+def _input_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    image = (case.batch, case.channels, case.height, case.width)
+    if case.scope == "core":
+        return {"q": (image, case.head_dim**-0.5), "k": (image, 1.0), "v": (image, 1.0)}
+    scale = case.channels**-0.5 * case.head_dim**-0.25
+    return {"x": (image, 1.0), "w_qkv": ((3 * case.channels, case.channels), scale)}
+
+
+def _local_attention_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    shapes = _input_shapes(case)
+    half = case.head_dim // 2
+    if case.position == "relative":
+        scale = 1.0 if case.scope == "core" else case.head_dim**-0.25
+        shapes["rel_row"] = ((case.heads, half, case.kernel_size), scale)
+        shapes["rel_col"] = ((case.heads, case.head_dim - half, case.kernel_size), scale)
+    elif case.position == "absolute" and case.scope == "layer":
+        shapes["abs_row"] = ((case.channels // 2, case.height), 1.0)
+        shapes["abs_col"] = ((case.channels - case.channels // 2, case.width), 1.0)
+    return shapes
+
+
+def _local_attention_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y_ij = sum over ab of softmax_ab(q_ij . k_ab + q_ij . r_{a-i,b-j}) v_ab, one row of queries at a time.
+
+    A row of queries meets every pixel of the K rows around it, and a mask removes those outside the window.
+    r is concat(rel_row [N, d // 2, K] at a - i, rel_col [N, d - d // 2, K] at b - j), equation 2 of the paper.
+    """
+    q, k, v = (t.unflatten(1, (case.heads, case.head_dim)) for t in project(case, tensors))
+    radius, window, half = case.radius, case.kernel_size, case.head_dim // 2
+    padding = (radius,) * 4
+    inside = F.pad(torch.ones(case.height, case.width, dtype=torch.bool, device=q.device), padding)
+    k, v = F.pad(k, padding), F.pad(v, padding)
+    offset = torch.arange(k.shape[-1], device=q.device) - torch.arange(case.width, device=q.device)[:, None]
+    in_window = (offset >= 0) & (offset < window)
+    column = offset.clamp(0, window - 1)
+    rows = []
+    for i in range(case.height):
+        query = q[:, :, :, i]
+        logits = torch.einsum("nhdj,nhdap->nhjap", query, k[:, :, :, i : i + window])
+        if case.position == "relative":
+            by_row = torch.einsum("nhdj,hda->nhja", query[:, :, :half], tensors["rel_row"])
+            by_column = torch.einsum("nhdj,hdb->nhjb", query[:, :, half:], tensors["rel_col"])
+            by_pixel = by_column.gather(3, column.expand(*by_column.shape[:2], -1, -1))
+            logits = logits + by_row[..., None] + by_pixel[:, :, :, None, :]
+        allowed = in_window[:, None, :]
+        if case.border == "mask":
+            allowed = allowed & inside[i : i + window]
+        weights = (
+            logits.masked_fill(~allowed, -torch.inf).flatten(3).softmax(-1).unflatten(3, logits.shape[3:])
+        )
+        rows.append(torch.einsum("nhjap,nhdap->nhdj", weights, v[:, :, :, i : i + window]))
+    return torch.stack(rows, dim=3).flatten(1, 2)
+
+
+def _global_attention_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y_ij = sum over the whole map of softmax(q_ij . k_ab) v_ab, one row of queries at a time."""
+    q, k, v = (t.unflatten(1, (case.heads, case.head_dim)) for t in project(case, tensors))
+    k, v = k.flatten(3), v.flatten(3)
+    rows = []
+    for i in range(case.height):
+        weights = torch.einsum("nhdj,nhdp->nhjp", q[:, :, :, i], k).softmax(-1)
+        rows.append(torch.einsum("nhjp,nhdp->nhdj", weights, v))
+    return torch.stack(rows, dim=3).flatten(1, 2)
+
+
+def _convolution_shapes(case: Case, groups: int = 1) -> dict[str, tuple[tuple[int, ...], float]]:
+    fan_in, k = case.channels // groups, case.kernel_size
+    return {
+        "x": ((case.batch, case.channels, case.height, case.width), 1.0),
+        "weight": ((case.channels, fan_in, k, k), (fan_in * k * k) ** -0.5),
+    }
+
+
+def _convolution_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y_ij = sum over (a, b) in the window of W_ab x_{i+a,j+b}, one window offset at a time; zero padding."""
+    x, weight = tensors["x"], tensors["weight"]
+    padded = F.pad(x, (case.radius,) * 4)
+    y = torch.zeros_like(x)
+    for a in range(case.kernel_size):
+        for b in range(case.kernel_size):
+            shifted = padded[:, :, a : a + case.height, b : b + case.width]
+            if weight.shape[1] == 1 and case.channels > 1:
+                y = y + weight[:, 0, a, b][:, None, None] * shifted
+            else:
+                y = y + torch.einsum("oc,nchw->nohw", weight[:, :, a, b], shifted)
+    return y
+
+
+LOCAL_ATTENTION = Op("local_attention", _local_attention_shapes, _local_attention_reference)
+GLOBAL_ATTENTION = Op("global_attention", _input_shapes, _global_attention_reference)
+CONVOLUTION = Op("convolution", _convolution_shapes, _convolution_reference)
+DEPTHWISE_CONVOLUTION = Op(
+    "depthwise_convolution", lambda case: _convolution_shapes(case, case.channels), _convolution_reference
+)
