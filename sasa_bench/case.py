@@ -158,7 +158,7 @@ def parse_value(name: str, text: str) -> Any:
 def canonical_resolution(value: Any) -> Resolution:
     """28, "28", "28x28" and [28, 28] -> 28; "28x56" and [28, 56] -> "28x56". Raises CaseError."""
     try:
-        if isinstance(value, bool) or isinstance(value, float):
+        if isinstance(value, (bool, float)):
             raise ValueError
         if isinstance(value, (list, tuple)):
             sides = [int(side) for side in value]

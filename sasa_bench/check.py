@@ -77,9 +77,7 @@ def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:
             worst = (excess, error, budget, name)
     assert worst is not None
     excess, error, budget, name = worst
-    reason = (
-        "" if excess <= 1 else f"{name} is off by {error:.2e}, {excess:.3g} times its budget of {budget:.2e}"
-    )
+    reason = "" if excess <= 1 else f"{name} is off by {error:.2e}, {excess:.3g} times its budget of {budget:.2e}"
     return Verdict(error, budget, reason)
 
 
@@ -91,7 +89,7 @@ def poisoned_memory() -> Iterator[None]:
         torch.is_deterministic_algorithms_warn_only_enabled(),
     )
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
@@ -105,9 +103,7 @@ def gradient_of_output(case: Case, y: Tensor, seed: int) -> Tensor:
     return grad.to(device=y.device, dtype=y.dtype)
 
 
-def _reference(
-    op: Op, case: Case, tensors: Tensors, dtype: torch.dtype, seed: int | None
-) -> dict[str, Tensor]:
+def _reference(op: Op, case: Case, tensors: Tensors, dtype: torch.dtype, seed: int | None) -> dict[str, Tensor]:
     inputs = leaves(tensors, case, dtype)
     if seed is None:
         with torch.no_grad():

@@ -27,7 +27,7 @@ so that page faults are not timed."""
 
 LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "natten", "timm")
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "sve")
-HARDWARE = ("cpu", "cores", "isa", "memory_bytes", "gpu")
+HARDWARE = ("cpu", "cores", "isa", "gpu")
 
 
 @dataclass(frozen=True)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import math
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
-from scipy import stats
+
+from sasa_bench.intervals import half_width
 
 Step = Callable[[], object]
 
@@ -88,20 +88,6 @@ class Samples:
         return self.spent_s >= settings.budget_s or half_width(self.seconds) <= settings.precision
 
 
-def interval_of_median(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Distribution-free interval of the median from order statistics; infinite where the samples are too few."""
-    found = stats.quantile_test(samples, p=0.5).confidence_interval(confidence)
-    low = -math.inf if math.isnan(found.low) else float(found.low)
-    high = math.inf if math.isnan(found.high) else float(found.high)
-    return low, high
-
-
-def half_width(samples: Sequence[float]) -> float:
-    """Half of the 95 % interval of the median, as a share of the median."""
-    low, high = interval_of_median(samples)
-    return (high - low) / 2 / statistics.median(samples)
-
-
 def calibrate(timer: Timer, step: Step, settings: Settings) -> int:
     """Warm up, and find how many calls fill one sample.
 
@@ -165,9 +151,7 @@ class Measurement:
         return statistics.median(self.samples_s)
 
 
-def measure(
-    fn: Callable[..., Any], *args: Any, device: str = "cpu", settings: Settings | None = None
-) -> Measurement:
+def measure(fn: Callable[..., Any], *args: Any, device: str = "cpu", settings: Settings | None = None) -> Measurement:
     """Time `fn(*args)` and find its peak memory, as a run does. Raises what `fn` raises."""
     settings = settings or Settings()
 
@@ -213,14 +197,26 @@ def _status_bytes(name: str) -> int:
 
 
 def roof(device: str, dtype: str) -> tuple[float, float]:
-    """(peak FLOP/s, bandwidth bytes/s) of a device: the best of a few large matrix products and large copies."""
-    timer = timer_for(device)
-    kind = getattr(torch, dtype)
-    side = 8192 if device == "cuda" else 1536
-    a, b = torch.randn(side, side, device=device).to(kind), torch.randn(side, side, device=device).to(kind)
-    product = torch.empty(side, side, device=device, dtype=kind)
+    """(peak FLOP/s, bandwidth bytes/s) of a device, the best of several tries.
+
+    The peak is that of large matrix products and of a large 3 x 3 convolution, whichever library is nearer to it; the
+    bandwidth that of a large copy, which reads and writes.
+    """
+    timer, kind = timer_for(device), getattr(torch, dtype)
+    scale = 4 if device == "cuda" else 1
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, device=device).to(kind)
+
+    work: list[tuple[float, Step]] = []
+    for side in (768 * scale, 1536 * scale):
+        a, b = random(side, side), random(side, side)
+        work.append((2.0 * side**3, lambda a=a, b=b: torch.mm(a, b)))
+    x, weight = random(4 * scale, 256, 28, 28), random(256, 256, 3, 3)
+    work.append((2.0 * x.numel() * 256 * 9, lambda: torch.nn.functional.conv2d(x, weight, padding=1)))
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
-    multiply = min(timer(lambda: torch.mm(a, b, out=product), 1) for _ in range(8))
-    copy = min(timer(lambda: target.copy_(source), 1) for _ in range(8))
-    return 2 * side**3 / multiply, 2 * source.numel() * source.element_size() / copy
+    with torch.no_grad():
+        peak = max(flops / min(timer(step, 1) for _ in range(8)) for flops, step in work)
+        copy = min(timer(lambda: target.copy_(source), 1) for _ in range(8))
+    return peak, 2 * source.numel() * source.element_size() / copy

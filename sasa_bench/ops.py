@@ -46,9 +46,7 @@ def leaves(tensors: Tensors, case: Case, dtype: torch.dtype | None = None) -> Te
     """Copies of `tensors` in the dtype of the case (or `dtype`) on its device; they need gradients unless forward."""
     grad = case.mode != "forward"
     return {
-        name: t.to(device=case.device, dtype=dtype or getattr(torch, case.dtype), copy=True).requires_grad_(
-            grad
-        )
+        name: t.to(device=case.device, dtype=dtype or getattr(torch, case.dtype), copy=True).requires_grad_(grad)
         for name, t in tensors.items()
     }
 
@@ -158,9 +156,7 @@ def _local_attention_reference(case: Case, tensors: Tensors) -> Tensor:
         allowed = in_window[:, None, :]
         if case.border == "mask":
             allowed = allowed & inside[i : i + window]
-        weights = (
-            logits.masked_fill(~allowed, -torch.inf).flatten(3).softmax(-1).unflatten(3, logits.shape[3:])
-        )
+        weights = logits.masked_fill(~allowed, -torch.inf).flatten(3).softmax(-1).unflatten(3, logits.shape[3:])
         rows.append(torch.einsum("nhjap,nhdap->nhdj", weights, v[:, :, :, i : i + window]))
     return torch.stack(rows, dim=3).flatten(1, 2)
 

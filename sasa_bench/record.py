@@ -178,9 +178,7 @@ def _read_into(results: Results, path: Path) -> None:
             seen_any = True
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if last and seen_any and not text.endswith("\n"):
-                results.warnings.append(
-                    f"{path}: the last line is cut off and was left out; --resume measures it anew"
-                )
+                results.warnings.append(f"{path}: the last line is cut off and was left out; --resume measures it anew")
                 return
             raise ResultsError(
                 f"{path}, line {number}, is not a line of a results file ({type(error).__name__}: {error}); "

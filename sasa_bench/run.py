@@ -120,9 +120,7 @@ def execute(
         yield rows
 
 
-def _measure(
-    workers: Workers, task: Task, seed: int, settings: Settings
-) -> Iterator[tuple[str, dict[str, Any]]]:
+def _measure(workers: Workers, task: Task, seed: int, settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
     """(implementation, its Record fields) for each one of the task, whatever happens to the worker."""
     left = list(task.impls)
     while left:

@@ -58,9 +58,7 @@ def load(path: Path, overrides: Mapping[str, Sequence[Any]] | None = None) -> Su
         raise SuiteError(f"{path}: {error}") from None
 
 
-def from_data(
-    name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequence[Any]] | None = None
-) -> Suite:
+def from_data(name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequence[Any]] | None = None) -> Suite:
     """The suite in `data`, the parsed file. Raises SuiteError or CaseError."""
     for key in data:
         if key not in KEYS:
@@ -90,10 +88,10 @@ def from_data(
             raise SuiteError(f"{field} = {value} is a list in [fixed]: move it to [axes] to sweep it")
     cases = []
     for point in itertools.product(*(points for _, points in axes)):
-        values = dict(fixed)
+        fields: dict[str, Any] = dict(fixed)
         for (names, _), chosen in zip(axes, point, strict=True):
-            values |= dict(zip(names, chosen, strict=True))
-        cases.append(from_dict(values))
+            fields |= dict(zip(names, chosen, strict=True))
+        cases.append(from_dict(fields))
     return Suite(name, title.strip(), tuple(impls), tuple(dict.fromkeys(cases)), tuple(swept))
 
 
@@ -111,18 +109,14 @@ def _axis(key: str, values: Any) -> Axis:
         return names, [(value,) for value in values]
     for value in values:
         if not isinstance(value, list) or len(value) != len(names):
-            raise SuiteError(
-                f"axis {key!r} has the point {value!r}: give {len(names)} values, one for each field"
-            )
+            raise SuiteError(f"axis {key!r} has the point {value!r}: give {len(names)} values, one for each field")
     return names, [tuple(value) for value in values]
 
 
 def _without(axis: Axis, field: str) -> Axis:
     names, points = axis
     keep = [i for i, name in enumerate(names) if name != field]
-    return tuple(names[i] for i in keep), list(
-        dict.fromkeys(tuple(_hashable(p[i]) for i in keep) for p in points)
-    )
+    return tuple(names[i] for i in keep), list(dict.fromkeys(tuple(_hashable(p[i]) for i in keep) for p in points))
 
 
 def _hashable(value: Any) -> Any:

@@ -53,13 +53,9 @@ def frame(results: Results) -> pd.DataFrame:
             row |= {"time_median_s": middle, "time_p20_s": low, "time_p80_s": high}
             if record.flops:
                 row["flops_per_s"] = record.flops / middle
-            roof = results.roofs.get(
-                (record.machine, record.case.device, record.case.dtype, record.case.threads)
-            )
+            roof = results.roofs.get((record.machine, record.case.device, record.case.dtype, record.case.threads))
             if roof and record.flops and record.min_bytes:
-                least = max(
-                    record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s
-                )
+                least = max(record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s)
                 row["roofline_fraction"] = least / middle
         row |= {
             "sample_count": len(record.samples_s),
@@ -113,7 +109,7 @@ def render(table: pd.DataFrame, form: str) -> bytes:
     styles = {"text": "simple", "markdown": "github"}
     if form not in styles:
         raise ResultsError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
-    shown = display(table)
+    shown = display(table).to_dict("list")
     return (
         tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
     ).encode()
@@ -144,9 +140,7 @@ def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.
         for a, m, b in zip(table["time_p20_s"], table["time_median_s"], table["time_p80_s"], strict=True)
     ]
     shown[COLUMNS["time_median_s"].label] = spread
-    shown["status"] = [
-        s if s == "ok" else f"{s}: {r}" for s, r in zip(table["status"], table["reason"], strict=True)
-    ]
+    shown["status"] = [s if s == "ok" else f"{s}: {r}" for s, r in zip(table["status"], table["reason"], strict=True)]
     return shown
 
 

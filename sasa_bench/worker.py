@@ -54,12 +54,10 @@ class Request:
 class Worker:
     """The parent's side."""
 
-    def __init__(
-        self, timeout_s: float, command: Sequence[str] = (sys.executable, "-m", "sasa_bench.worker")
-    ) -> None:
+    def __init__(self, timeout_s: float, command: Sequence[str] = (sys.executable, "-m", "sasa_bench.worker")) -> None:
         self.timeout_s = timeout_s
         read_end, write_end = os.pipe()
-        self.errors: IO[bytes] = tempfile.TemporaryFile()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self.process = subprocess.Popen(
             [*command, str(write_end)],
             stdin=subprocess.PIPE,
@@ -105,9 +103,7 @@ class Worker:
             line = self._line(time.monotonic() + limit)
             if line is None:
                 self.kill()
-                reason = (
-                    f"stage {stage!r} took longer than {limit:g} s and was stopped; --timeout allows more"
-                )
+                reason = f"stage {stage!r} took longer than {limit:g} s and was stopped; --timeout allows more"
                 raise WorkerDied("timeout", reason, impl, stage)
             if not line:
                 raise self._autopsy(impl, stage)
@@ -298,7 +294,7 @@ def _describe(impls: list[str] | None = None) -> list[dict[str, Any]]:
     return found
 
 
-QUESTIONS = {"roof": _roof, "describe": _describe}
+QUESTIONS: dict[str, Callable[..., Any]] = {"roof": _roof, "describe": _describe}
 
 
 def _die_with_parent() -> None:

@@ -159,7 +159,8 @@ def _from_file(path: Path) -> Impl:
     if not path.is_file():
         raise UnknownImplError(f"{path}: no such file; give the path of a Python file that defines IMPL")
     spec = importlib.util.spec_from_file_location(f"sasa_bench_plugin_{path.stem}", path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UnknownImplError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -168,7 +169,5 @@ def _from_file(path: Path) -> Impl:
 
 def _checked(found: object, source: str) -> Impl:
     if not isinstance(found, Impl):
-        raise UnknownImplError(
-            f"{source} must define IMPL, a sasa_bench.impls.Impl; found {type(found).__name__}"
-        )
+        raise UnknownImplError(f"{source} must define IMPL, a sasa_bench.impls.Impl; found {type(found).__name__}")
     return found

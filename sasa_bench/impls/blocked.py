@@ -38,9 +38,7 @@ def attend(case: Case) -> Attend:
     def halos(t: Tensor) -> Tensor:
         t = F.pad(t.unflatten(1, (case.heads, case.head_dim)), padding)
         t = t.unfold(3, halo, size).unfold(4, halo, size)
-        return t.permute(0, 1, 3, 4, 2, 5, 6).reshape(
-            len(t), case.heads, down * across, case.head_dim, halo**2
-        )
+        return t.permute(0, 1, 3, 4, 2, 5, 6).reshape(len(t), case.heads, down * across, case.head_dim, halo**2)
 
     def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
         batch = len(q)
@@ -63,6 +61,4 @@ def attend(case: Case) -> Attend:
     return core
 
 
-IMPL = local_attention(
-    "blocked", "blocks of queries against a halo of keys by matrix product, masked", attend
-)
+IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", attend)

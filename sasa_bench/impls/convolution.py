@@ -30,9 +30,7 @@ def _convolution(name: str, summary: str, op: Op = CONVOLUTION, kernel_size: int
     return Impl(name=name, op=op, summary=summary, build=_build, supports=_supports, computes=computes)
 
 
-CONV3X3 = _convolution(
-    "conv3x3", "3 x 3 convolution whatever the window: the paper's baseline", kernel_size=3
-)
+CONV3X3 = _convolution("conv3x3", "3 x 3 convolution whatever the window: the paper's baseline", kernel_size=3)
 CONV_KXK = _convolution("conv_kxk", "convolution with the window of the case")
 DEPTHWISE_KXK = _convolution(
     "depthwise_kxk", "depthwise convolution with the window of the case", DEPTHWISE_CONVOLUTION

@@ -14,9 +14,7 @@ def attend(case: Case) -> Attend:
     """For each offset (a, b): shift k and v, take one logit a pixel; softmax over the offsets; sum the shifted v."""
     window, half = case.kernel_size, case.head_dim // 2
     offsets = [(a, b) for a in range(window) for b in range(window)]
-    inside = F.pad(
-        torch.ones(case.height, case.width, dtype=torch.bool, device=case.device), (case.radius,) * 4
-    )
+    inside = F.pad(torch.ones(case.height, case.width, dtype=torch.bool, device=case.device), (case.radius,) * 4)
 
     def shifted(padded: Tensor, a: int, b: int) -> Tensor:
         return padded[..., a : a + case.height, b : b + case.width]

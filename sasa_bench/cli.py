@@ -1,0 +1,242 @@
+"""The verbs of the command line. Exit status: 0 fine, 1 usage or tool error, 2 regression, 3 inconclusive."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sasa_bench.case import CHOICES, CaseError, parse_value
+from sasa_bench.record import ResultsError, read
+from sasa_bench.suite import Suite, SuiteError, load
+
+ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="sasa-bench")
+def cli() -> None:
+    """What does local self-attention cost next to a convolution, and which implementation should I use?"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; an error that a user can cause is one line and exit status 1."""
+    from sasa_bench.worker import WorkerDied, WorkerRefused
+
+    try:
+        sys.exit(cli.main(None if arguments is None else list(arguments), standalone_mode=False) or 0)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.UsageError as error:
+        _fail(error.format_message() + (f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""))
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (CaseError, SuiteError, ResultsError, WorkerRefused, WorkerDied) as error:
+        _fail(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        _fail("interrupted")
+    except BrokenPipeError:
+        sys.exit(ERROR)
+
+
+def _fail(message: str) -> None:
+    click.echo(f"sasa-bench: {message}", err=True)
+    sys.exit(ERROR)
+
+
+def _overrides(pairs: Sequence[str], device: str | None = None) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {"device": [device]} if device else {}
+    for pair in pairs:
+        name, equals, values = pair.partition("=")
+        if not equals or not values:
+            raise click.UsageError(f"-c {pair}: give FIELD=VALUE, or FIELD=VALUE,VALUE to sweep")
+        found[name] = [parse_value(name, value) for value in values.split(",")]
+    return found
+
+
+SUITES = click.argument("suites", nargs=-1, required=True, type=click.Path(path_type=Path))
+CASE = click.option("-c", "pairs", multiple=True, metavar="FIELD=VALUE[,VALUE]", help="Hold or sweep an axis.")
+FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+
+
+@cli.command()
+@SUITES
+@click.option("--device", type=click.Choice(CHOICES["device"]), help="Where to run; the suite's own by default.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Measure this one instead; repeatable.")
+@CASE
+@click.option("--out", type=click.Path(path_type=Path), help="Results file; under reports/ by default.")
+@click.option("--resume", is_flag=True, help="Finish the file that --out names; rows it has are not measured again.")
+@click.option("--budget", "budget_s", default=0.6, show_default=True, help="Seconds of samples for each row.")
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds a stage of a row may take.")
+def run(
+    suites: tuple[Path, ...],
+    device: str | None,
+    impls: tuple[str, ...],
+    pairs: tuple[str, ...],
+    out: Path | None,
+    resume: bool,
+    budget_s: float,
+    timeout_s: float,
+) -> int:
+    """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
+    from sasa_bench import machine as machines
+    from sasa_bench.measure import Settings
+    from sasa_bench.record import Writer
+    from sasa_bench.run import Workers, describe, execute, open_results, plan
+
+    if budget_s <= 0 or timeout_s <= 0:
+        raise click.UsageError("--budget and --timeout are seconds, more than 0")
+    if resume and out is None:
+        raise click.UsageError("--resume needs --out FILE, the results file to finish")
+    loaded = [load(path, _overrides(pairs, device)) for path in suites]
+    _distinct(loaded)
+    if any(case.device == "cuda" for suite in loaded for case in suite.cases):
+        _require_cuda()
+    path = out or Path("reports") / f"{loaded[0].name}-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    machine = machines.detect()
+    known = open_results(path, resume, machine)
+    for warning in known.warnings if known else ():
+        click.echo(f"sasa-bench: {warning}", err=True)
+    specs = list(impls) or list(dict.fromkeys(impl for suite in loaded for impl in suite.impls))
+    counts: dict[str, int] = {}
+    with Workers(timeout_s) as workers:
+        work = plan(loaded, impls, describe(workers, specs), known)
+        total = work.done + work.rows
+        try:
+            with Writer(path) as writer, _progress() as bar:
+                task = bar.add_task("", total=total, completed=work.done)
+                for rows in execute(work, workers, writer, machine, known, Settings(budget_s=budget_s)):
+                    for row in rows:
+                        counts[row.status] = counts.get(row.status, 0) + 1
+                    last = rows[0]
+                    bar.update(task, advance=len(rows), description=f"{last.suite} {last.case.describe()}"[:60])
+        except KeyboardInterrupt:
+            done = work.done + sum(counts.values())
+            words = " ".join(str(suite) for suite in suites)
+            click.echo(f"stopped: {done} of {total} rows are in {path}", err=True)
+            click.echo(f"go on with: sasa-bench run {words} --out {path} --resume (and the same options)", err=True)
+            return ERROR
+    said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing left to measure"
+    click.echo(f"{path}: {total} rows ({said})")
+    return 0
+
+
+def _distinct(suites: Sequence[Suite]) -> None:
+    names = [suite.name for suite in suites]
+    for name in names:
+        if names.count(name) > 1:
+            raise click.UsageError(f"two suites are called {name!r}: give each file a name of its own")
+
+
+def _require_cuda() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        build = "a build without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
+        raise click.UsageError(
+            f"--device cuda needs an NVIDIA GPU with its driver and a CUDA build of torch; torch {torch.__version__} "
+            f"({build}) finds no device here. Use --device cpu, or see `sasa-bench doctor`"
+        )
+
+
+def _progress() -> Progress:
+    return Progress(
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+    )
+
+
+@cli.command()
+@FILES
+@click.option("--format", "form", default="text", help="text, markdown, csv or parquet.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
+def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
+    """Print results as a tidy table; csv and parquet hold every column in base units."""
+    from sasa_bench.table import frame, render
+
+    results = read(files)
+    for warning in results.warnings:
+        click.echo(f"sasa-bench: {warning}", err=True)
+    content = render(frame(results), form)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_bytes(content)
+    elif form == "parquet" and sys.stdout.isatty():
+        raise click.UsageError("parquet is a binary format: give --out FILE.parquet")
+    else:
+        sys.stdout.buffer.write(content)
+
+
+@cli.command()
+@FILES
+@click.option("--out", type=click.Path(path_type=Path), help="The page; beside the first results file by default.")
+@click.option("--figures", type=click.Path(path_type=Path), help="Also write every figure to this folder.")
+@click.option("--figure-format", "formats", multiple=True, default=("svg", "png"), help="svg, png or pdf; repeatable.")
+def report(files: tuple[Path, ...], out: Path | None, figures: Path | None, formats: tuple[str, ...]) -> None:
+    """Write one self-contained HTML file that opens offline."""
+    from sasa_bench.plot import save_all
+    from sasa_bench.report import write
+    from sasa_bench.table import frame
+
+    results = read(files)
+    path = out or files[0].with_suffix(".html")
+    write(results, path)
+    if figures:
+        for unknown in set(formats) - {"svg", "png", "pdf"}:
+            raise click.UsageError(f"--figure-format {unknown}: there are svg, png and pdf")
+        save_all(frame(results), results.impls, figures, formats)
+    click.echo(f"{path}: {len(results.rows)} rows" + (f"; figures in {figures}" if figures else ""))
+
+
+@cli.command(name="list")
+@click.argument("suites", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="As for run.")
+@CASE
+def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...]) -> None:
+    """Show suites and the rows each will give, axes, implementations and whether they run here."""
+    from sasa_bench.case import AXES, Case
+    from sasa_bench.doctor import implementations
+
+    loaded = [load(path, _overrides(pairs)) for path in suites or sorted(Path("suites").glob("*.toml"))]
+    if not loaded:
+        click.echo("no suites in ./suites; name suite files, or run from the folder that holds suites/\n")
+    for suite in loaded:
+        names = impls or suite.impls
+        swept = ", ".join(suite.axes) or "nothing"
+        click.echo(f"{suite.name}: {suite.title}")
+        click.echo(
+            f"  {len(suite.cases)} cases × {len(names)} implementations = {len(suite.cases) * len(names)} rows; "
+            f"sweeps {swept}"
+        )
+        click.echo(f"  {', '.join(names)}")
+    click.echo("\naxes (FIELD of -c) and their defaults")
+    for axis in AXES:
+        allowed = f"   one of {', '.join(CHOICES[axis])}" if axis in CHOICES else ""
+        click.echo(f"  {axis:17} {getattr(Case(), axis)}{allowed}")
+    click.echo("\nimplementations")
+    for info, missing in implementations(impls):
+        state = f"   not on this machine: {missing}" if missing else ""
+        click.echo(f"  {info.name:17} {info.summary}{state}")
+
+
+@cli.command()
+def doctor() -> None:
+    """Show what this machine can run, and what would unlock the rest."""
+    from sasa_bench.doctor import lines
+
+    for line in lines():
+        click.echo(line)
+
+
+if __name__ == "__main__":
+    main()
