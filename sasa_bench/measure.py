@@ -196,8 +196,8 @@ def _status_bytes(name: str) -> int:
     return int(lines[name].split()[0]) * 1024
 
 
-def roof(device: str, dtype: str) -> tuple[float, float]:
-    """(peak FLOP/s, bandwidth bytes/s) of a device, the best of several tries.
+def roof(device: str, dtype: str, seconds: float = 0.3) -> tuple[float, float]:
+    """(peak FLOP/s, bandwidth bytes/s) of a device, the best of the tries that fit into `seconds` for each kind of work.
 
     The peak is that of large matrix products and of a large 3 x 3 convolution, whichever library is nearer to it; the
     bandwidth that of a large copy, which reads and writes.
@@ -208,15 +208,19 @@ def roof(device: str, dtype: str) -> tuple[float, float]:
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device=device).to(kind)
 
-    work: list[tuple[float, Step]] = []
-    for side in (768 * scale, 1536 * scale):
-        a, b = random(side, side), random(side, side)
-        work.append((2.0 * side**3, lambda a=a, b=b: torch.mm(a, b)))
-    x, weight = random(4 * scale, 256, 28, 28), random(256, 256, 3, 3)
-    work.append((2.0 * x.numel() * 256 * 9, lambda: torch.nn.functional.conv2d(x, weight, padding=1)))
+    def best(step: Step) -> float:
+        times = [timer(step, 1)]
+        while sum(times) < seconds:
+            times.append(timer(step, 1))
+        return min(times)
+
+    side = 768 * scale
+    a, b = random(side, side), random(side, side)
+    x, weight = random(2 * scale, 256, 28, 28), random(256, 256, 3, 3)
     source = torch.ones(1 << 26, device=device)
     target = torch.empty_like(source)
     with torch.no_grad():
-        peak = max(flops / min(timer(step, 1) for _ in range(8)) for flops, step in work)
-        copy = min(timer(lambda: target.copy_(source), 1) for _ in range(8))
-    return peak, 2 * source.numel() * source.element_size() / copy
+        product = 2 * side**3 / best(lambda: torch.mm(a, b))
+        convolution = 2 * x.numel() * 256 * 9 / best(lambda: torch.nn.functional.conv2d(x, weight, padding=1))
+        copy = 2 * source.numel() * source.element_size() / best(lambda: target.copy_(source))
+    return max(product, convolution), copy
