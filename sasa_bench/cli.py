@@ -202,10 +202,17 @@ def report(files: tuple[Path, ...], out: Path | None, figures: Path | None, form
 @click.argument("suites", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="As for run.")
 @CASE
-def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...]) -> None:
+@click.option("--markdown", is_flag=True, help="Only the implementations, as the table of the README.")
+def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...], markdown: bool) -> None:
     """Show suites and the rows each will give, axes, implementations and whether they run here."""
     from sasa_bench.case import AXES, Case
     from sasa_bench.doctor import implementations
+
+    if markdown:
+        click.echo("| implementation | computes | how |\n|---|---|---|")
+        for info, _ in implementations(impls):
+            click.echo(f"| `{info.name}` | {info.op.replace('_', ' ')} | {info.summary} |")
+        return
 
     loaded = [load(path, _overrides(pairs)) for path in suites or sorted(Path("suites").glob("*.toml"))]
     if not loaded:

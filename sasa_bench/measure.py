@@ -197,7 +197,7 @@ def _status_bytes(name: str) -> int:
 
 
 def roof(device: str, dtype: str, seconds: float = 0.3) -> tuple[float, float]:
-    """(peak FLOP/s, bandwidth bytes/s) of a device, the best of the tries that fit into `seconds` for each kind of work.
+    """(peak FLOP/s, bandwidth bytes/s) of a device: the best tries within `seconds` for each kind of work.
 
     The peak is that of large matrix products and of a large 3 x 3 convolution, whichever library is nearer to it; the
     bandwidth that of a large copy, which reads and writes.

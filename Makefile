@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+EXTRAS ?= dev
+SUITES ?= kernel_size channels resolution equal_flops
+STAMP := $(shell date +%Y%m%d-%H%M%S)
+RESULTS ?= reports/bench-$(STAMP).jsonl
+
+.PHONY: setup bench bench-gpu report test lint clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml .ci/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+bench: setup
+	$(BIN)/sasa-bench run $(SUITES:%=suites/%.toml) --out $(RESULTS)
+	$(BIN)/sasa-bench report $(RESULTS)
+
+bench-gpu: setup
+	$(BIN)/sasa-bench run $(SUITES:%=suites/%.toml) --device cuda --out $(RESULTS)
+	$(BIN)/sasa-bench report $(RESULTS)
+
+report: setup
+	$(BIN)/sasa-bench report $(lastword $(sort $(wildcard reports/*.jsonl)))
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

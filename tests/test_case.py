@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sasa_bench.case import AXES, CHOICES, Case, CaseError, canonical_resolution, from_dict, parse_value
+
+
+def test_every_field_is_an_axis() -> None:
+    assert tuple(f.name for f in fields(Case)) == AXES
+
+
+def test_a_case_survives_its_dictionary() -> None:
+    case = Case(kernel_size=5, resolution="6x10", position="absolute", mode="training")
+    assert from_dict(case.to_dict()) == case
+
+
+@given(height=st.integers(1, 500), width=st.integers(1, 500))
+def test_every_way_to_write_a_resolution_means_the_same(height: int, width: int) -> None:
+    case = Case(resolution=f"{height}x{width}")
+    assert (case.height, case.width) == (height, width)
+    assert case == Case(resolution=canonical_resolution([height, width]))
+    if height == width:
+        assert case == Case(resolution=height) == Case(resolution=str(height))
+
+
+@pytest.mark.parametrize("kernel_size", [2, 4, 0, -3])
+def test_an_even_or_negative_window_is_refused_with_what_would_do(kernel_size: int) -> None:
+    with pytest.raises(CaseError, match=rf"kernel_size = {kernel_size}.*(odd|1 or more)"):
+        Case(kernel_size=kernel_size)
+
+
+def test_channels_that_heads_do_not_divide_are_refused_with_the_divisors() -> None:
+    with pytest.raises(CaseError, match=r"channels = 12 do not split into heads = 8.*1, 2, 3, 4, 6, 12"):
+        Case(channels=12, heads=8)
+
+
+@pytest.mark.parametrize("axis", CHOICES)
+def test_an_unknown_choice_is_refused_with_the_known_ones(axis: str) -> None:
+    with pytest.raises(CaseError) as caught:
+        Case(**{axis: "sideways"})
+    assert all(choice in str(caught.value) for choice in CHOICES[axis])
+
+
+@pytest.mark.parametrize("resolution", ["0", "7x", "axb", "7x7x7", 0, -3, 2.5, None, True, [1, 2, 3]])
+def test_a_resolution_that_is_none_is_refused(resolution: object) -> None:
+    with pytest.raises(CaseError, match="resolution"):
+        Case(resolution=resolution)
+
+
+@pytest.mark.parametrize("axis", ["kernel_size", "channels", "heads", "batch", "threads"])
+@pytest.mark.parametrize("value", [1.5, "3", True, -1])
+def test_a_count_must_be_a_whole_number(axis: str, value: object) -> None:
+    with pytest.raises(CaseError, match=axis):
+        Case(**{axis: value})
+
+
+def test_an_unknown_axis_lists_the_known_ones() -> None:
+    with pytest.raises(CaseError, match=r"kernel_size.*channels"):
+        from_dict({"window": 3})
+    with pytest.raises(CaseError, match=r"kernel_size.*channels"):
+        parse_value("window", "3")
+
+
+def test_a_value_of_the_command_line_gets_the_type_of_its_axis() -> None:
+    assert parse_value("channels", "64") == 64
+    assert parse_value("resolution", "6x10") == "6x10"
+    assert parse_value("position", "none") == "none"
+    with pytest.raises(CaseError, match="whole number"):
+        parse_value("channels", "many")
+
+
+def test_a_network_is_named_at_its_scope_and_only_there() -> None:
+    with pytest.raises(CaseError, match="network"):
+        Case(scope="network")
+    with pytest.raises(CaseError, match="network"):
+        Case(network="resnet50")

@@ -1,0 +1,237 @@
+"""The commands as a user types them: exit status, one clear line, nothing lost."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import factory
+import pytest
+
+from sasa_bench.cli import main
+from sasa_bench.impls import names
+from sasa_bench.record import read
+
+SUITE = """
+title = "A test?"
+impls = ["unfold", "blocked", "conv3x3"]
+[axes]
+kernel_size = [3, 5]
+[fixed]
+channels = 8
+heads = 2
+resolution = 6
+"""
+QUICK = ["--budget", "0.01"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def sasa_bench(*arguments: object) -> Ran:
+    """The command line in this process: its exit status and what it printed."""
+    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    out.flush()
+    assert isinstance(out.buffer, io.BytesIO)
+    return Ran(int(stop.value.code or 0), out.buffer.getvalue().decode(), err.getvalue())
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(SUITE)
+    return path
+
+
+def test_run_table_and_report_work_in_turn(tmp_path: Path, suite: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    ran = sasa_bench("run", suite, "--out", out, *QUICK)
+    assert ran.returncode == 0, ran.stderr
+    assert "6 rows (6 ok)" in ran.stdout
+    table = sasa_bench("table", out, "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert [(r["impl"], r["kernel_size"], r["status"]) for r in rows] == [
+        (impl, k, "ok") for k in ("3", "5") for impl in ("unfold", "blocked", "conv3x3")
+    ]
+    assert all(float(r["time_median_s"]) > 0 for r in rows)
+    page = tmp_path / "a.html"
+    assert sasa_bench("report", out, "--out", page).returncode == 0
+    assert "unfold" in page.read_text()
+
+
+def test_a_killed_run_is_finished_by_resume_with_the_same_rows(tmp_path: Path, suite: Path) -> None:
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    cases = ["-c", "kernel_size=1,3,5,7,9,11"]
+    assert sasa_bench("run", suite, *cases, "--out", whole, *QUICK).returncode == 0
+    command = [
+        sys.executable,
+        "-m",
+        "sasa_bench.cli",
+        "run",
+        str(suite),
+        *cases,
+        "--out",
+        str(killed),
+        "--budget",
+        "0.3",
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    wait_for_rows(killed, 3)
+    process.kill()
+    process.wait()
+    kept = read([killed]).rows
+    assert 3 <= len(kept) < 18
+    resumed = sasa_bench("run", suite, *cases, "--out", killed, "--resume", *QUICK)
+    assert resumed.returncode == 0, resumed.stderr
+    rows = read([killed]).rows
+    assert rows[: len(kept)] == kept
+    assert len(rows) == 18
+    assert {row.key for row in rows} == {row.key for row in read([whole]).rows}
+    again = sasa_bench("run", suite, *cases, "--out", killed, "--resume", *QUICK)
+    assert "nothing left to measure" in again.stdout
+    assert len(read([killed]).rows) == 18
+
+
+def wait_for_rows(path: Path, count: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if path.exists() and path.read_bytes().count(b'"kind": "row"') >= count:
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{path} never had {count} rows")
+
+
+def test_ctrl_c_leaves_a_valid_file_and_says_how_to_go_on(tmp_path: Path, suite: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    command = [sys.executable, "-m", "sasa_bench.cli", "run", str(suite), "-c", "kernel_size=1,3,5,7,9,11"]
+    process = subprocess.Popen([*command, "--out", str(out), "--budget", "0.5"], stderr=subprocess.PIPE, text=True)
+    wait_for_rows(out, 3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "of 18 rows" in said
+    assert "--resume" in said
+    assert "Traceback" not in said
+    assert len(read([out]).rows) >= 3
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path: Path, suite: Path) -> None:
+    out = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    before = out.read_bytes()
+    ran = sasa_bench("run", suite, "--out", out)
+    assert (ran.returncode, "--resume" in ran.stderr) == (1, True)
+    assert out.read_bytes() == before
+
+
+def test_a_file_of_another_machine_is_not_resumed(tmp_path: Path, suite: Path) -> None:
+    out = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    ran = sasa_bench("run", suite, "--out", out, "--resume")
+    assert ran.returncode == 1
+    assert "unlike machines" in ran.stderr
+
+
+def test_unlike_machines_are_not_put_in_one_report(tmp_path: Path) -> None:
+    other = factory.machine(cpu="Other CPU")
+    first = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    second = factory.results_file(tmp_path / "b.jsonl", [factory.record(machine=other.id)], other)
+    ran = sasa_bench("report", first, second, "--out", tmp_path / "c.html")
+    assert ran.returncode == 1
+    assert "Test-CPU" in ran.stderr
+    assert "Other-CPU" in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "{suite}", "-c", "kernel_size=4"], ["kernel_size = 4 is even", "3 or 5"]),
+        (["run", "{suite}", "-c", "kernel_size=-3"], ["kernel_size = -3"]),
+        (["run", "{suite}", "-c", "heads=3"], ["channels = 8", "heads = 3", "1, 2, 4, 8"]),
+        (["run", "{suite}", "-c", "window=3"], ["window", "kernel_size"]),
+        (["run", "{suite}", "-c", "kernel_size"], ["FIELD=VALUE"]),
+        (["run", "{suite}", "--device", "tpu"], ["tpu", "cpu", "cuda"]),
+        (["run", "{suite}", "--impl", "magic"], ["magic", "unfold"]),
+        (["run", "{suite}", "--impl", "nowhere.py"], ["nowhere.py", "no such file"]),
+        (["run", "{suite}", "--resume"], ["--out"]),
+        (["run", "{suite}", "{suite}"], ["two suites"]),
+        (["run", "nowhere.toml"], ["nowhere.toml", "no such suite"]),
+        (["run"], ["SUITES"]),
+        (["table", "{suite}"], ["mine.toml", "not a line of a results file"]),
+        (["table", "nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["table", "{results}", "--format", "xls"], ["xls", "parquet"]),
+        (["report", "nowhere.jsonl"], ["nowhere.jsonl"]),
+        (["dance"], ["dance"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_is_one_clear_line_and_exit_status_1(
+    tmp_path: Path, suite: Path, arguments: list[str], words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    ran = sasa_bench(*(a.format(suite=suite, results=results) for a in arguments))
+    assert ran.returncode == 1
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert ran.stderr.startswith("sasa-bench: ")
+    for word in words:
+        assert word in ran.stderr
+
+
+def test_cuda_asked_for_where_there_is_none_is_one_sentence(suite: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    ran = sasa_bench("run", suite, "--device", "cuda")
+    assert ran.returncode == 1
+    assert "NVIDIA GPU" in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
+def test_list_prints_the_size_of_the_product_and_every_implementation(suite: Path) -> None:
+    ran = sasa_bench("list", suite)
+    assert ran.returncode == 0
+    assert "2 cases × 3 implementations = 6 rows" in ran.stdout
+    for name in names():
+        assert name in ran.stdout
+
+
+def test_doctor_says_what_this_machine_can_run() -> None:
+    ran = sasa_bench("doctor")
+    assert ran.returncode == 0
+    assert "processor" in ran.stdout
+    for name in names():
+        assert name in ran.stdout
+
+
+def test_a_kernel_in_a_file_is_measured_beside_the_others(tmp_path: Path, suite: Path) -> None:
+    mine = tmp_path / "my_kernel.py"
+    mine.write_text(
+        "from dataclasses import replace\nfrom sasa_bench.impls import get\nIMPL = replace(get('naive'), name='mine')\n"
+    )
+    out = tmp_path / "a.jsonl"
+    assert sasa_bench("run", suite, "--impl", mine, "--impl", "conv3x3", "--out", out, *QUICK).returncode == 0
+    assert [(row.impl, row.status) for row in read([out]).rows][:2] == [("mine", "ok"), ("conv3x3", "ok")]
+    assert json.loads(out.read_text().splitlines()[0])["kind"] == "machine"
+
+
+def test_a_truncated_file_is_reported_and_read(tmp_path: Path) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    path.write_bytes(path.read_bytes()[:-100])
+    ran = sasa_bench("table", path, "--format", "csv")
+    assert ran.returncode == 0
+    assert "cut off" in ran.stderr
+    assert len(ran.stdout.splitlines()) == 12

@@ -1,0 +1,55 @@
+"""What the README says is true."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from sasa_bench import impls, suite
+from sasa_bench.cli import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def code_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_table_of_implementations_is_the_generated_one() -> None:
+    table = README.split("prints this table -->\n")[1].split("<!-- end of implementations")[0]
+    lines = [f"| `{n}` | {impls.get(n).op.name.replace('_', ' ')} | {impls.get(n).summary} |" for n in impls.names()]
+    assert table.strip().splitlines()[2:] == lines
+
+
+def test_the_suite_it_shows_is_a_suite() -> None:
+    (text,) = code_blocks("toml")
+    assert suite.from_data("shown", tomllib.loads(text)).size == 12
+
+
+def test_the_implementation_it_shows_is_an_implementation(tmp_path: Path) -> None:
+    (text,) = code_blocks("python")
+    path = tmp_path / "my_kernel.py"
+    path.write_text(text)
+    assert impls.get(str(path)).name == "my_kernel"
+
+
+def test_every_command_and_option_it_shows_exists() -> None:
+    commands = re.findall(r"sasa-bench ([a-z]+)((?: [^`\n#]+)?)", README)
+    assert {verb for verb, _ in commands} >= {"run", "table", "report", "list", "doctor"}
+    for verb, rest in commands:
+        assert verb in cli.commands, verb
+        shown = CliRunner().invoke(cli, [verb, "--help"]).output
+        for option in re.findall(r"(?<!\S)--?[a-z-]+", rest):
+            assert option in shown, (verb, option)
+        for path in re.findall(r"suites/\S+\.toml", rest):
+            assert (ROOT / path).exists()
+
+
+def test_every_make_target_it_shows_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make ([a-z-]+)(?=[ `]* |`)", README):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
