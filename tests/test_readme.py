@@ -38,7 +38,7 @@ def test_the_implementation_it_shows_is_an_implementation(tmp_path: Path) -> Non
 
 
 def test_every_command_and_option_it_shows_exists() -> None:
-    commands = re.findall(r"sasa-bench ([a-z]+)((?: [^`\n#]+)?)", README)
+    commands = re.findall(r"(?:^|`)sasa-bench ([a-z]+)((?: [^`\n#]+)?)", README, re.MULTILINE)
     assert {verb for verb, _ in commands} >= {"run", "table", "report", "list", "doctor"}
     for verb, rest in commands:
         assert verb in cli.commands, verb
