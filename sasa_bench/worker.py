@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import IO, Any
 
 from sasa_bench.case import Case, from_dict
@@ -182,92 +183,44 @@ def main(events_fd: int) -> None:
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
-    from sasa_bench import impls
-    from sasa_bench.check import Oracle, compare, consult, poisoned_memory
-    from sasa_bench.flops import FORMULAS, cost
-    from sasa_bench.measure import Settings, interleave, peak_memory, timer_for
-    from sasa_bench.ops import leaves, step
+    from sasa_bench.measure import Settings, Step, interleave, peak_memory, timer_for
+    from sasa_bench.trial import Oracles, first_line, prepare
 
     case, settings = request.case, Settings(**request.settings)
     torch.set_num_threads(case.threads)
     torch.manual_seed(request.seed)
-    oracles: dict[tuple[str, Case], Oracle] = {}
+    oracles: Oracles = {}
     rows: dict[str, dict[str, Any]] = {}
-    steps = {}
-    for name in request.impls:
-        stage(name, "start")
-        row: dict[str, Any] = {"status": "ok", "reason": ""}
-        try:
-            impl = impls.get(name)
-            computed = impl.computes(case)
-            if impl.op.name in FORMULAS:
-                row |= asdict(cost(impl.op.name, computed))
-            reason = impl.supports(case) or _no_device(case) or impl.missing()
-            if reason:
-                yield name, row | {"status": "skipped", "reason": reason}
-                continue
-            stage(name, "check")
-            key = (impl.op.name, computed)
-            if key not in oracles:
-                oracles[key] = consult(impl.op, computed, request.seed)
-            oracle = oracles[key]
-            tensors = leaves(oracle.tensors, computed)
-            grad_y = None if oracle.grad_y is None else oracle.grad_y.to(tensors[next(iter(tensors))])
-            stage(name, "build")
-            with poisoned_memory():
-                started = time.perf_counter()
-                call = impl.build(computed, tensors)
-                row["extra"] = {"build_s": time.perf_counter() - started}
-                stage(name, "check")
-                run = step(computed, call, tensors, grad_y)
-                outputs = run()
-            verdict = compare(oracle, outputs)
-            del outputs
-            row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
-            if not verdict.ok:
-                yield name, row | {"status": "wrong", "reason": verdict.reason}
-                continue
-            stage(name, "memory")
-            run()
-            row["peak_memory_bytes"], row["memory_source"] = peak_memory(run, case.device)
-            rows[name], steps[name] = row, run
-        except Exception as error:
-            yield name, row | {"status": "error", "reason": _first_line(error)}
-    oracles.clear()
+    steps: dict[str, Step] = {}
     at = ""
 
-    def announce(name: str) -> None:
+    def announce(name: str, what: str = "time") -> None:
         nonlocal at
         at = name
-        stage(name, "time")
+        stage(name, what)
 
+    for name in request.impls:
+        announce(name, "start")
+        trial = prepare(name, case, request.seed, partial(stage, name), oracles)
+        if trial.step is None:
+            yield name, trial.row
+        else:
+            rows[name], steps[name] = trial.row, trial.step
+    oracles.clear()
     while steps:
         try:
+            for name, step in steps.items():
+                announce(name, "memory")
+                step()
+                rows[name]["peak_memory_bytes"], rows[name]["memory_source"] = peak_memory(step, case.device)
             samples = interleave(timer_for(case.device), steps, settings, announce, request.seed)
         except Exception as error:
             del steps[at]
-            yield at, rows.pop(at) | {"status": "error", "reason": _first_line(error)}
+            yield at, rows.pop(at) | {"status": "error", "reason": first_line(error)}
             continue
         for name, row in rows.items():
             yield name, row | {"samples_s": samples[name].seconds, "inner_count": samples[name].inner_count}
         return
-
-
-def _no_device(case: Case) -> str | None:
-    import torch
-
-    if case.device == "cuda" and not torch.cuda.is_available():
-        return f"no CUDA device: torch {torch.__version__} finds none on this machine"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-def _finite(value: float) -> float | None:
-    return value if abs(value) != float("inf") else None
 
 
 def _roof(device: str, dtype: str, threads: int) -> list[float]:

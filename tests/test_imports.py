@@ -23,6 +23,7 @@ ORDER = (
     "impls",
     "check",
     "measure",
+    "trial",
     "worker",
     "run",
     "table",

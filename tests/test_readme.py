@@ -41,7 +41,7 @@ def test_every_command_and_option_it_shows_exists() -> None:
     commands = re.findall(r"(?:^|`)sasa-bench ([a-z]+)((?: [^`\n#]+)?)", README, re.MULTILINE)
     assert {verb for verb, _ in commands} >= {"run", "table", "report", "list", "doctor"}
     for verb, rest in commands:
-        assert verb in cli.commands, verb
+        assert verb in cli.commands, (verb, rest)
         shown = CliRunner().invoke(cli, [verb, "--help"]).output
         for option in re.findall(r"(?<!\S)--?[a-z-]+", rest):
             assert option in shown, (verb, option)

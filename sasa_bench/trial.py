@@ -1,0 +1,82 @@
+"""One implementation on one case: built, checked against the reference, ready to be timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from sasa_bench import impls
+from sasa_bench.case import Case
+from sasa_bench.check import Oracle, compare, consult, poisoned_memory
+from sasa_bench.flops import FORMULAS, cost
+from sasa_bench.measure import Step
+from sasa_bench.ops import leaves, step
+
+Oracles = dict[tuple[str, Case], Oracle]
+"""What is expected of (op, case); filled on demand, so that implementations of one op share it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`row` holds the fields of a Record so far; `step` makes one call, or is None where the row is not ok."""
+
+    row: dict[str, Any]
+    step: Step | None
+
+
+def prepare(name: str, case: Case, seed: int, stage: Callable[[str], None], oracles: Oracles) -> Trial:
+    """Build an implementation and judge one call of it on fresh random input.
+
+    `stage` is told "check" and "build" before each begins. Any exception becomes a row with status "error".
+    """
+    row: dict[str, Any] = {"status": "ok", "reason": ""}
+    try:
+        impl = impls.get(name)
+        computed = impl.computes(case)
+        if impl.op.name in FORMULAS:
+            row |= asdict(cost(impl.op.name, computed))
+        reason = impl.supports(case) or _no_device(case) or impl.missing()
+        if reason:
+            return Trial(row | {"status": "skipped", "reason": reason}, None)
+        stage("check")
+        key = (impl.op.name, computed)
+        if key not in oracles:
+            oracles[key] = consult(impl.op, computed, seed)
+        oracle = oracles[key]
+        tensors = leaves(oracle.tensors, computed)
+        grad_y = None if oracle.grad_y is None else oracle.grad_y.to(tensors[next(iter(tensors))])
+        with poisoned_memory():
+            stage("build")
+            started = time.perf_counter()
+            call = impl.build(computed, tensors)
+            row["extra"] = {"build_s": time.perf_counter() - started}
+            stage("check")
+            run = step(computed, call, tensors, grad_y)
+            outputs = run()
+        verdict = compare(oracle, outputs)
+    except Exception as error:
+        return Trial(row | {"status": "error", "reason": first_line(error)}, None)
+    row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
+    if not verdict.ok:
+        return Trial(row | {"status": "wrong", "reason": verdict.reason}, None)
+    return Trial(row, run)
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an exception and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def _no_device(case: Case) -> str | None:
+    if case.device == "cuda" and not torch.cuda.is_available():
+        return f"no CUDA device: torch {torch.__version__} finds none on this machine"
+    return None
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None
