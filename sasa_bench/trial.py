@@ -11,10 +11,10 @@ import torch
 
 from sasa_bench import impls
 from sasa_bench.case import Case
-from sasa_bench.check import Oracle, compare, consult, poisoned_memory
+from sasa_bench.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
 from sasa_bench.flops import FORMULAS, cost
 from sasa_bench.measure import Step
-from sasa_bench.ops import leaves, step
+from sasa_bench.ops import leaves, random_tensors, step
 
 Oracles = dict[tuple[str, Case], Oracle]
 """What is expected of (op, case); filled on demand, so that implementations of one op share it."""
@@ -28,8 +28,10 @@ class Trial:
     step: Step | None
 
 
-def prepare(name: str, case: Case, seed: int, stage: Callable[[str], None], oracles: Oracles) -> Trial:
-    """Build an implementation and judge one call of it on fresh random input.
+def prepare(
+    name: str, case: Case, seed: int, stage: Callable[[str], None], oracles: Oracles, judge: bool = True
+) -> Trial:
+    """Build an implementation and judge one call of it on random input; without `judge` only see that it runs.
 
     `stage` is told "check" and "build" before each begins. Any exception becomes a row with status "error".
     """
@@ -42,6 +44,8 @@ def prepare(name: str, case: Case, seed: int, stage: Callable[[str], None], orac
         reason = impl.supports(case) or _no_device(case) or impl.missing()
         if reason:
             return Trial(row | {"status": "skipped", "reason": reason}, None)
+        if not judge:
+            return Trial(row, _unjudged(impl, computed, seed, stage))
         stage("check")
         key = (impl.op.name, computed)
         if key not in oracles:
@@ -64,6 +68,17 @@ def prepare(name: str, case: Case, seed: int, stage: Callable[[str], None], orac
     if not verdict.ok:
         return Trial(row | {"status": "wrong", "reason": verdict.reason}, None)
     return Trial(row, run)
+
+
+def _unjudged(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], None]) -> Step:
+    tensors = leaves(random_tensors(impl.op, case, seed), case)
+    stage("build")
+    call = impl.build(case, tensors)
+    stage("check")
+    grad_y = None if case.mode == "forward" else gradient_of_output(case, call().detach(), seed)
+    run = step(case, call, tensors, grad_y)
+    run()
+    return run
 
 
 def first_line(error: Exception) -> str:

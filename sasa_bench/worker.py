@@ -17,9 +17,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import IO, Any
 
 from sasa_bench.case import Case, from_dict
@@ -55,7 +56,13 @@ class Request:
 class Worker:
     """The parent's side."""
 
-    def __init__(self, timeout_s: float, command: Sequence[str] = (sys.executable, "-m", "sasa_bench.worker")) -> None:
+    def __init__(
+        self,
+        timeout_s: float,
+        command: Sequence[str] = (sys.executable, "-m", "sasa_bench.worker"),
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
         self.timeout_s = timeout_s
         read_end, write_end = os.pipe()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
@@ -65,7 +72,8 @@ class Worker:
             stdout=self.errors,
             stderr=self.errors,
             pass_fds=(write_end,),
-            env=os.environ | WORKER_ENVIRONMENT,
+            cwd=cwd,
+            env=os.environ | WORKER_ENVIRONMENT | dict(environment or {}),
             start_new_session=True,
         )
         os.close(write_end)
@@ -80,9 +88,17 @@ class Worker:
                 yield event["impl"], event["row"]
 
     def ask(self, do: str, **values: Any) -> Any:
-        """The answer to one of QUESTIONS. Raises WorkerDied, or WorkerRefused with the child's reason."""
+        """The answer to a question. Raises WorkerDied, or WorkerRefused with the child's reason."""
+        return self._answer(do, self._ask({"do": do} | values))
+
+    def send(self, do: str, **values: Any) -> Callable[[], Any]:
+        """Send a question now; the call that comes back waits for its answer and raises as `ask` does."""
+        self._write({"do": do} | values)
+        return lambda: self._answer(do, self._events())
+
+    def _answer(self, do: str, events: Iterator[dict[str, Any]]) -> Any:
         answer = None
-        for event in self._ask({"do": do} | values):
+        for event in events:
             if event["event"] == "answer":
                 answer = event["answer"]
             elif event["event"] == "failed":
@@ -92,13 +108,19 @@ class Worker:
         raise WorkerDied("error", f"the worker gave no answer to {do!r}", None, "start")
 
     def _ask(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        impl, stage = None, "start"
+        self._write(message)
+        yield from self._events()
+
+    def _write(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise self._autopsy(impl, stage) from None
+            raise self._autopsy(None, "start") from None
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        impl, stage = None, "start"
         while True:
             limit = max(self.timeout_s, BUILD_TIMEOUT_S) if stage in ("start", "build") else self.timeout_s
             line = self._line(time.monotonic() + limit)
@@ -174,7 +196,7 @@ def main(events_fd: int) -> None:
                 send("row", impl=impl, row=row)
         else:
             try:
-                send("answer", answer=QUESTIONS[do](**message))
+                send("answer", answer=_question(do)(**message))
             except Exception as error:
                 send("failed", reason=str(error))
         send("done")
@@ -248,7 +270,11 @@ def _describe(impls: list[str] | None = None) -> list[dict[str, Any]]:
     return found
 
 
-QUESTIONS: dict[str, Callable[..., Any]] = {"roof": _roof, "describe": _describe}
+def _question(do: str) -> Callable[..., Any]:
+    from sasa_bench.turns import TURNS
+
+    questions: dict[str, Callable[..., Any]] = {**TURNS, "roof": _roof, "describe": _describe}
+    return questions[do]
 
 
 def _die_with_parent() -> None:

@@ -1,0 +1,242 @@
+"""The decision of the gate: from paired log ratios and exact figures to a verdict for each case and for the run.
+
+Nothing here measures. A slow-down is flagged on fresh pairs alone, never on those that raised the suspicion.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from sasa_bench.intervals import interval_of_median
+
+REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
+INCONCLUSIVE, NEW, MISSING, WRONG = "INCONCLUSIVE", "NEW", "MISSING", "WRONG"
+CONTAMINATED, PASS = "CONTAMINATED", "PASS"
+
+FAILING = (WRONG, MISSING, REGRESSION)
+"""Verdicts of a case that fail the run, the worst first."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """When a case is suspect and when it is flagged; shares of the time of base.
+
+    screen_pairs, confirm_pairs  fresh pairs of processes for the suspicion and for the decision
+    suspect   a median ratio in the screen that differs by more raises a suspicion
+    margin    a slow-down must exceed it beyond doubt; twice the noise of the case where that is more
+    tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
+    alpha     chance that a run flags anything where nothing changed, shared by the suspects after Holm
+    memory    growth of allocated bytes that is let pass
+    """
+
+    screen_pairs: int = 7
+    confirm_pairs: int = 31
+    suspect: float = 0.02
+    margin: float = 0.015
+    tolerance: float = 0.10
+    alpha: float = 0.01
+    memory: float = 0.01
+
+
+@dataclass(frozen=True)
+class CaseVerdict:
+    """key of a case, its verdict and a reason for people.
+
+    ratio, low, high: median of head / base over pairs and the bounds that the decision used; None where not timed.
+    margin: what `low` had to exceed. detectable: the slow-down that such noise would have let through to a suspicion.
+    """
+
+    key: str
+    verdict: str
+    reason: str = ""
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    margin: float | None = None
+    detectable: float | None = None
+    seconds: float | None = None
+
+
+def exact_verdict(
+    key: str, base: Mapping[str, Any] | None, head: Mapping[str, Any] | None, rules: Rules
+) -> CaseVerdict:
+    """The verdict on what never flakes: status, error budget, FLOPs, parameters, allocated bytes, operator count.
+
+    EQUIVALENT means that nothing but time is left to decide.
+    """
+    base_status = base["status"] if base else "absent"
+    head_status = head["status"] if head else "absent"
+    if head_status == "wrong":
+        return CaseVerdict(key, WRONG, head["reason"] if head else "")
+    if head_status != "ok":
+        why = f"{head_status} in head: {head.get('reason', '')}" if head else "absent in head"
+        if base_status == "ok":
+            return CaseVerdict(key, MISSING, why)
+        return CaseVerdict(key, NEW if base is None else EQUIVALENT, f"runs in neither arm; {why}")
+    if base_status != "ok":
+        why = f"{base_status} in base: {base.get('reason', '')}" if base else "absent in base"
+        return CaseVerdict(key, NEW, why)
+    assert base is not None
+    assert head is not None
+    grown = []
+    for name in ("flops", "params", "operator_count"):
+        before, after = base.get(name), head.get(name)
+        if before is not None and after is not None and after > before:
+            grown.append(f"{name} {before:,} -> {after:,}")
+    before, after = base.get("allocated_bytes"), head.get("allocated_bytes")
+    if before is not None and after is not None and after > before * (1 + rules.memory):
+        grown.append(f"allocated bytes {before:,} -> {after:,}")
+    before, after = base.get("err_budget"), head.get("err_budget")
+    if before is not None and after is not None and after > before * (1 + 1e-6):
+        grown.append(f"error budget {before:.3g} -> {after:.3g}: the check became laxer")
+    if grown:
+        return CaseVerdict(key, REGRESSION, "; ".join(grown))
+    return CaseVerdict(key, EQUIVALENT)
+
+
+def screen(head: Mapping[str, Sequence[float]], rules: Rules) -> list[str]:
+    """The keys to confirm with fresh pairs: suspiciously slow or fast, or too noisy for the screen to see `tolerance`."""
+    threshold = math.log1p(rules.suspect)
+    return [
+        key
+        for key, ratios in head.items()
+        if abs(statistics.median(ratios)) > threshold
+        or detectable(ratios, rules.screen_pairs, threshold) > math.log1p(rules.tolerance)
+    ]
+
+
+def detectable(ratios: Sequence[float], pairs: int, threshold: float) -> float:
+    """The log slow-down whose median over `pairs` exceeds `threshold` nine times in ten, at the scatter of `ratios`.
+
+    The median of n normal values scatters by sqrt(pi / 2 n) of their standard deviation, estimated from the MAD.
+    """
+    scatter = float(stats.median_abs_deviation(ratios, scale="normal"))
+    return threshold + 1.2816 * scatter * math.sqrt(math.pi / 2 / pairs)
+
+
+def confirm(
+    head: Mapping[str, Sequence[float]], floor: Mapping[str, Sequence[float]], rules: Rules
+) -> dict[str, CaseVerdict]:
+    """The verdicts on fresh pairs: log ratios of head / base and, as the noise, of copy / base.
+
+    A case is flagged when the exact lower bound of its slow-down exceeds its margin, at a level that Holm shares among
+    the cases: REGRESSION, or IMPROVED for the same test the other way round.
+    """
+    keys = list(head)
+    margins = {key: max(math.log1p(rules.margin), 2 * noise(floor[key])) for key in keys}
+    slower = _holm([_p_above(head[key], margins[key]) for key in keys], rules.alpha)
+    faster = _holm([_p_above([-x for x in head[key]], margins[key]) for key in keys], rules.alpha)
+    level = rules.alpha / max(1, len(keys))
+    verdicts = {}
+    for key, is_slower, is_faster in zip(keys, slower, faster, strict=True):
+        ratios = head[key]
+        low, high = lower_bound(ratios, level), -lower_bound([-x for x in ratios], level)
+        seen = max(margins[key], math.log1p(rules.margin)) + (statistics.median(ratios) - low)
+        if is_slower:
+            verdict, reason = REGRESSION, "slower beyond its margin on fresh pairs"
+        elif is_faster:
+            verdict, reason = IMPROVED, "faster beyond its margin on fresh pairs"
+        elif high <= math.log1p(rules.tolerance) or seen <= math.log1p(rules.tolerance):
+            verdict, reason = EQUIVALENT, "no difference beyond its margin on fresh pairs"
+        else:
+            verdict = INCONCLUSIVE
+            reason = f"too noisy: a slow-down of {rules.tolerance:.0%} would not be certain to show"
+        verdicts[key] = CaseVerdict(
+            key,
+            verdict,
+            reason,
+            ratio=math.exp(statistics.median(ratios)),
+            low=math.exp(low),
+            high=math.exp(high),
+            margin=math.expm1(margins[key]),
+            detectable=math.expm1(seen),
+        )
+    return verdicts
+
+
+def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules) -> str:
+    """A sentence where identical code seems to differ: the machine was not fit to judge. Empty where it was."""
+    keys = list(floor)
+    margin = math.log1p(rules.margin)
+    for sign, word in ((1, "slower"), (-1, "faster")):
+        flags = _holm([_p_above([sign * x for x in floor[key]], margin) for key in keys], rules.alpha)
+        for key, flag in zip(keys, flags, strict=True):
+            if flag:
+                ratio = math.exp(statistics.median(floor[key]))
+                return f"a copy of base measured {word} than base itself, {ratio:.3f} of its time, in {key}"
+    return ""
+
+
+def noise(ratios: Sequence[float]) -> float:
+    """How far identical code may seem to differ: the further end of the 95 % interval of its median log ratio."""
+    low, high = interval_of_median(ratios)
+    return max(abs(low), abs(high)) if math.isfinite(low) else max(abs(r) for r in ratios)
+
+
+def lower_bound(ratios: Sequence[float], level: float) -> float:
+    """The exact one-sided lower confidence bound of the location: the signed-rank test turned round.
+
+    The largest Walsh average that the test does not yet refuse at `level`; -inf where the pairs are too few.
+    """
+    values = np.asarray(ratios)
+    first, second = np.triu_indices(len(values))
+    walsh = np.sort((values[first] + values[second]) / 2)
+    if _p_above(values, float(walsh[0]) - 1.0) > level:
+        return -math.inf
+    below, above = 0, len(walsh)
+    while above - below > 1:
+        middle = (below + above) // 2
+        if _p_above(values, float(np.nextafter(walsh[middle], -np.inf))) <= level:
+            below = middle
+        else:
+            above = middle
+    return float(walsh[below])
+
+
+def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "") -> str:
+    """The verdict of the run. What is exact fails it whatever the noise; times count only where the noise floor holds."""
+    verdicts = {case.verdict for case in cases}
+    exact = [case for case in cases if case.verdict in FAILING and case.ratio is None]
+    if exact:
+        return REGRESSION
+    if not cases:
+        return INCONCLUSIVE
+    if contaminated:
+        return CONTAMINATED
+    if verdicts & set(FAILING):
+        return REGRESSION
+    return INCONCLUSIVE if INCONCLUSIVE in verdicts else PASS
+
+
+def exit_status(verdict: str) -> int:
+    """0 pass, 2 regression, 3 inconclusive or contaminated."""
+    return {PASS: 0, REGRESSION: 2}.get(verdict, 3)
+
+
+def _p_above(ratios: Sequence[float] | np.ndarray, margin: float) -> float:
+    """P of so large values where the location is at most `margin` (Wilcoxon's signed-rank test, exact)."""
+    shifted = np.asarray(ratios) - margin
+    if not np.isfinite(shifted).all():
+        raise ValueError("a ratio is not a number: the times it comes from cannot be trusted")
+    if not shifted.any():
+        return 1.0
+    return float(stats.wilcoxon(shifted, alternative="greater", method=_method(shifted)).pvalue)
+
+
+def _method(values: np.ndarray) -> str:
+    ties = len(np.unique(np.abs(values))) < len(values) or bool((values == 0).any())
+    return "approx" if ties else "exact"
+
+
+def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
+    if not p_values:
+        return []
+    return [bool(flag) for flag in multipletests(p_values, alpha=alpha, method="holm")[0]]
