@@ -4,9 +4,11 @@ BIN = $(VENV)/bin
 EXTRAS ?= dev
 SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
+MAIN ?= main
+GATE ?=
 RESULTS ?= reports/bench-$(STAMP).jsonl
 
-.PHONY: setup bench bench-gpu report test lint clean
+.PHONY: setup bench bench-gpu report gate test lint clean
 
 setup: $(VENV)/.ready
 
@@ -25,6 +27,9 @@ bench-gpu: setup
 
 report: setup
 	$(BIN)/sasa-bench report $(lastword $(sort $(wildcard reports/*.jsonl)))
+
+gate: setup
+	$(BIN)/sasa-bench gate --base $(shell git merge-base HEAD $(MAIN) 2>/dev/null || echo $(MAIN)) --head . $(GATE)
 
 test: setup
 	$(BIN)/python -m pytest

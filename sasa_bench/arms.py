@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sasa_bench.case import UserError
+
 PACKAGE = "sasa_bench"
 
 
-class ArmError(ValueError):
+class ArmError(UserError):
     """An arm that cannot be set up, or that runs something else than it should; the message says what to do."""
 
 

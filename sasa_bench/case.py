@@ -9,8 +9,12 @@ from typing import Any
 Resolution = int | str
 
 
-class CaseError(ValueError):
-    """A value that no case can have; the message says what was given, what is allowed and how to fix it."""
+class UserError(ValueError):
+    """An error that a user can cause and mend; the message says what was given, what is allowed and how to fix it."""
+
+
+class CaseError(UserError):
+    """A value that no case can have."""
 
 
 CHOICES: dict[str, tuple[str, ...]] = {

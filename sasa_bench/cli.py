@@ -12,9 +12,9 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from sasa_bench.case import CHOICES, CaseError, parse_value
-from sasa_bench.record import ResultsError, read
-from sasa_bench.suite import Suite, SuiteError, load
+from sasa_bench.case import CHOICES, UserError, parse_value
+from sasa_bench.record import read
+from sasa_bench.suite import Suite, load
 
 ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
 
@@ -27,7 +27,7 @@ def cli() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; an error that a user can cause is one line and exit status 1."""
-    from sasa_bench.worker import WorkerDied, WorkerRefused
+    from sasa_bench.worker import WorkerDied
 
     try:
         sys.exit(cli.main(None if arguments is None else list(arguments), standalone_mode=False) or 0)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message() + (f" (see `{error.ctx.command_path} --help`)" if error.ctx else ""))
     except click.ClickException as error:
         _fail(error.format_message())
-    except (CaseError, SuiteError, ResultsError, WorkerRefused, WorkerDied) as error:
+    except (UserError, WorkerDied) as error:
         _fail(str(error))
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted")
@@ -196,6 +196,138 @@ def report(files: tuple[Path, ...], out: Path | None, figures: Path | None, form
             raise click.UsageError(f"--figure-format {unknown}: there are svg, png and pdf")
         save_all(frame(results), results.impls, figures, formats)
     click.echo(f"{path}: {len(results.rows)} rows" + (f"; figures in {figures}" if figures else ""))
+
+
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def _duration(text: str) -> float:
+    unit = SECONDS.get(text[-1:], 0)
+    try:
+        value = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        value = 0.0
+    if value <= 0:
+        raise click.UsageError(f"{text!r} is no duration: give seconds (300), minutes (10m) or hours (1h)")
+    return value
+
+
+def _points(path: Path, impls: Sequence[str], pairs: Sequence[str]) -> list[Any]:
+    from sasa_bench.machine import available_cores
+    from sasa_bench.pairs import Point
+
+    loaded = load(path, _overrides(pairs))
+    cores = available_cores()
+    cases = [case if case.threads else case.with_(threads=cores) for case in loaded.cases]
+    return [Point(impl, case) for impl in impls or loaded.impls for case in cases]
+
+
+@cli.command()
+@click.option("--base", required=True, metavar="REV|DIR", help="What head is compared with.")
+@click.option("--head", required=True, metavar="REV|DIR", help="What may have become slower.")
+@click.argument("suite", default="suites/gate.toml", type=click.Path(path_type=Path))
+@click.option("--impl", "impls", multiple=True, metavar="NAME", help="Gate only this implementation; repeatable.")
+@CASE
+@click.option("--budget", default="10m", show_default=True, help="Wall time; what is undecided then is INCONCLUSIVE.")
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds one request may take.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for arms and reports; under reports/ by default.")
+@click.option("--base-python", metavar="EXE", help="Python of the base arm, to gate a library upgrade.")
+@click.option("--head-python", metavar="EXE", help="Python of the head arm.")
+def gate(
+    base: str,
+    head: str,
+    suite: Path,
+    impls: tuple[str, ...],
+    pairs: tuple[str, ...],
+    budget: str,
+    timeout_s: float,
+    out: Path | None,
+    base_python: str | None,
+    head_python: str | None,
+) -> int:
+    """Compare two revisions in one job: exit status 0 pass, 2 regression, 3 inconclusive or contaminated."""
+    from sasa_bench.arms import set_up
+    from sasa_bench.decide import Rules
+    from sasa_bench.gate import run as run_gate
+    from sasa_bench.gate_report import text, write_all
+
+    points = _points(suite, impls, pairs)
+    folder = out or Path("reports") / f"gate-{datetime.now():%Y%m%d-%H%M%S}"
+    arms = set_up(base, head, folder, base_python, head_python)
+    with _progress() as bar:
+        task = bar.add_task("", total=None)
+
+        def say(phase: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=phase)
+
+        result = run_gate(arms, points, Rules(), _duration(budget), timeout_s, say, folder / "journal.jsonl")
+    write_all(result, folder)
+    click.echo(text(result), nl=False)
+    click.echo(f"{folder}/gate.html, .md, .xml, .json")
+    return result.exit_status
+
+
+@cli.command()
+@click.argument("suite", default="suites/gate.toml", type=click.Path(path_type=Path))
+@click.option("--runs", default=0, help="Live gate runs on identical code.")
+@click.option("--resample", default=0, help="Gate runs resampled from the journal, after the live ones.")
+@click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
+@click.option("--inject-cases", default=1, show_default=True, help="How many random cases each run slows.")
+@click.option("--journal", type=click.Path(path_type=Path), help="Where pairs are kept; under reports/ by default.")
+@click.option("--condition", default="", help="A word for what ran beside, kept in the journal.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
+@CASE
+@click.option("--budget", default="10m", show_default=True, help="Wall time of one run.")
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds one request may take.")
+def aa(
+    suite: Path,
+    runs: int,
+    resample: int,
+    ratio: float,
+    inject_cases: int,
+    journal: Path | None,
+    condition: str,
+    impls: tuple[str, ...],
+    pairs: tuple[str, ...],
+    budget: str,
+    timeout_s: float,
+) -> None:
+    """Measure the gate itself on this machine: false alarms on identical code, power on slow-downs made on purpose."""
+    from sasa_bench.aa import live, read_journal, scatter
+    from sasa_bench.aa import resample as resample_runs
+    from sasa_bench.decide import Rules
+
+    if runs < 1 and resample < 1:
+        raise click.UsageError("nothing to do: give --runs N for live runs, --resample N for runs drawn from a journal")
+    if ratio < 1:
+        raise click.UsageError(f"--inject {ratio}: give a ratio of 1 or more, such as 1.05")
+    points = _points(suite, impls, pairs)
+    if not 1 <= inject_cases <= len(points):
+        raise click.UsageError(f"--inject-cases {inject_cases}: give a number from 1 to {len(points)}")
+    path = journal or Path("reports") / f"aa-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    rules = Rules()
+    if runs:
+        rates = live(
+            points,
+            runs,
+            rules,
+            _duration(budget),
+            timeout_s,
+            path.with_suffix(".arms"),
+            path,
+            ratio,
+            inject_cases,
+            condition,
+            lambda line: click.echo(line),
+        )
+        for line in rates.lines():
+            click.echo(line)
+    if resample:
+        drawn = read_journal(path)
+        click.echo(scatter(drawn))
+        for line in resample_runs(drawn, resample, rules, ratio, inject_cases).lines():
+            click.echo(f"resampled: {line}")
+    click.echo(f"journal: {path}")
 
 
 @cli.command(name="list")

@@ -103,7 +103,7 @@ def exact_verdict(
 
 
 def screen(head: Mapping[str, Sequence[float]], rules: Rules) -> list[str]:
-    """The keys to confirm with fresh pairs: suspiciously slow or fast, or too noisy for the screen to see `tolerance`."""
+    """The keys to confirm with fresh pairs: suspect, or too noisy for the screen to show `tolerance`."""
     threshold = math.log1p(rules.suspect)
     return [
         key
@@ -202,18 +202,20 @@ def lower_bound(ratios: Sequence[float], level: float) -> float:
 
 
 def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "") -> str:
-    """The verdict of the run. What is exact fails it whatever the noise; times count only where the noise floor holds."""
+    """The verdict of the run. What is exact fails it whatever the noise; times count where the noise floor holds.
+
+    A run that timed nothing proves nothing.
+    """
     verdicts = {case.verdict for case in cases}
     exact = [case for case in cases if case.verdict in FAILING and case.ratio is None]
     if exact:
         return REGRESSION
-    if not cases:
-        return INCONCLUSIVE
     if contaminated:
         return CONTAMINATED
     if verdicts & set(FAILING):
         return REGRESSION
-    return INCONCLUSIVE if INCONCLUSIVE in verdicts else PASS
+    timed = any(case.ratio is not None for case in cases)
+    return PASS if timed and INCONCLUSIVE not in verdicts else INCONCLUSIVE
 
 
 def exit_status(verdict: str) -> int:

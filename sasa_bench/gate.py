@@ -85,7 +85,6 @@ def run(
     base = exact_rows(arms[0], points, timeout_s)
     say("exact figures", 1, 2)
     head = exact_rows(arms[1], points, timeout_s)
-    exact_rows(arms[2], points, timeout_s)
     say("exact figures", 2, 2)
     decided = {p.key: exact_verdict(p.key, base.get(p.key), head.get(p.key), rules) for p in points}
     both = [p for p in points if base[p.key]["status"] == head[p.key]["status"] == "ok"]

@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.case import AXES, Case, from_dict
+from sasa_bench.case import AXES, Case, UserError, from_dict
 from sasa_bench.machine import Machine
 
 STATUSES = ("ok", "skipped", "wrong", "error", "timeout")
 
 
-class ResultsError(ValueError):
+class ResultsError(UserError):
     """A file that cannot be read or written as results; the message says which, why and what to do."""
 
 

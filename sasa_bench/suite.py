@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.case import AXES, Case, CaseError, from_dict
+from sasa_bench.case import AXES, Case, CaseError, UserError, from_dict
 
 KEYS = ("title", "impls", "axes", "fixed")
 
 
-class SuiteError(ValueError):
+class SuiteError(UserError):
     """A suite file that cannot be used; the message says which file, what is wrong and what is allowed."""
 
 

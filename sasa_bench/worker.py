@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
-from sasa_bench.case import Case, from_dict
+from sasa_bench.case import Case, UserError, from_dict
 from sasa_bench.machine import WORKER_ENVIRONMENT
 
 STAGES = ("start", "build", "check", "memory", "time")
@@ -39,7 +39,7 @@ class WorkerDied(Exception):
         self.status, self.reason, self.impl, self.stage = status, reason, impl, stage
 
 
-class WorkerRefused(ValueError):
+class WorkerRefused(UserError):
     """The child could not answer a question; the message says why."""
 
 

@@ -24,6 +24,7 @@ ORDER = (
     "check",
     "measure",
     "trial",
+    "turns",
     "worker",
     "run",
     "table",
@@ -31,6 +32,12 @@ ORDER = (
     "findings",
     "report",
     "doctor",
+    "arms",
+    "pairs",
+    "decide",
+    "gate",
+    "gate_report",
+    "aa",
     "cli",
 )
 WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "table", "plot", "findings", "report")
