@@ -1,0 +1,186 @@
+"""The decision of the gate on made-up pairs: what must be found, what must not be flagged, which bounds hold."""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sasa_bench.decide import (
+    CONTAMINATED,
+    EQUIVALENT,
+    IMPROVED,
+    INCONCLUSIVE,
+    MISSING,
+    NEW,
+    PASS,
+    REGRESSION,
+    WRONG,
+    CaseVerdict,
+    Rules,
+    confirm,
+    contaminated,
+    detectable,
+    exact_verdict,
+    exit_status,
+    lower_bound,
+    run_verdict,
+    screen,
+)
+
+RULES = Rules()
+OK = {
+    "status": "ok",
+    "reason": "",
+    "flops": 1000,
+    "params": 10,
+    "operator_count": 7,
+    "allocated_bytes": 1 << 20,
+    "err_budget": 1e-6,
+}
+
+
+def pairs(rng: np.random.Generator, shift: float = 0.0, scatter: float = 0.02, count: int = 31) -> list[float]:
+    """Log ratios with heavy tails, as pairs on a shared machine have them."""
+    return list(math.log1p(shift) + scatter * rng.standard_t(4, size=count))
+
+
+@pytest.mark.parametrize(("shift", "verdict"), [(0.10, REGRESSION), (0.0, EQUIVALENT), (-0.10, IMPROVED)])
+def test_a_clear_change_is_flagged_and_none_is_not(shift: float, verdict: str) -> None:
+    rng = np.random.default_rng()
+    found = confirm({"a": pairs(rng, shift, 0.01)}, {"a": pairs(rng, 0, 0.01)}, RULES)["a"]
+    assert found.verdict == verdict
+    assert found.ratio == pytest.approx(1 + shift, abs=0.02)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low <= found.ratio <= found.high
+
+
+def test_identical_code_is_flagged_no_more_often_than_alpha_allows() -> None:
+    rng = np.random.default_rng()
+    runs = 300
+    false = 0
+    for _ in range(runs):
+        head = {str(i): pairs(rng) for i in range(5)}
+        floor = {str(i): pairs(rng) for i in range(5)}
+        false += any(v.verdict == REGRESSION for v in confirm(head, floor, RULES).values())
+    assert false <= 6  # alpha is 1 % before the margin makes it rarer still; 6 of 300 has p < 0.04 at 1 %
+
+
+def test_a_slow_down_within_the_noise_of_the_case_is_not_flagged() -> None:
+    rng = np.random.default_rng()
+    biased = pairs(rng, 0.04, 0.005)
+    assert confirm({"a": pairs(rng, 0.05, 0.005)}, {"a": biased}, RULES)["a"].verdict != REGRESSION
+
+
+def test_noise_that_hides_a_large_slow_down_is_inconclusive() -> None:
+    rng = np.random.default_rng()
+    head = [0.25 * (-1) ** i + 0.01 * rng.standard_normal() + 0.08 for i in range(31)]
+    assert confirm({"a": head}, {"a": pairs(rng, 0, 0.2)}, RULES)["a"].verdict == INCONCLUSIVE
+
+
+def test_the_screen_suspects_the_slow_the_fast_and_the_noisy() -> None:
+    rng = np.random.default_rng(3)
+    head = {
+        "quiet": pairs(rng, 0, 0.002, 7),
+        "slow": pairs(rng, 0.05, 0.002, 7),
+        "fast": pairs(rng, -0.05, 0.002, 7),
+        "noisy": [0.3, -0.3, 0.2, -0.2, 0.0, 0.25, -0.25],
+    }
+    assert set(screen(head, RULES)) == {"slow", "fast", "noisy"}
+
+
+@given(st.lists(st.floats(-1, 1), min_size=9, max_size=31), st.floats(0.001, 0.05))
+def test_the_lower_bound_is_a_walsh_average_below_the_median(values: list[float], level: float) -> None:
+    bound = lower_bound(values, level)
+    assert min(values) <= bound <= statistics.median_high([(a + b) / 2 for a in values for b in values]) or math.isinf(
+        bound
+    )
+
+
+@pytest.mark.parametrize("level", [0.01, 0.05])
+def test_the_lower_bound_covers_as_often_as_it_says(level: float) -> None:
+    rng = np.random.default_rng()
+    runs = 600
+    missed = sum(lower_bound(list(rng.standard_normal(21)), level) > 0 for _ in range(runs))
+    assert missed <= runs * level + 4 * math.sqrt(runs * level)
+
+
+def test_too_few_pairs_have_no_bound() -> None:
+    assert lower_bound([0.1, 0.2, 0.3], 0.01) == -math.inf
+
+
+def test_a_floor_that_differs_contaminates_the_run() -> None:
+    rng = np.random.default_rng()
+    assert contaminated({"a": pairs(rng), "b": pairs(rng)}, RULES) == ""
+    said = contaminated({"a": pairs(rng), "b": pairs(rng, 0.08)}, RULES)
+    assert "slower" in said
+    assert "b" in said
+
+
+def test_more_scatter_makes_less_detectable() -> None:
+    rng = np.random.default_rng()
+    assert detectable(pairs(rng, 0, 0.1), 7, 0.02) > detectable(pairs(rng, 0, 0.001), 7, 0.02) > 0.02
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "verdict", "words"),
+    [
+        (OK, OK, EQUIVALENT, ""),
+        (OK, OK | {"flops": 1001}, REGRESSION, "flops 1,000 -> 1,001"),
+        (OK, OK | {"params": 11}, REGRESSION, "params"),
+        (OK, OK | {"operator_count": 8}, REGRESSION, "operator_count"),
+        (OK, OK | {"allocated_bytes": 2 << 20}, REGRESSION, "allocated bytes"),
+        (OK, OK | {"err_budget": 2e-6}, REGRESSION, "laxer"),
+        (OK, OK | {"flops": 900, "allocated_bytes": 1 << 19, "operator_count": 3}, EQUIVALENT, ""),
+        (OK, {"status": "wrong", "reason": "y is off"}, WRONG, "y is off"),
+        (OK, {"status": "error", "reason": "boom"}, MISSING, "boom"),
+        (OK, {"status": "timeout", "reason": "slow"}, MISSING, "slow"),
+        (OK, None, MISSING, "absent"),
+        (None, OK, NEW, "absent in base"),
+        ({"status": "error", "reason": "boom"}, OK, NEW, "boom"),
+        ({"status": "skipped", "reason": "x"}, {"status": "skipped", "reason": "x"}, EQUIVALENT, "neither"),
+        ({"status": "error", "reason": "x"}, {"status": "wrong", "reason": "off"}, WRONG, "off"),
+    ],
+)
+def test_exact_figures_are_compared_exactly(base: object, head: object, verdict: str, words: str) -> None:
+    found = exact_verdict("a", base, head, RULES)  # type: ignore[arg-type]
+    assert found.verdict == verdict
+    assert words in found.reason
+
+
+TIMED = CaseVerdict("a", EQUIVALENT, ratio=1.0)
+
+
+@pytest.mark.parametrize(
+    ("cases", "contamination", "verdict", "status"),
+    [
+        ([TIMED], "", PASS, 0),
+        ([TIMED, CaseVerdict("b", IMPROVED, ratio=0.8), CaseVerdict("c", NEW)], "", PASS, 0),
+        ([TIMED, CaseVerdict("b", REGRESSION, ratio=1.2)], "", REGRESSION, 2),
+        ([TIMED, CaseVerdict("b", REGRESSION, ratio=1.2)], "copy differs", CONTAMINATED, 3),
+        ([TIMED, CaseVerdict("b", REGRESSION, "flops")], "copy differs", REGRESSION, 2),
+        ([TIMED, CaseVerdict("b", MISSING)], "", REGRESSION, 2),
+        ([TIMED, CaseVerdict("b", WRONG)], "", REGRESSION, 2),
+        ([TIMED, CaseVerdict("b", INCONCLUSIVE, ratio=1.0)], "", INCONCLUSIVE, 3),
+        ([TIMED], "copy differs", CONTAMINATED, 3),
+        ([], "", INCONCLUSIVE, 3),
+        ([CaseVerdict("b", EQUIVALENT, "runs in neither arm")], "", INCONCLUSIVE, 3),
+    ],
+)
+def test_the_verdict_of_the_run_and_its_exit_status(
+    cases: list[CaseVerdict], contamination: str, verdict: str, status: int
+) -> None:
+    assert run_verdict(cases, contamination) == verdict
+    assert exit_status(verdict) == status
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_a_ratio_that_is_not_a_number_is_never_judged(poison: float) -> None:
+    rng = np.random.default_rng()
+    with pytest.raises(ValueError, match="not a number"):
+        confirm({"a": [*pairs(rng), poison]}, {"a": pairs(rng)}, RULES)
