@@ -2,7 +2,8 @@
 
 Convention of Ramachandran et al. 2019 (arXiv 1906.05909): a multiply and an add are two operations, every window counts
 K x K pixels whether or not they lie inside the image, and a softmax counts nothing. B images of H x W pixels give
-P = B H W queries.
+P = B H W queries. A whole network also counts its elementwise work, softmax and batch norm among it
+(networks.layers says how much), as the paper's tables do.
 
 An implementation that does more work than the formula (copies, masked products, recomputation) is not credited for it.
 """
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sasa_bench.case import DTYPE_BYTES, Case
+from sasa_bench.networks import describe, image_shape
+from sasa_bench.networks.layers import scalars
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def cost(op: str, case: Case) -> Cost:
     A backward pass costs twice the forward pass: each product has two factors and so two gradients. Training is both.
     Raises KeyError for an op without a formula.
     """
-    forward, params, inputs, output = FORMULAS[op](case)
+    forward, params, inputs, output = (_network if case.scope == "network" else FORMULAS[op])(case)
     passes = {"forward": 1, "backward": 2, "training": 3}[case.mode]
     if case.mode == "forward":
         scalars = inputs + params + output
@@ -82,6 +85,13 @@ def _depthwise_convolution(case: Case) -> tuple[int, int, int, int]:
     """2 K^2 C P; parameters K^2 C: each channel is convolved with its own window."""
     c, p, k = case.channels, _pixels(case), case.kernel_size
     return 2 * k * k * c * p, k * k * c, c * p, c * p
+
+
+def _network(case: Case) -> tuple[int, int, int, int]:
+    """The sums over the layers of the network that the case names."""
+    network, image = describe(case), image_shape(case)
+    read, written = case.batch * scalars(image), case.batch * scalars(network.out(image))
+    return case.batch * network.flops(image), network.params(image), read, written
 
 
 FORMULAS: dict[str, Callable[[Case], tuple[int, int, int, int]]] = {
