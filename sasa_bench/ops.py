@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
+from sasa_bench.networks import modules as networks
 
 Tensors = dict[str, Tensor]
 Call = Callable[[], Tensor]
@@ -22,6 +23,9 @@ class Op:
     name      the key of its formula in flops.FORMULAS
     shapes    case -> name of each input and parameter -> (shape, standard deviation of its random values)
     reference (case, tensors) -> y [B, C, H, W]; plain, differentiable, in the dtype of the tensors
+
+    At scope "network" the tensors are the image and the parameters of the network, y is what it gives, and the
+    reference is the same network with the reference of its attention.
     """
 
     name: str
@@ -195,9 +199,38 @@ def _convolution_reference(case: Case, tensors: Tensors) -> Tensor:
     return y
 
 
-LOCAL_ATTENTION = Op("local_attention", _local_attention_shapes, _local_attention_reference)
+@dataclass(frozen=True)
+class _ReferenceKernel:
+    """The reference of local attention as the kernel of a network."""
+
+    layer: None = None
+
+    def attend(self, case: Case) -> Callable[..., Tensor]:
+        def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+            tensors = {"q": q, "k": k, "v": v}
+            if rel_row is not None and rel_col is not None:
+                tensors |= {"rel_row": rel_row, "rel_col": rel_col}
+            return _local_attention_reference(case, tensors)
+
+        return core
+
+
+def _network_reference(case: Case, tensors: Tensors) -> Tensor:
+    y: Tensor = networks.bind(case, tensors, _ReferenceKernel())(tensors["x"])
+    return y
+
+
+def _also_in_networks(op: Op) -> Op:
+    return Op(
+        op.name,
+        lambda case: networks.shapes(case) if case.scope == "network" else op.shapes(case),
+        lambda case, t: _network_reference(case, t) if case.scope == "network" else op.reference(case, t),
+    )
+
+
+LOCAL_ATTENTION = _also_in_networks(Op("local_attention", _local_attention_shapes, _local_attention_reference))
 GLOBAL_ATTENTION = Op("global_attention", _input_shapes, _global_attention_reference)
-CONVOLUTION = Op("convolution", _convolution_shapes, _convolution_reference)
+CONVOLUTION = _also_in_networks(Op("convolution", _convolution_shapes, _convolution_reference))
 DEPTHWISE_CONVOLUTION = Op(
     "depthwise_convolution", lambda case: _convolution_shapes(case, case.channels), _convolution_reference
 )
