@@ -58,8 +58,8 @@ class Case:
     threads           CPU threads; 0 asks for every core the process may use
     network           the model at scope "network", else "none"; its widths are its own, whatever `channels` says
     stem              its stem: conv, or attention in 4 x 4 blocks with stand_alone, conv_values or aware_values
-    attention_groups  which of its groups use attention, such as "34", or "none"; "1234+heads" adds the pyramid and heads
-                      of a RetinaNet
+    attention_groups  which of its groups use attention, such as "34", or "none"; "1234+heads" adds the pyramid and
+                      heads of a RetinaNet
 
     Raises CaseError for a value outside its axis.
     """
@@ -133,7 +133,8 @@ class Case:
         if self.attention_groups != "none" and NARROWEST % self.heads:
             divisors = ", ".join(str(n) for n in range(1, NARROWEST + 1) if NARROWEST % n == 0)
             raise CaseError(
-                f"heads = {self.heads} do not split the {NARROWEST} channels of group 1 of a network: give one of {divisors}"
+                f"heads = {self.heads} do not split the {NARROWEST} channels of group 1 of a network: "
+                f"give one of {divisors}"
             )
 
     @property

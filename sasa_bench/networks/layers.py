@@ -18,7 +18,7 @@ SOFTMAX = 5
 """Operations of a softmax for each logit."""
 
 STEM_WINDOW, STEM_HEADS, STEM_MIXTURES = 4, 4, 4
-"""Side of the blocks of an attention stem, its heads, and the value projections it mixes (the paper leaves the last open)."""
+"""Side of the blocks of an attention stem, its heads, and the value projections it mixes (left open by the paper)."""
 
 
 class Layer(Protocol):
@@ -86,7 +86,7 @@ class Relu(_Elementwise):
 
 @dataclass(frozen=True)
 class Pool:
-    """The mean ("avg") or the maximum ("max") of K x K pixels, every `stride` pixels: K^2 for each scalar of its output.
+    """The mean ("avg") or the maximum ("max") of K x K pixels, every `stride` pixels: K^2 for each scalar it gives.
 
     What a window has outside the map takes no part.
     """
@@ -185,12 +185,13 @@ class Attention:
 
 @dataclass(frozen=True)
 class AttentionStem:
-    """Attention inside non-overlapping 4 x 4 blocks of the image, 4 heads, relative positions; section 3.2, appendix A.1.
+    """Attention inside 4 x 4 blocks of the image that do not overlap, 4 heads, relative positions; section 3.2.
 
     values: "stand_alone" v = W_V x; "conv_values" v = a 4 x 4 convolution of x (the paper does not give its size; this
-    is the block's); "aware_values" v_ab = sum over m of p(a, b, m) W_V^m x_ab, p = softmax_m((emb_row(a) + emb_col(b)) .
-    nu_m), shared by the heads.
-    Of each pixel: 2 C_in C for each projection, 5 x 16 C for q . (k + r) and a . v over its block, 2 M C for the mixture.
+    is the block's); "aware_values" v_ab = sum over m of p(a, b, m) W_V^m x_ab with p(a, b, m) =
+    softmax_m((emb_row(a) + emb_col(b)) . nu_m), shared by the heads (appendix A.1).
+    Of each pixel: 2 C_in C for each projection, 5 x 16 C for q . (k + r) and a . v over its block, 2 M C for the
+    mixture.
     """
 
     channels: int

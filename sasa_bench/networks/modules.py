@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -20,7 +20,7 @@ from sasa_bench.networks.retinanet import BOX, CLASSES, RetinaNet
 Function = Callable[..., Tensor]
 
 
-class Kernel(Protocol):
+class Kernel(Hashable, Protocol):
     """How local attention runs, as an implementation says it; see sasa_bench.impls.Impl."""
 
     @property
@@ -146,8 +146,11 @@ def prepared(
 
 @lru_cache(maxsize=64)
 def sines(channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Absolute positions [C, H, W] without parameters: sines and cosines of the row in the first C // 2 channels, of the
-    column in the rest, wavelengths from 2 pi to 10000 * 2 pi; Vaswani et al. 2017, section 3.5."""
+    """Absolute positions [C, H, W] without parameters, after Vaswani et al. 2017, section 3.5.
+
+    Sines and cosines of the row in the first C // 2 channels, of the column in the rest, wavelengths from 2 pi to
+    10000 * 2 pi.
+    """
 
     def axis(pixels: int, count: int) -> Tensor:
         index = torch.arange(count, device=device)
@@ -317,8 +320,10 @@ def build(layer: layers.Layer, shape: Shape, attention: MakeAttention, inplace: 
             return nn.ReLU(inplace=inplace)
         case layers.Pool(kind, kernel_size, stride):
             overlap = kernel_size > stride
-            pool = {"max": nn.MaxPool2d, "avg": nn.AvgPool2d}[kind]
-            return pool(kernel_size, stride, padding=kernel_size // 2 if overlap else 0, ceil_mode=not overlap)
+            padding = kernel_size // 2 if overlap else 0
+            if kind == "max":
+                return nn.MaxPool2d(kernel_size, stride, padding, ceil_mode=not overlap)
+            return nn.AvgPool2d(kernel_size, stride, padding, ceil_mode=not overlap)
         case layers.GlobalPool():
             return nn.AdaptiveAvgPool2d(1)
         case layers.Linear(out):
@@ -383,7 +388,7 @@ def _scale(owner: nn.Module, path: str, leaf: str) -> float:
         return 0.1
     if isinstance(owner, nn.BatchNorm2d):
         return 0.5 if path.endswith(("norm3", "shortcut.norm")) else 1.0
-    return math.sqrt(2 / owner.weight[0].numel())  # type: ignore[index, union-attr, operator]
+    return math.sqrt(2 / owner.weight[0].numel())  # type: ignore[index]
 
 
 @dataclass(frozen=True)

@@ -45,8 +45,11 @@ class Spatial:
 
 
 def stem(kind: str) -> Chain:
-    """"conv": a 7 x 7 convolution with stride 2 and a 3 x 3 max pool; otherwise attention with those values and a 4 x 4
-    max pool. Either way 64 channels at a quarter of the resolution."""
+    """64 channels at a quarter of the resolution.
+
+    "conv" is a 7 x 7 convolution with stride 2 and a 3 x 3 max pool, any other kind attention with those values and a
+    4 x 4 max pool.
+    """
     if kind == "conv":
         return chain(conv=Conv(WIDTH, 7, 2), norm=BatchNorm(), relu=Relu(), pool=Pool("max", 3, 2))
     return chain(
