@@ -44,7 +44,7 @@ class LocalAttention2d(WindowAttention):
         heads: int = 8,
         position: str = "relative",
         border: str = "mask",
-        impl: str = "unfold",
+        impl: str = impls.ANYWHERE,
         out_channels: int | None = None,
     ) -> None:
         Case(
@@ -92,7 +92,7 @@ def network(
     heads: int = 8,
     position: str = "relative",
     border: str = "mask",
-    impl: str = "unfold",
+    impl: str = impls.ANYWHERE,
 ) -> nn.Module:
     """A network of the paper: x [B, 3, H, W] -> scores [B, 1000], or of a RetinaNet [B, A, 95].
 

@@ -120,6 +120,11 @@ BUILTIN = {
 }
 """Name -> "module:object" of each implementation that comes with the package."""
 
+ANYWHERE = "unfold"
+"""The local attention that runs on every device and in every dtype, forward and backward."""
+
+IN_NETWORKS = ("conv3x3", "unfold", "fused", "cuda")
+"""What whole networks are timed with, where it is registered and the machine can run it."""
 
 ENTRY_POINTS = "sasa_bench.impls"
 """The entry-point group through which other packages register theirs; each entry is an Impl."""

@@ -13,7 +13,7 @@ WIDTH, TOWER = 256, 4
 """Channels of the pyramid and of the heads; spatial layers of a head before its prediction."""
 
 ANCHORS, CLASSES, BOX = 6, 91, 4
-"""Anchors of a pixel (2 scales x 3 aspect ratios), COCO's category numbers (0, the background, to 90), scalars of a box.
+"""Anchors of a pixel (2 scales x 3 aspect ratios), COCO's category numbers (0 for background to 90), scalars of a box.
 A common recipe for RetinaNet at 640 pixels; 9 anchors would be 7 % over the published FLOPs."""
 
 
