@@ -1,4 +1,4 @@
-"""The tables of "Stand-Alone Self-Attention in Vision Models" (arXiv 1906.05909): as published, and as computed here."""
+"""The tables of "Stand-Alone Self-Attention in Vision Models" (arXiv 1906.05909) as published and as computed here."""
 
 from __future__ import annotations
 

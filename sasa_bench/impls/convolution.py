@@ -45,7 +45,7 @@ def _convolution(name: str, summary: str, op: Op = CONVOLUTION, kernel_size: int
 CONV3X3 = Impl(
     name="conv3x3",
     op=CONVOLUTION,
-    summary="3 x 3 convolution whatever the window: the paper's baseline; of a network, its convolutional counterpart",
+    summary="3 x 3 convolution whatever the window: the paper's baseline",
     build=_build,
     computes=_counterpart,
 )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from sasa_bench.case import Case
+from sasa_bench.networks import resnet, retinanet
 from sasa_bench.networks.layers import Attention, Layer, Shape
-from sasa_bench.networks.resnet import resnet
-from sasa_bench.networks.retinanet import retinanet
 
 FAMILIES = ("resnet", "retinanet")
 """A network is named by its family and the depth of its ResNet."""
@@ -21,8 +20,8 @@ def describe(case: Case) -> Layer:
     groups = groups.replace("none", "")
     attention = Attention(case.kernel_size, case.heads, case.position, case.border) if groups or heads else None
     if family == "resnet":
-        return resnet(depth, case.stem, attention, groups)
-    return retinanet(depth, case.stem, attention, groups, bool(heads))
+        return resnet.resnet(depth, case.stem, attention, groups)
+    return retinanet.retinanet(depth, case.stem, attention, groups, bool(heads))
 
 
 def image_shape(case: Case) -> Shape:
