@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
+from sasa_bench.flops import eighth, halved, squeezed
 from sasa_bench.networks import modules as networks
 
 Tensors = dict[str, Tensor]
@@ -199,6 +200,64 @@ def _convolution_reference(case: Case, tensors: Tensors) -> Tensor:
     return y
 
 
+def _squeeze_excitation_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, h = case.channels, squeezed(case.channels)
+    return {"x": _image(case), "w_squeeze": ((h, c), 1.0), "w_excite": ((c, h), h**-0.5)}
+
+
+def _squeeze_excitation_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y = x sigmoid(W_excite relu(W_squeeze mean(x))), section 3 of Hu et al. 2018; no biases."""
+    x = tensors["x"]
+    squeeze = torch.relu(x.flatten(2).mean(2) @ tensors["w_squeeze"].T)
+    return x * torch.sigmoid(squeeze @ tensors["w_excite"].T)[:, :, None, None]
+
+
+def _non_local_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, h = case.channels, halved(case.channels)
+    return {"x": _image(case), "w_qkv": ((3 * h, c), c**-0.5 * h**-0.25), "w_out": ((c, h), 1.0)}
+
+
+def _non_local_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y = x + W_out sum over the map of softmax(q . k) v, section 3 of Wang et al. 2018, a row of queries at a time."""
+    x = tensors["x"]
+    q, k, v = torch.einsum("oc,nchw->nohw", tensors["w_qkv"], x).chunk(3, dim=1)
+    k, v = k.flatten(2), v.flatten(2)
+    rows = []
+    for i in range(case.height):
+        weights = torch.einsum("ndj,ndp->njp", q[:, :, i], k).softmax(-1)
+        rows.append(torch.einsum("njp,ndp->ndj", weights, v))
+    return x + torch.einsum("oc,nchw->nohw", tensors["w_out"], torch.stack(rows, dim=2))
+
+
+def _criss_cross_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, h = case.channels, eighth(case.channels)
+    scales = {"w_qk": ((2 * h, c), c**-0.5 * h**-0.25), "w_v": ((c, c), c**-0.5), "gamma": ((1,), 1.0)}
+    return {"x": _image(case), **scales}
+
+
+def _criss_cross_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y = x + gamma sum over the row and column of a pixel of softmax(q . k) v, section 3.2 of Huang et al. 2019.
+
+    The pixel itself counts once, with its column.
+    """
+    x = tensors["x"]
+    q, k = torch.einsum("oc,nchw->nohw", tensors["w_qk"], x).chunk(2, dim=1)
+    v = torch.einsum("oc,nchw->nohw", tensors["w_v"], x)
+    itself = torch.eye(case.width, dtype=torch.bool, device=x.device)
+    rows = []
+    for i in range(case.height):
+        in_column = torch.einsum("ndj,ndaj->nja", q[:, :, i], k)
+        in_row = torch.einsum("ndj,ndb->njb", q[:, :, i], k[:, :, i]).masked_fill(itself, -torch.inf)
+        weights = torch.cat([in_column, in_row], dim=2).softmax(-1)
+        of_column, of_row = weights.split([case.height, case.width], dim=2)
+        rows.append(torch.einsum("nja,ndaj->ndj", of_column, v) + torch.einsum("njb,ndb->ndj", of_row, v[:, :, i]))
+    return x + tensors["gamma"] * torch.stack(rows, dim=2)
+
+
+def _image(case: Case) -> tuple[tuple[int, ...], float]:
+    return (case.batch, case.channels, case.height, case.width), 1.0
+
+
 @dataclass(frozen=True)
 class _ReferenceKernel:
     """The reference of local attention as the kernel of a network."""
@@ -234,3 +293,6 @@ CONVOLUTION = _also_in_networks(Op("convolution", _convolution_shapes, _convolut
 DEPTHWISE_CONVOLUTION = Op(
     "depthwise_convolution", lambda case: _convolution_shapes(case, case.channels), _convolution_reference
 )
+SQUEEZE_EXCITATION = Op("squeeze_excitation", _squeeze_excitation_shapes, _squeeze_excitation_reference)
+NON_LOCAL = Op("non_local", _non_local_shapes, _non_local_reference)
+CRISS_CROSS = Op("criss_cross", _criss_cross_shapes, _criss_cross_reference)

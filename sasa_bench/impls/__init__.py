@@ -117,6 +117,9 @@ BUILTIN = {
     "depthwise_kxk": "sasa_bench.impls.convolution:DEPTHWISE_KXK",
     "conv1x1": "sasa_bench.impls.convolution:CONV1X1",
     "global_attention": "sasa_bench.impls.global_attention:IMPL",
+    "squeeze_excitation": "sasa_bench.impls.squeeze_excitation:IMPL",
+    "non_local": "sasa_bench.impls.non_local:IMPL",
+    "criss_cross": "sasa_bench.impls.criss_cross:IMPL",
 }
 """Name -> "module:object" of each implementation that comes with the package."""
 
