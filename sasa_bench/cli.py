@@ -421,6 +421,29 @@ def paper(
 
 
 @cli.command()
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Networks of each position.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the training images; 12 by default.")
+@click.option("--impl", metavar="NAME|FILE.py", help="The local attention to train with.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write a CSV file, one line for each network.")
+def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None) -> None:
+    """Train small attention networks on real digits: is relative better than absolute, and absolute than none?"""
+    from sasa_bench.accuracy import EPOCHS, POSITIONS, sentences, to_csv, train
+    from sasa_bench.impls import ANYWHERE
+
+    outcomes = []
+    with _progress() as bar:
+        task = bar.add_task("", total=seeds * len(POSITIONS))
+        for outcome in train(impl or ANYWHERE, seeds, epochs or EPOCHS):
+            outcomes.append(outcome)
+            bar.update(task, advance=1, description=f"seed {outcome.seed} {outcome.position}")
+            if out:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(to_csv(outcomes), encoding="utf-8")
+    for sentence in sentences(outcomes):
+        click.echo(sentence)
+
+
+@cli.command()
 def doctor() -> None:
     """Show what this machine can run, and what would unlock the rest."""
     from sasa_bench.doctor import lines

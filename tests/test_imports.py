@@ -23,6 +23,7 @@ ORDER = (
     "ops",
     "impls",
     "attention",
+    "accuracy",
     "check",
     "measure",
     "trial",
