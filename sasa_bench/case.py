@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -19,13 +20,21 @@ class CaseError(UserError):
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "scope": ("layer", "core", "network"),
-    "position": ("none", "absolute", "relative"),
+    "position": ("none", "absolute", "relative", "relative_only"),
     "border": ("mask", "zero"),
     "dtype": ("float32", "bfloat16", "float16"),
     "device": ("cpu", "cuda"),
     "mode": ("forward", "backward", "training"),
+    "network": ("none", "resnet26", "resnet38", "resnet50", "retinanet26", "retinanet38", "retinanet50"),
+    "stem": ("none", "conv", "stand_alone", "conv_values", "aware_values"),
 }
 """The allowed values of each axis that names a choice."""
+
+GROUPS = ("none", *("".join(g) for n in (1, 2, 3, 4) for g in itertools.combinations("1234", n)))
+"""Which groups of a network can use attention; a RetinaNet adds "+heads" for its pyramid and heads."""
+
+NARROWEST = 64
+"""Channels of attention in the first group of a network."""
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -40,15 +49,17 @@ class Case:
     heads             N; each head has d = C / N channels and a softmax of its own
     resolution        the map in pixels: 28 for 28 x 28, "28x56" for height 28 and width 56
     batch             B, images a call
-    position          none; absolute: embeddings added to the input; relative: q . r added to the logits
+    position          none; absolute: embeddings added to the input; relative: q . r added to the logits;
+                      relative_only: q . r are the logits, at scope "network"
     border            mask: pixels outside the image take no part in the softmax; zero: they do, with k = v = 0
     dtype             of every tensor
     device            cpu or cuda
     mode              forward; backward alone; training = forward + backward, gradients of input and parameters
     threads           CPU threads; 0 asks for every core the process may use
-    network           the model at scope "network", else "none"
-    stem              its stem, else "none"
-    attention_groups  which of its groups 1234 use attention, else "none"
+    network           the model at scope "network", else "none"; its widths are its own, whatever `channels` says
+    stem              its stem: conv, or attention in 4 x 4 blocks with stand_alone, conv_values or aware_values
+    attention_groups  which of its groups use attention, such as "34", or "none"; "1234+heads" adds the pyramid and
+                      heads of a RetinaNet
 
     Raises CaseError for a value outside its axis.
     """
@@ -84,7 +95,7 @@ class Case:
                 f"kernel_size = {self.kernel_size} is even, and a window needs a middle pixel: "
                 f"give an odd number such as {self.kernel_size - 1} or {self.kernel_size + 1}"
             )
-        if self.channels % self.heads:
+        if self.scope != "network" and self.channels % self.heads:
             divisors = [str(n) for n in range(1, self.channels + 1) if self.channels % n == 0]
             raise CaseError(
                 f"channels = {self.channels} do not split into heads = {self.heads}: "
@@ -94,6 +105,36 @@ class Case:
             raise CaseError(
                 f"scope = {self.scope!r} with network = {self.network!r}: "
                 "a network is named at scope = 'network' and only there"
+            )
+        self._check_network()
+
+    def _check_network(self) -> None:
+        groups, plus, parts = self.attention_groups.partition("+")
+        heads_too = self.network.startswith("retinanet")
+        if groups not in GROUPS or (plus and not (heads_too and parts == "heads")):
+            example = "1234, 34, none, or 1234+heads" if heads_too else "1234, 34 or none"
+            raise CaseError(
+                f"attention_groups = {self.attention_groups!r} of network {self.network!r}: "
+                f"name groups out of 1234 in ascending order, such as {example}"
+            )
+        if self.scope != "network":
+            for name, only in (("stem", self.stem), ("attention_groups", self.attention_groups)):
+                if only != "none":
+                    raise CaseError(f"{name} = {only!r} at scope {self.scope!r}: only a network has one")
+            if self.position == "relative_only":
+                raise CaseError(
+                    f"position = 'relative_only' at scope {self.scope!r}: only a network has it; "
+                    "give none, absolute or relative"
+                )
+            return
+        if self.stem == "none":
+            stems = ", ".join(CHOICES["stem"][1:])
+            raise CaseError(f"network = {self.network!r} without a stem: give stem = one of {stems}")
+        if self.attention_groups != "none" and NARROWEST % self.heads:
+            divisors = ", ".join(str(n) for n in range(1, NARROWEST + 1) if NARROWEST % n == 0)
+            raise CaseError(
+                f"heads = {self.heads} do not split the {NARROWEST} channels of group 1 of a network: "
+                f"give one of {divisors}"
             )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,11 @@ from sasa_bench.ops import Op, Tensors, leaves, output_names, random_tensors, st
 BUDGET_FACTOR = 8.0
 """How many times the error of the plain reference, run in the dtype of the case, an implementation may be off: a
 different order of summation is allowed, a different function is not."""
+
+
+KINK_STEP = 32 * 2.0**-23
+"""By what share of itself every tensor of a network moves to see how far its gradients jump, or by a rounding of the
+dtype if that is more. Enough that relus of every depth change sides, so that the jump is not a matter of luck."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +57,20 @@ def consult(op: Op, case: Case, seed: int) -> Oracle:
     """Run the reference in float64 and in the dtype of the case on fresh random input."""
     tensors = random_tensors(op, case, seed)
     dtype = getattr(torch, case.dtype)
-    exact = _reference(op, case, tensors, torch.float64, None if case.mode == "forward" else seed)
+    seed_of_gradient = None if case.mode == "forward" else seed
+    exact = _reference(op, case, tensors, torch.float64, seed_of_gradient)
     grad_y = exact.pop("grad_y", None)
-    plain = _reference(op, case, tensors, dtype, None if case.mode == "forward" else seed)
+    plain = _reference(op, case, tensors, dtype, seed_of_gradient)
     plain.pop("grad_y", None)
     rounding = torch.finfo(dtype).eps
     budgets = {}
+    kinks = {}
+    if case.scope == "network" and case.mode != "forward":
+        kinks = _kinks(op, case, tensors, exact, seed)
     for name, value in exact.items():
         error = _max_abs(plain[name].double() - value)
         budgets[name] = BUDGET_FACTOR * max(error, rounding * _max_abs(value))
+        budgets[name] = max(budgets[name], kinks.get(name, 0.0))
     return Oracle(case, tensors, grad_y, exact, budgets)
 
 
@@ -113,6 +124,25 @@ def _reference(op: Op, case: Case, tensors: Tensors, dtype: torch.dtype, seed: i
     outputs = step(case.with_(mode="training"), lambda: y, inputs, grad_y)()
     named = dict(zip(output_names(case.with_(mode="training"), tensors), outputs, strict=True))
     return {name: named[name] for name in output_names(case, tensors)} | {"grad_y": grad_y}
+
+
+def _kinks(op: Op, case: Case, tensors: Tensors, exact: dict[str, Tensor], seed: int) -> dict[str, float]:
+    """How far each gradient of a network jumps when every tensor moves by KINK_STEP, and at least as far as the median.
+
+    A relu whose input is within rounding of 0 passes or stops its gradient by chance, and one such relu moves all
+    gradients below it. Which ones do so differs from run to run; the median is for gradients above all that did here.
+    """
+    distance = max(KINK_STEP, torch.finfo(getattr(torch, case.dtype)).eps)
+    generator = torch.Generator().manual_seed(seed + 2)
+    moved = {
+        name: t * (1 + distance * torch.randn(t.shape, generator=generator, dtype=t.dtype))
+        for name, t in tensors.items()
+    }
+    jumped = _reference(op, case, moved, torch.float64, seed)
+    sizes = {name: _max_abs(value) for name, value in exact.items() if name != "y"}
+    jumps = {name: _max_abs(jumped[name] - exact[name]) for name in sizes}
+    middle = statistics.median(jumps[name] / size for name, size in sizes.items() if size)
+    return {name: max(jump, middle * sizes[name]) for name, jump in jumps.items()}
 
 
 def _max_abs(t: Tensor) -> float:

@@ -369,6 +369,81 @@ def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ..
 
 
 @cli.command()
+@click.option("--table", "tables", multiple=True, metavar="T1..T7", help="Only this table; repeatable.")
+@click.option("--time", "with_time", is_flag=True, help="Also check and measure the networks on this machine, batch 1.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="With --time: this one; repeatable.")
+@click.option("--device", type=click.Choice(CHOICES["device"]), default="cpu", help="With --time: where to run.")
+@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option("--results", type=click.Path(path_type=Path), help="Times of an earlier --time, instead of new ones.")
+@click.option("--format", "form", default="text", help="text, markdown or csv.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
+def paper(
+    tables: tuple[str, ...],
+    with_time: bool,
+    impls: tuple[str, ...],
+    device: str,
+    timeout_s: float,
+    results: Path | None,
+    form: str,
+    out: Path | None,
+) -> None:
+    """Print the paper's tables next to ours: FLOPs (B) and parameters (M), and with --time seconds per image."""
+    from sasa_bench.paper import TABLES, cells, render, suite, timed
+
+    wanted = tables or TABLES
+    found = cells(wanted)
+    render(found, form)
+    if with_time and results is None:
+        from sasa_bench import machine as machines
+        from sasa_bench.impls import IN_NETWORKS, names
+        from sasa_bench.measure import Settings
+        from sasa_bench.record import Writer
+        from sasa_bench.run import Workers, describe, execute, plan
+
+        if device == "cuda":
+            _require_cuda()
+        networks = suite(wanted, impls or [name for name in IN_NETWORKS if name in names()], device)
+        results = Path("reports") / f"paper-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+        with Workers(timeout_s) as workers, Writer(results) as writer, _progress() as bar:
+            work = plan([networks], (), describe(workers, networks.impls))
+            task = bar.add_task("", total=work.rows)
+            for rows in execute(work, workers, writer, machines.detect(), None, Settings()):
+                bar.update(task, advance=len(rows), description=rows[0].case.describe()[:60])
+        click.echo(f"sasa-bench: times are in {results}", err=True)
+    if results is not None:
+        found += timed(wanted, read([results]).rows)
+    content = render(found, form)
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(content, encoding="utf-8")
+    else:
+        click.echo(content, nl=False)
+
+
+@cli.command()
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Networks of each position.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the training images; 12 by default.")
+@click.option("--impl", metavar="NAME|FILE.py", help="The local attention to train with.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write a CSV file, one line for each network.")
+def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None) -> None:
+    """Train small attention networks on real digits: is relative better than absolute, and absolute than none?"""
+    from sasa_bench.accuracy import EPOCHS, POSITIONS, sentences, to_csv, train
+    from sasa_bench.impls import ANYWHERE
+
+    outcomes = []
+    with _progress() as bar:
+        task = bar.add_task("", total=seeds * len(POSITIONS))
+        for outcome in train(impl or ANYWHERE, seeds, epochs or EPOCHS):
+            outcomes.append(outcome)
+            bar.update(task, advance=1, description=f"seed {outcome.seed} {outcome.position}")
+            if out:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                out.write_text(to_csv(outcomes), encoding="utf-8")
+    for sentence in sentences(outcomes):
+        click.echo(sentence)
+
+
+@cli.command()
 def doctor() -> None:
     """Show what this machine can run, and what would unlock the rest."""
     from sasa_bench.doctor import lines

@@ -2,7 +2,8 @@
 
 Convention of Ramachandran et al. 2019 (arXiv 1906.05909): a multiply and an add are two operations, every window counts
 K x K pixels whether or not they lie inside the image, and a softmax counts nothing. B images of H x W pixels give
-P = B H W queries.
+P = B H W queries. A whole network also counts its elementwise work, softmax and batch norm among it
+(networks.layers says how much), as the paper's tables do.
 
 An implementation that does more work than the formula (copies, masked products, recomputation) is not credited for it.
 """
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sasa_bench.case import DTYPE_BYTES, Case
+from sasa_bench.networks import describe, image_shape
+from sasa_bench.networks.layers import scalars
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ def cost(op: str, case: Case) -> Cost:
     A backward pass costs twice the forward pass: each product has two factors and so two gradients. Training is both.
     Raises KeyError for an op without a formula.
     """
-    forward, params, inputs, output = FORMULAS[op](case)
+    forward, params, inputs, output = (_network if case.scope == "network" else FORMULAS[op])(case)
     passes = {"forward": 1, "backward": 2, "training": 3}[case.mode]
     if case.mode == "forward":
         scalars = inputs + params + output
@@ -84,11 +87,62 @@ def _depthwise_convolution(case: Case) -> tuple[int, int, int, int]:
     return 2 * k * k * c * p, k * k * c, c * p, c * p
 
 
+def squeezed(channels: int) -> int:
+    """Channels in the middle of squeeze-and-excitation: C / 16, at least 1."""
+    return max(1, channels // 16)
+
+
+def _squeeze_excitation(case: Case) -> tuple[int, int, int, int]:
+    """Hu et al. 2018 (arXiv 1709.01507): C P for the mean, C P for the scaling, 4 C h for each image's two matrices."""
+    c, p, h = case.channels, _pixels(case), squeezed(case.channels)
+    return 2 * c * p + 4 * c * h * case.batch, 2 * c * h, c * p, c * p
+
+
+def halved(channels: int) -> int:
+    """Channels of the embeddings of a non-local block: C / 2, at least 1."""
+    return max(1, channels // 2)
+
+
+def _non_local(case: Case) -> tuple[int, int, int, int]:
+    """Wang et al. 2018 (arXiv 1711.07971), embedded Gaussian, h = C / 2.
+
+    8 C h P for four projections, 4 (H W) h P for the products over the whole map, C P for the sum with the input.
+    """
+    c, p, h = case.channels, _pixels(case), halved(case.channels)
+    return 8 * c * h * p + 4 * case.height * case.width * h * p + c * p, 4 * c * h, c * p, c * p
+
+
+def eighth(channels: int) -> int:
+    """Channels of queries and keys of criss-cross attention: C / 8, at least 1."""
+    return max(1, channels // 8)
+
+
+def _criss_cross(case: Case) -> tuple[int, int, int, int]:
+    """Huang et al. 2019 (arXiv 1811.11721), one pass, h = C / 8.
+
+    4 C h P + 2 C^2 P for queries, keys and values, 2 (h + C) P for each of the H + W - 1 pixels in a pixel's row and
+    column, 2 C P for gamma and the sum with the input.
+    """
+    c, p, h = case.channels, _pixels(case), eighth(case.channels)
+    seen = case.height + case.width - 1
+    return (4 * c * h + 2 * c * c + 2 * (h + c) * seen + 2 * c) * p, 2 * c * h + c * c + 1, c * p, c * p
+
+
+def _network(case: Case) -> tuple[int, int, int, int]:
+    """The sums over the layers of the network that the case names."""
+    network, image = describe(case), image_shape(case)
+    read, written = case.batch * scalars(image), case.batch * scalars(network.out(image))
+    return case.batch * network.flops(image), network.params(image), read, written
+
+
 FORMULAS: dict[str, Callable[[Case], tuple[int, int, int, int]]] = {
     "local_attention": _local_attention,
     "global_attention": _global_attention,
     "convolution": _convolution,
     "depthwise_convolution": _depthwise_convolution,
+    "squeeze_excitation": _squeeze_excitation,
+    "non_local": _non_local,
+    "criss_cross": _criss_cross,
 }
 """Op -> (forward FLOPs, parameters, input scalars, output scalars) of a case."""
 

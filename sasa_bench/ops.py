@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
+from sasa_bench.flops import eighth, halved, squeezed
+from sasa_bench.networks import modules as networks
 
 Tensors = dict[str, Tensor]
 Call = Callable[[], Tensor]
@@ -22,6 +24,9 @@ class Op:
     name      the key of its formula in flops.FORMULAS
     shapes    case -> name of each input and parameter -> (shape, standard deviation of its random values)
     reference (case, tensors) -> y [B, C, H, W]; plain, differentiable, in the dtype of the tensors
+
+    At scope "network" the tensors are the image and the parameters of the network, y is what it gives, and the
+    reference is the same network with the reference of its attention.
     """
 
     name: str
@@ -195,9 +200,99 @@ def _convolution_reference(case: Case, tensors: Tensors) -> Tensor:
     return y
 
 
-LOCAL_ATTENTION = Op("local_attention", _local_attention_shapes, _local_attention_reference)
+def _squeeze_excitation_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, h = case.channels, squeezed(case.channels)
+    return {"x": _image(case), "w_squeeze": ((h, c), 1.0), "w_excite": ((c, h), h**-0.5)}
+
+
+def _squeeze_excitation_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y = x sigmoid(W_excite relu(W_squeeze mean(x))), section 3 of Hu et al. 2018; no biases."""
+    x = tensors["x"]
+    squeeze = torch.relu(x.flatten(2).mean(2) @ tensors["w_squeeze"].T)
+    return x * torch.sigmoid(squeeze @ tensors["w_excite"].T)[:, :, None, None]
+
+
+def _non_local_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, h = case.channels, halved(case.channels)
+    return {"x": _image(case), "w_qkv": ((3 * h, c), c**-0.5 * h**-0.25), "w_out": ((c, h), 1.0)}
+
+
+def _non_local_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y = x + W_out sum over the map of softmax(q . k) v, section 3 of Wang et al. 2018, a row of queries at a time."""
+    x = tensors["x"]
+    q, k, v = torch.einsum("oc,nchw->nohw", tensors["w_qkv"], x).chunk(3, dim=1)
+    k, v = k.flatten(2), v.flatten(2)
+    rows = []
+    for i in range(case.height):
+        weights = torch.einsum("ndj,ndp->njp", q[:, :, i], k).softmax(-1)
+        rows.append(torch.einsum("njp,ndp->ndj", weights, v))
+    return x + torch.einsum("oc,nchw->nohw", tensors["w_out"], torch.stack(rows, dim=2))
+
+
+def _criss_cross_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, h = case.channels, eighth(case.channels)
+    scales = {"w_qk": ((2 * h, c), c**-0.5 * h**-0.25), "w_v": ((c, c), c**-0.5), "gamma": ((1,), 1.0)}
+    return {"x": _image(case), **scales}
+
+
+def _criss_cross_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y = x + gamma sum over the row and column of a pixel of softmax(q . k) v, section 3.2 of Huang et al. 2019.
+
+    The pixel itself counts once, with its column.
+    """
+    x = tensors["x"]
+    q, k = torch.einsum("oc,nchw->nohw", tensors["w_qk"], x).chunk(2, dim=1)
+    v = torch.einsum("oc,nchw->nohw", tensors["w_v"], x)
+    itself = torch.eye(case.width, dtype=torch.bool, device=x.device)
+    rows = []
+    for i in range(case.height):
+        in_column = torch.einsum("ndj,ndaj->nja", q[:, :, i], k)
+        in_row = torch.einsum("ndj,ndb->njb", q[:, :, i], k[:, :, i]).masked_fill(itself, -torch.inf)
+        weights = torch.cat([in_column, in_row], dim=2).softmax(-1)
+        of_column, of_row = weights.split([case.height, case.width], dim=2)
+        rows.append(torch.einsum("nja,ndaj->ndj", of_column, v) + torch.einsum("njb,ndb->ndj", of_row, v[:, :, i]))
+    return x + tensors["gamma"] * torch.stack(rows, dim=2)
+
+
+def _image(case: Case) -> tuple[tuple[int, ...], float]:
+    return (case.batch, case.channels, case.height, case.width), 1.0
+
+
+@dataclass(frozen=True)
+class _ReferenceKernel:
+    """The reference of local attention as the kernel of a network."""
+
+    layer: None = None
+
+    def attend(self, case: Case) -> Callable[..., Tensor]:
+        def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+            tensors = {"q": q, "k": k, "v": v}
+            if rel_row is not None and rel_col is not None:
+                tensors |= {"rel_row": rel_row, "rel_col": rel_col}
+            return _local_attention_reference(case, tensors)
+
+        return core
+
+
+def _network_reference(case: Case, tensors: Tensors) -> Tensor:
+    y: Tensor = networks.bind(case, tensors, _ReferenceKernel())(tensors["x"])
+    return y
+
+
+def _also_in_networks(op: Op) -> Op:
+    return Op(
+        op.name,
+        lambda case: networks.shapes(case) if case.scope == "network" else op.shapes(case),
+        lambda case, t: _network_reference(case, t) if case.scope == "network" else op.reference(case, t),
+    )
+
+
+LOCAL_ATTENTION = _also_in_networks(Op("local_attention", _local_attention_shapes, _local_attention_reference))
 GLOBAL_ATTENTION = Op("global_attention", _input_shapes, _global_attention_reference)
-CONVOLUTION = Op("convolution", _convolution_shapes, _convolution_reference)
+CONVOLUTION = _also_in_networks(Op("convolution", _convolution_shapes, _convolution_reference))
 DEPTHWISE_CONVOLUTION = Op(
     "depthwise_convolution", lambda case: _convolution_shapes(case, case.channels), _convolution_reference
 )
+SQUEEZE_EXCITATION = Op("squeeze_excitation", _squeeze_excitation_shapes, _squeeze_excitation_reference)
+NON_LOCAL = Op("non_local", _non_local_shapes, _non_local_reference)
+CRISS_CROSS = Op("criss_cross", _criss_cross_shapes, _criss_cross_reference)

@@ -10,9 +10,12 @@ from sasa_bench.case import Case
 from sasa_bench.flops import FORMULAS, cost, equal_flops_kernel_size
 from sasa_bench.ops import (
     CONVOLUTION,
+    CRISS_CROSS,
     DEPTHWISE_CONVOLUTION,
     GLOBAL_ATTENTION,
     LOCAL_ATTENTION,
+    NON_LOCAL,
+    SQUEEZE_EXCITATION,
     Op,
     leaves,
     random_tensors,
@@ -43,7 +46,7 @@ def counted(op: str, case: Case) -> int:
     return flops
 
 
-@pytest.mark.parametrize("op", FORMULAS)
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("scope", ["layer", "core"])
 @pytest.mark.parametrize("position", ["none", "absolute", "relative"])
 def test_the_formula_equals_a_count_of_every_operation(op: str, scope: str, position: str) -> None:
@@ -101,3 +104,38 @@ def test_the_paper_example_of_equal_flops_holds() -> None:
     convolution = cost("convolution", Case(kernel_size=3, channels=128)).flops
     attention = cost("local_attention", Case(kernel_size=19, channels=128, position="none")).flops
     assert attention <= convolution < cost("local_attention", Case(kernel_size=21, position="none")).flops
+
+
+MODULES = {op.name: op for op in (SQUEEZE_EXCITATION, NON_LOCAL, CRISS_CROSS)}
+
+
+def test_every_formula_is_counted_by_hand_here() -> None:
+    assert set(FORMULAS) == set(OPS) | set(MODULES)
+
+
+def test_the_modules_added_to_convolutions_count_their_products_and_sums() -> None:
+    case = Case(channels=32, heads=1, resolution="3x5", batch=2)
+    pixels, scalars = 30, 960
+    assert cost("squeeze_excitation", case).flops == 2 * scalars + 2 * (2 * 32 * 2 + 2 * 2 * 32)
+    with FlopCounterMode(display=False) as counter:
+        NON_LOCAL.reference(case, leaves(random_tensors(NON_LOCAL, case, 0), case))
+    assert cost("non_local", case).flops == counter.get_total_flops() + scalars
+    seen = sum(a == i or b == j for i, j, a, b in itertools.product(range(3), range(5), range(3), range(5))) * 2
+    projections = pixels * 2 * 32 * (4 + 4 + 32)
+    assert cost("criss_cross", case).flops == projections + seen * (2 * 4 + 2 * 32) + 2 * scalars
+
+
+@pytest.mark.parametrize("op", MODULES.values(), ids=MODULES.keys())
+@pytest.mark.parametrize("channels", [1, 8, 48])
+def test_the_parameters_of_a_module_are_those_of_its_tensors(op: Op, channels: int) -> None:
+    case = Case(channels=channels, heads=1, resolution=4)
+    tensors = random_tensors(op, case, 0)
+    assert cost(op.name, case).params == sum(t.numel() for name, t in tensors.items() if name != "x")
+
+
+def test_global_cost_grows_with_the_square_of_the_pixels_and_local_cost_does_not() -> None:
+    small, large = Case(resolution=56), Case(resolution=112)
+    growth = {op: cost(op, large).flops / cost(op, small).flops for op in FORMULAS}
+    assert growth["local_attention"] == 4
+    assert 4 < growth["criss_cross"] < 8
+    assert growth["non_local"] > 13

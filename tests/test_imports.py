@@ -14,6 +14,7 @@ import sasa_bench
 PACKAGE = Path(sasa_bench.__file__).parent
 ORDER = (
     "case",
+    "networks",
     "flops",
     "suite",
     "intervals",
@@ -21,6 +22,8 @@ ORDER = (
     "record",
     "ops",
     "impls",
+    "attention",
+    "accuracy",
     "check",
     "measure",
     "trial",
@@ -28,6 +31,7 @@ ORDER = (
     "worker",
     "run",
     "table",
+    "paper",
     "plot",
     "findings",
     "report",
@@ -40,7 +44,19 @@ ORDER = (
     "aa",
     "cli",
 )
-WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "table", "plot", "findings", "report")
+WITHOUT_TORCH = (
+    "case",
+    "flops",
+    "suite",
+    "intervals",
+    "machine",
+    "record",
+    "table",
+    "paper",
+    "plot",
+    "findings",
+    "report",
+)
 
 
 def imported_modules(path: Path) -> set[str]:

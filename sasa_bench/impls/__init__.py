@@ -16,6 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sasa_bench.case import Case
+from sasa_bench.networks import modules as networks
 from sasa_bench.ops import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
@@ -73,12 +74,15 @@ def local_attention(
     supports: Callable[[Case], str | None] = _everything,
     missing: Callable[[], str | None] = _nothing_missing,
 ) -> Impl:
-    """An implementation of local attention from its core, at both scopes.
+    """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 
     `attend(case)` prepares what depends on the case alone (masks, indices) and returns the core as a function.
     """
 
     def build(case: Case, tensors: Tensors) -> Call:
+        if case.scope == "network":
+            network = networks.bind(case, tensors, impl)
+            return lambda: network(tensors["x"])
         rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")
         if layer is not None and case.scope == "layer":
             whole = layer(case)
@@ -86,20 +90,21 @@ def local_attention(
         core = attend(case)
         return lambda: core(*project(case, tensors), rel_row, rel_col)
 
-    return Impl(
+    def supports_each(case: Case) -> str | None:
+        cases = networks.attention_cases(case) if case.scope == "network" else [case]
+        return next((reason for reason in map(supports, cases) if reason), None)
+
+    impl = Impl(
         name=name,
         op=LOCAL_ATTENTION,
         summary=summary,
         build=build,
-        supports=lambda case: _no_network(case) or supports(case),
+        supports=supports_each,
         missing=missing,
         attend=attend,
         layer=layer,
     )
-
-
-def _no_network(case: Case) -> str | None:
-    return "this is a layer, not a network" if case.scope == "network" else None
+    return impl
 
 
 BUILTIN = {
@@ -112,9 +117,17 @@ BUILTIN = {
     "depthwise_kxk": "sasa_bench.impls.convolution:DEPTHWISE_KXK",
     "conv1x1": "sasa_bench.impls.convolution:CONV1X1",
     "global_attention": "sasa_bench.impls.global_attention:IMPL",
+    "squeeze_excitation": "sasa_bench.impls.squeeze_excitation:IMPL",
+    "non_local": "sasa_bench.impls.non_local:IMPL",
+    "criss_cross": "sasa_bench.impls.criss_cross:IMPL",
 }
 """Name -> "module:object" of each implementation that comes with the package."""
 
+ANYWHERE = "unfold"
+"""The local attention that runs on every device and in every dtype, forward and backward."""
+
+IN_NETWORKS = ("conv3x3", "unfold", "fused", "cuda")
+"""What whole networks are timed with, where it is registered and the machine can run it."""
 
 ENTRY_POINTS = "sasa_bench.impls"
 """The entry-point group through which other packages register theirs; each entry is an Impl."""

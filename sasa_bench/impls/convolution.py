@@ -8,11 +8,16 @@ from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
+from sasa_bench.networks import modules as networks
 from sasa_bench.ops import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
-    x, weight = tensors["x"], tensors["weight"]
+    x = tensors["x"]
+    if case.scope == "network":
+        network = networks.bind(case, tensors, None)
+        return lambda: network(x)
+    weight = tensors["weight"]
     groups = case.channels // weight.shape[1]
     return lambda: F.conv2d(x, weight, padding=case.kernel_size // 2, groups=groups)
 
@@ -25,12 +30,25 @@ def _with_window(kernel_size: int) -> Callable[[Case], Case]:
     return lambda case: case.with_(kernel_size=kernel_size)
 
 
+def _counterpart(case: Case) -> Case:
+    """A 3 x 3 convolution; of a network, the same one with convolutions everywhere."""
+    if case.scope != "network":
+        return case.with_(kernel_size=3)
+    return case.with_(kernel_size=3, position="none", stem="conv", attention_groups="none")
+
+
 def _convolution(name: str, summary: str, op: Op = CONVOLUTION, kernel_size: int | None = None) -> Impl:
     computes = _with_window(kernel_size) if kernel_size else lambda case: case
     return Impl(name=name, op=op, summary=summary, build=_build, supports=_supports, computes=computes)
 
 
-CONV3X3 = _convolution("conv3x3", "3 x 3 convolution whatever the window: the paper's baseline", kernel_size=3)
+CONV3X3 = Impl(
+    name="conv3x3",
+    op=CONVOLUTION,
+    summary="3 x 3 convolution whatever the window: the paper's baseline",
+    build=_build,
+    computes=_counterpart,
+)
 CONV_KXK = _convolution("conv_kxk", "convolution with the window of the case")
 DEPTHWISE_KXK = _convolution(
     "depthwise_kxk", "depthwise convolution with the window of the case", DEPTHWISE_CONVOLUTION

@@ -1,0 +1,29 @@
+"""Whole networks: the paper's ResNets and RetinaNets, described once and read by the cost model and by torch."""
+
+from __future__ import annotations
+
+from sasa_bench.case import Case
+from sasa_bench.networks import resnet, retinanet
+from sasa_bench.networks.layers import Attention, Layer, Shape
+
+FAMILIES = ("resnet", "retinanet")
+"""A network is named by its family and the depth of its ResNet."""
+
+
+def describe(case: Case) -> Layer:
+    """The network of a case at scope "network". Raises ValueError at any other scope."""
+    family = next((f for f in FAMILIES if case.network.startswith(f)), None)
+    if family is None:
+        raise ValueError(f"{case.describe()} names no network: give scope = 'network' and network = 'resnet50'")
+    depth = int(case.network.removeprefix(family))
+    groups, _, heads = case.attention_groups.partition("+")
+    groups = groups.replace("none", "")
+    attention = Attention(case.kernel_size, case.heads, case.position, case.border) if groups or heads else None
+    if family == "resnet":
+        return resnet.resnet(depth, case.stem, attention, groups)
+    return retinanet.retinanet(depth, case.stem, attention, groups, bool(heads))
+
+
+def image_shape(case: Case) -> Shape:
+    """The shape of one image of a case: three colours."""
+    return 3, case.height, case.width
