@@ -86,6 +86,11 @@ FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_ty
 @click.option(
     "--shard", callback=_shard, metavar="I/N", help="Measure part I of N, cut by cost; `merge` joins the parts."
 )
+@click.option(
+    "--slurm",
+    is_flag=True,
+    help="Run as an array job on Slurm; words such as partition=gpu gres=gpu:1 time=2:00:00 array=100%8 go to sbatch.",
+)
 def run(
     suites: tuple[Path, ...],
     device: str | None,
@@ -96,6 +101,7 @@ def run(
     budget_s: float,
     timeout_s: float,
     shard: tuple[int, int] | None,
+    slurm: bool,
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench import machine as machines
@@ -108,12 +114,18 @@ def run(
         raise click.UsageError("--budget and --timeout are seconds, more than 0")
     if resume and out is None:
         raise click.UsageError("--resume needs --out FILE, the results file to finish")
+    wishes = [path for path in suites if slurm and "=" in str(path) and not path.exists()]
+    suites = tuple(path for path in suites if path not in wishes)
     loaded = [load(path, _overrides(pairs, device)) for path in suites]
     _distinct(loaded)
-    if any(case.device == "cuda" for suite in loaded for case in suite.cases):
+    if not slurm and any(case.device == "cuda" for suite in loaded for case in suite.cases):
         _require_cuda()
     part = "-{}of{}".format(*shard) if shard else ""
     path = out or Path("reports") / f"{loaded[0].name}-{datetime.now():%Y%m%d-%H%M%S}{part}.jsonl"
+    if slurm:
+        if shard or not loaded:
+            raise click.UsageError("--slurm cuts whole suites itself: name a suite, and leave --shard out")
+        return _run_on_slurm(loaded, impls, [str(wish) for wish in wishes], path, resume, budget_s, timeout_s)
     machine = machines.detect()
     known = open_results(path, resume, machine)
     for warning in known.warnings if known else ():
@@ -142,6 +154,62 @@ def run(
             return ERROR
     said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {total} rows ({said})")
+    return 0
+
+
+def _run_on_slurm(
+    suites: Sequence[Suite],
+    impls: Sequence[str],
+    words: Sequence[str],
+    out: Path,
+    resume: bool,
+    budget_s: float,
+    timeout_s: float,
+) -> int:
+    from sasa_bench.run import Workers, describe
+    from sasa_bench.shard import write
+    from sasa_bench.slurm import Measure, drive, last_words, open_sweep, parse_options, require_slurm
+
+    options = parse_options(words)
+    require_slurm()
+    specs = list(impls) or list(dict.fromkeys(impl for suite in suites for impl in suite.impls))
+    with Workers(timeout_s) as workers:
+        infos = describe(workers, specs)
+    sweep = open_sweep(out, resume, suites, impls, infos, options, budget_s, timeout_s)
+    total = sum(sweep.size(index) for index in range(len(sweep.shards)))
+    click.echo(f"{total} rows in {len(sweep.shards)} tasks, job {sweep.name}, files in {sweep.folder}", err=True)
+    try:
+        with _progress() as bar:
+            task = bar.add_task("", total=total)
+            lost = drive(
+                sweep.folder,
+                sweep.name,
+                Measure(sweep.folder),
+                sweep.missing,
+                options,
+                lambda now: bar.update(task, completed=total - now.missing, description=now.queue),
+            )
+            bar.update(task, completed=total - sum(sweep.missing().values()), description="")
+    except KeyboardInterrupt:
+        click.echo("stopped watching: the tasks go on; `scancel --name " + sweep.name + "` ends them", err=True)
+        click.echo(f"go on with: the same command, with --out {out} --resume", err=True)
+        return ERROR
+    merged = sweep.merged()
+    _say("", merged.results.warnings)
+    write(merged.results, out)
+    missing = sum(sweep.missing().values())
+    click.echo(f"{out}: {len(merged.results.rows)} of {total} rows from {len(sweep.shards)} tasks")
+    if missing:
+        _say(
+            "",
+            [
+                f"task {index} ended again and again without a new row; {last_words(sweep.folder, index)}"
+                for index in lost
+            ],
+        )
+        raise SlurmError(
+            f"{missing} rows are missing: see to the cause, then repeat the command with --out {out} --resume"
+        )
     return 0
 
 
