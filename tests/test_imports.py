@@ -19,6 +19,7 @@ ORDER = (
     "intervals",
     "machine",
     "record",
+    "shard",
     "ops",
     "impls",
     "check",
@@ -27,6 +28,7 @@ ORDER = (
     "turns",
     "worker",
     "run",
+    "slurm",
     "table",
     "plot",
     "findings",
@@ -40,7 +42,20 @@ ORDER = (
     "aa",
     "cli",
 )
-WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "table", "plot", "findings", "report")
+WITHOUT_TORCH = (
+    "case",
+    "flops",
+    "suite",
+    "intervals",
+    "machine",
+    "record",
+    "shard",
+    "slurm",
+    "table",
+    "plot",
+    "findings",
+    "report",
+)
 
 
 def imported_modules(path: Path) -> set[str]:
