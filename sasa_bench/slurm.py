@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
-import importlib.util
 import json
 import math
 import os
@@ -476,8 +475,10 @@ def _cancel(jobs: Iterable[str]) -> None:
 
 def require_slurm() -> None:
     """Raise SlurmError, with what to do, where submitit or Slurm's commands are missing."""
-    if importlib.util.find_spec("submitit") is None:
-        raise SlurmError("--slurm needs submitit: pip install 'sasa-bench[slurm]'")
+    try:
+        import submitit  # noqa: F401 (the real import is where it is used)
+    except ModuleNotFoundError:
+        raise SlurmError("--slurm needs submitit: pip install 'sasa-bench[slurm]'") from None
     for command in ("sbatch", "srun", "squeue", "scancel"):
         if not shutil.which(command):
             raise SlurmError(f"--slurm needs Slurm's commands, and there is no {command} here: run it on a login node")

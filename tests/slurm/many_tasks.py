@@ -1,4 +1,4 @@
-"""How a submitter, its folder and Slurm bear many tasks: a sweep of made-up rows, so that nothing but the rest is timed.
+"""How a submitter, its folder and Slurm bear many tasks: the rows are made up, so that nothing but the rest is timed.
 
 `python tests/slurm/many_tasks.py 1000` starts a cluster of this machine, runs that many tasks, and prints figures.
 """
