@@ -372,7 +372,8 @@ def drive(
     rows that each unfinished task lacks. `name` is the job's, and no other sweep may have it. Tasks that a submitter
     before this one left in Slurm's queue are waited for.
 
-    Raises SlurmError when Slurm cannot be used or refuses the first job, or when another submitter is at work.
+    Raises SlurmError when Slurm cannot be used or refuses the first job, or when another submitter is at work; once it
+    has accepted one, a refusal is reported and tried again.
     """
     require_slurm()
     with contextlib.ExitStack() as stack:
@@ -400,6 +401,7 @@ def _drive(
     _cancel(key for key in queued if key not in owners)
     missing_then: dict[int, int] = {}
     strikes: Counter[int] = Counter()
+    accepted, refused = False, ""
     ask_at, fresh = time.monotonic() + ASK_S, True
     while left := missing():
         if fresh and queued is not None:
@@ -408,20 +410,21 @@ def _drive(
             for index in lost:
                 strikes[index] = strikes[index] + 1 if missing_then.get(index) == left[index] else 0
             again = [index for index in lost if strikes[index] < STRIKES]
+            if not again and not waited_for:
+                return lost
             if again:
                 try:
                     new = submit(folder, name, work, again, options)
-                except SlurmError:
-                    if not owners:
+                except SlurmError as error:
+                    if not accepted:
                         raise
+                    refused = str(error)
                 else:
                     _note(folder, new)
                     owners |= new
                     missing_then |= {index: left[index] for index in again}
-                    ask_at = 0.0
-            elif not waited_for:
-                return lost
-        report(Progress(sum(left.values()), "no answer from Slurm" if queued is None else _describe(queued)))
+                    accepted, refused, ask_at = True, "", 0.0
+        report(Progress(sum(left.values()), refused or _describe(queued)))
         time.sleep(LOOK_S)
         if fresh := time.monotonic() >= ask_at:
             ask_at = time.monotonic() + ASK_S
@@ -443,7 +446,9 @@ def _note(folder: Path, new: Mapping[str, int]) -> None:
         file.write(f"\n{json.dumps(new)}\n")
 
 
-def _describe(queued: Mapping[str, tuple[str, str]]) -> str:
+def _describe(queued: Mapping[str, tuple[str, str]] | None) -> str:
+    if queued is None:
+        return "no answer from Slurm"
     states = Counter(state.lower() for state, _ in queued.values())
     waiting = [reason for state, reason in queued.values() if state == "PENDING" and reason != "None"]
     words = ", ".join(f"{count} {state}" for state, count in sorted(states.items(), reverse=True))

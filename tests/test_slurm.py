@@ -254,6 +254,24 @@ def test_a_new_submitter_waits_for_the_tasks_of_the_old_one_and_ends_those_it_ca
     assert cluster.cancelled == ["9"]
 
 
+def test_a_refusal_is_raised_at_first_and_reported_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any) -> dict[str, int]:
+        if cluster.submissions and len(cluster.submissions) != 2:
+            return cluster.submit(*arguments)
+        cluster.submissions += [[]] * bool(cluster.submissions)
+        raise SlurmError("sbatch refused the job: no such partition")
+
+    sweep = opened(tmp_path / "out.jsonl")
+    cluster = Cluster(sweep, {0: [2]}).install(monkeypatch)
+    monkeypatch.setattr(slurm, "submit", refuse)
+    with pytest.raises(SlurmError, match="no such partition"):
+        cluster.drive()
+    cluster.submit(sweep.folder, "", None, [], Options())
+    lost, seen = cluster.drive()
+    assert (lost, sweep.missing()) == ([], {})
+    assert "sbatch refused the job: no such partition" in {now.queue for now in seen}
+
+
 def test_only_one_submitter_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sweep = opened(tmp_path / "out.jsonl")
     cluster = Cluster(sweep, {}).install(monkeypatch)
