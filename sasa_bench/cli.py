@@ -259,7 +259,8 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
         raise
     _say("", merged.results.warnings)
     _say("kept once", merged.duplicates)
-    revisions = sorted({merged.results.machines[row.machine].revision for row in merged.results.rows})
+    used = {row.machine for row in merged.results.rows}
+    revisions = sorted({machine.revision for key, machine in merged.results.machines.items() if key in used})
     if len(revisions) > 1:
         _say("", [f"the rows come from {len(revisions)} revisions of sasa-bench: {', '.join(revisions)}"])
     out.parent.mkdir(parents=True, exist_ok=True)
