@@ -146,4 +146,4 @@ def test_a_sweep_loses_nothing_when_tasks_nodes_daemons_and_the_submitter_die(cl
     assert set(measured.values()) == {1}
     assert one_process.wait(timeout=240) == 0
     pd.testing.assert_frame_equal(table_of(submitter.out), table_of(alone))
-    assert not cluster.run("squeue", "--noheader")
+    wait_for(lambda: not cluster.run("squeue", "--noheader"), 60, "the queue is empty")
