@@ -168,7 +168,7 @@ def _run_on_slurm(
 ) -> int:
     from sasa_bench.run import Workers, describe
     from sasa_bench.shard import write
-    from sasa_bench.slurm import Measure, drive, last_words, open_sweep, parse_options, require_slurm
+    from sasa_bench.slurm import Measure, SlurmError, drive, last_words, open_sweep, parse_options, require_slurm
 
     options = parse_options(words)
     require_slurm()

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.case import from_dict
+from sasa_bench.case import UserError, from_dict
 from sasa_bench.machine import available_cores, detect
 from sasa_bench.record import ImplInfo, Results, Writer, read
 from sasa_bench.shard import Merged, cut, expected_s, merge, require_one_meaning_of_threads
@@ -44,7 +44,7 @@ LOOK_S, ASK_S = 2.0, 15.0
 OURS = ("job-name", "nodes", "ntasks", "output", "error", "open-mode", "signal", "requeue", "wrap")
 
 
-class SlurmError(ValueError):
+class SlurmError(UserError):
     """Slurm cannot be used as asked; the message says why and what to do."""
 
 
