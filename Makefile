@@ -8,7 +8,7 @@ MAIN ?= main
 GATE ?=
 RESULTS ?= reports/bench-$(STAMP).jsonl
 
-.PHONY: setup bench bench-gpu report gate test lint clean
+.PHONY: setup bench bench-gpu report gate test test-slurm lint clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +33,11 @@ gate: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-slurm: setup
+	tests/slurm/install.sh
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS),slurm]'
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 lint: setup
 	$(BIN)/ruff format --check .

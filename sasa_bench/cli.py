@@ -60,6 +60,15 @@ def _overrides(pairs: Sequence[str], device: str | None = None) -> dict[str, lis
     return found
 
 
+def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise click.UsageError(f"--shard {text}: give I/N, part I of N, such as 1/4 to 4/4")
+    return int(number), int(count)
+
+
 SUITES = click.argument("suites", nargs=-1, required=True, type=click.Path(path_type=Path))
 CASE = click.option("-c", "pairs", multiple=True, metavar="FIELD=VALUE[,VALUE]", help="Hold or sweep an axis.")
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -74,6 +83,14 @@ FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_ty
 @click.option("--resume", is_flag=True, help="Finish the file that --out names; rows it has are not measured again.")
 @click.option("--budget", "budget_s", default=0.6, show_default=True, help="Seconds of samples for each row.")
 @click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option(
+    "--shard", callback=_shard, metavar="I/N", help="Measure part I of N, cut by cost; `merge` joins the parts."
+)
+@click.option(
+    "--slurm",
+    is_flag=True,
+    help="Run as an array job on Slurm; words such as partition=gpu gres=gpu:1 time=2:00:00 array=100%8 go to sbatch.",
+)
 def run(
     suites: tuple[Path, ...],
     device: str | None,
@@ -83,22 +100,32 @@ def run(
     resume: bool,
     budget_s: float,
     timeout_s: float,
+    shard: tuple[int, int] | None,
+    slurm: bool,
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench import machine as machines
     from sasa_bench.measure import Settings
     from sasa_bench.record import Writer
     from sasa_bench.run import Workers, describe, execute, open_results, plan
+    from sasa_bench.shard import cut
 
     if budget_s <= 0 or timeout_s <= 0:
         raise click.UsageError("--budget and --timeout are seconds, more than 0")
     if resume and out is None:
         raise click.UsageError("--resume needs --out FILE, the results file to finish")
+    wishes = [path for path in suites if slurm and "=" in str(path) and not path.exists()]
+    suites = tuple(path for path in suites if path not in wishes)
     loaded = [load(path, _overrides(pairs, device)) for path in suites]
     _distinct(loaded)
-    if any(case.device == "cuda" for suite in loaded for case in suite.cases):
+    if not slurm and any(case.device == "cuda" for suite in loaded for case in suite.cases):
         _require_cuda()
-    path = out or Path("reports") / f"{loaded[0].name}-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+    part = "-{}of{}".format(*shard) if shard else ""
+    path = out or Path("reports") / f"{loaded[0].name}-{datetime.now():%Y%m%d-%H%M%S}{part}.jsonl"
+    if slurm:
+        if shard or not loaded:
+            raise click.UsageError("--slurm cuts whole suites itself: name a suite, and leave --shard out")
+        return _run_on_slurm(loaded, impls, [str(wish) for wish in wishes], path, resume, budget_s, timeout_s)
     machine = machines.detect()
     known = open_results(path, resume, machine)
     for warning in known.warnings if known else ():
@@ -106,7 +133,10 @@ def run(
     specs = list(impls) or list(dict.fromkeys(impl for suite in loaded for impl in suite.impls))
     counts: dict[str, int] = {}
     with Workers(timeout_s) as workers:
-        work = plan(loaded, impls, describe(workers, specs), known)
+        infos = describe(workers, specs)
+        if shard:
+            loaded = list(cut(loaded, shard[1], impls, infos)[shard[0] - 1])
+        work = plan(loaded, impls, infos, known)
         total = work.done + work.rows
         try:
             with Writer(path) as writer, _progress() as bar:
@@ -124,6 +154,62 @@ def run(
             return ERROR
     said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {total} rows ({said})")
+    return 0
+
+
+def _run_on_slurm(
+    suites: Sequence[Suite],
+    impls: Sequence[str],
+    words: Sequence[str],
+    out: Path,
+    resume: bool,
+    budget_s: float,
+    timeout_s: float,
+) -> int:
+    from sasa_bench.run import Workers, describe
+    from sasa_bench.shard import write
+    from sasa_bench.slurm import Measure, SlurmError, drive, last_words, open_sweep, parse_options, require_slurm
+
+    options = parse_options(words)
+    require_slurm()
+    specs = list(impls) or list(dict.fromkeys(impl for suite in suites for impl in suite.impls))
+    with Workers(timeout_s) as workers:
+        infos = describe(workers, specs)
+    sweep = open_sweep(out, resume, suites, impls, infos, options, budget_s, timeout_s)
+    total = sum(sweep.size(index) for index in range(len(sweep.shards)))
+    click.echo(f"{total} rows in {len(sweep.shards)} tasks, job {sweep.name}, files in {sweep.folder}", err=True)
+    try:
+        with _progress() as bar:
+            task = bar.add_task("", total=total)
+            lost = drive(
+                sweep.folder,
+                sweep.name,
+                Measure(sweep.folder),
+                sweep.missing,
+                options,
+                lambda now: bar.update(task, completed=total - now.missing, description=now.queue),
+            )
+            bar.update(task, completed=total - sum(sweep.missing().values()), description="")
+    except KeyboardInterrupt:
+        click.echo("stopped watching: the tasks go on; `scancel --name " + sweep.name + "` ends them", err=True)
+        click.echo(f"go on with: the same command, with --out {out} --resume", err=True)
+        return ERROR
+    merged = sweep.merged()
+    _say("", merged.results.warnings)
+    write(merged.results, out)
+    missing = sum(sweep.missing().values())
+    click.echo(f"{out}: {len(merged.results.rows)} of {total} rows from {len(sweep.shards)} tasks")
+    if missing:
+        _say(
+            "",
+            [
+                f"task {index} ended again and again without a new row; {last_words(sweep.folder, index)}"
+                for index in lost
+            ],
+        )
+        raise SlurmError(
+            f"{missing} rows are missing: see to the cause, then repeat the command with --out {out} --resume"
+        )
     return 0
 
 
@@ -154,6 +240,42 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         console=Console(stderr=True),
     )
+
+
+@cli.command()
+@FILES
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The merged results file.")
+def merge(files: tuple[Path, ...], out: Path) -> None:
+    """Join results files into one, the same byte for byte in whatever order they are named."""
+    from sasa_bench.shard import MergeConflictError, write
+    from sasa_bench.shard import merge as merge_results
+
+    if out.exists() and out.resolve() not in (path.resolve() for path in files):
+        raise click.UsageError(f"{out} is there already: name it among the files to add to it, or give another --out")
+    try:
+        merged = merge_results([(str(path), read([path])) for path in files])
+    except MergeConflictError as error:
+        _say("conflict", error.conflicts)
+        raise
+    _say("", merged.results.warnings)
+    _say("kept once", merged.duplicates)
+    used = {row.machine for row in merged.results.rows}
+    revisions = sorted({machine.revision for key, machine in merged.results.machines.items() if key in used})
+    if len(revisions) > 1:
+        _say("", [f"the rows come from {len(revisions)} revisions of sasa-bench: {', '.join(revisions)}"])
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write(merged.results, out)
+    kinds = len(merged.results.hardware())
+    click.echo(
+        f"{out}: {len(merged.results.rows)} rows from {len(files)} files, {kinds} kind{'s' * (kinds != 1)} of machine"
+    )
+
+
+def _say(what: str, sentences: Sequence[str], most: int = 20) -> None:
+    for sentence in sentences[:most]:
+        click.echo(f"sasa-bench: {what}{': ' if what else ''}{sentence}", err=True)
+    if len(sentences) > most:
+        click.echo(f"sasa-bench: {what}{': ' if what else ''}and {len(sentences) - most} more like these", err=True)
 
 
 @cli.command()
