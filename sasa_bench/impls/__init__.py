@@ -45,7 +45,8 @@ class Impl:
     op        what is computed; its reference judges the result
     summary   one line for people
     build     (case, tensors) -> call; `call()` computes y from those very tensors, so set-up is not timed. The
-              tensors are those of op.shapes in the dtype and on the device of the case
+              tensors are those of op.shapes in the dtype and on the device of the case. A call with an attribute
+              `figures`, a dict from column name (with its unit) to number, adds these columns to its row
     supports  case -> None, or the reason why this implementation cannot do it
     missing   None, or what this machine lacks and the command that would help; must be cheap
     computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
