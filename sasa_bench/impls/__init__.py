@@ -113,6 +113,7 @@ BUILTIN = {
     "onnx_blocked": "sasa_bench.impls.blocked:ONNX",
     "onnx": "sasa_bench.impls.folded:ONNX",
     "onnx_dynamic": "sasa_bench.impls.folded:ONNX_DYNAMIC",
+    "onnx_fused": "sasa_bench.impls.onnx_fused:IMPL",
     "onnx_conv3x3": "sasa_bench.impls.convolution:ONNX_CONV3X3",
     "conv3x3": "sasa_bench.impls.convolution:CONV3X3",
     "conv_kxk": "sasa_bench.impls.convolution:CONV_KXK",

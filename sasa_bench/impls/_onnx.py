@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -84,6 +84,12 @@ class _Module(nn.Module):
         return self.function(named | {name: self.get_buffer(name) for name in self.others})
 
 
+def missing() -> str | None:
+    """None, or the Python packages that are not installed and the command that installs them."""
+    absent = [name for name in PACKAGES if find_spec(name) is None]
+    return f"{' and '.join(absent)} not installed: pip install {' '.join(absent)}" if absent else None
+
+
 def exported(
     name: str,
     summary: str,
@@ -93,15 +99,18 @@ def exported(
     dynamic: bool = False,
     computes: Callable[[Case], Case] = lambda case: case,
     supports: Callable[[Case], str | None] = lambda case: None,
+    missing: Callable[[], str | None] = missing,
+    library: Callable[[], str] | None = None,
 ) -> Impl:
     """An implementation that exports `function(case)` to ONNX and runs it in ONNX Runtime, forward only.
 
-    `dynamic` leaves batch, height and width open in the file; else they are those of the case.
+    `dynamic` leaves batch, height and width open in the file; else they are those of the case. `library` gives the path
+    of the custom operators that the graph contains, if any.
     """
 
     def build(case: Case, tensors: Tensors) -> Session:
         model, figures = export(function(case), case, tensors, dynamic)
-        return load(name, model, case, tensors, figures)
+        return load(name, model, case, tensors, figures, library() if library else None)
 
     def able(case: Case) -> str | None:
         if case.scope == "network":
@@ -113,8 +122,17 @@ def exported(
     return Impl(name=name, op=op, summary=summary, build=build, supports=able, missing=missing, computes=computes)
 
 
-def exported_attention(name: str, summary: str, attend: Callable[[Case], Attend], *, dynamic: bool = False) -> Impl:
-    """Local attention exported from its core, at both scopes.
+def exported_attention(
+    name: str,
+    summary: str,
+    attend: Callable[[Case], Attend],
+    *,
+    dynamic: bool = False,
+    supports: Callable[[Case], str | None] = lambda case: None,
+    missing: Callable[[], str | None] = missing,
+    library: Callable[[], str] | None = None,
+) -> Impl:
+    """Local attention exported from its core, at both scopes; see `exported`.
 
     With `dynamic`, the core must take its sizes from its arguments. Absolute embeddings have the size of one map, and
     there is no dynamic layer with them.
@@ -124,18 +142,14 @@ def exported_attention(name: str, summary: str, attend: Callable[[Case], Attend]
         core = attend(case)
         return lambda tensors: core(*project(case, tensors), tensors.get("rel_row"), tensors.get("rel_col"))
 
-    def supports(case: Case) -> str | None:
+    def able(case: Case) -> str | None:
         if dynamic and case.position == "absolute" and case.scope == "layer":
             return "absolute embeddings have the size of one map: there is no model of every size with them"
-        return None
+        return supports(case)
 
-    return exported(name, summary, LOCAL_ATTENTION, function, dynamic=dynamic, supports=supports)
-
-
-def missing() -> str | None:
-    """None, or the packages that are not installed and the command that installs them."""
-    absent = [name for name in PACKAGES if find_spec(name) is None]
-    return f"{' and '.join(absent)} not installed: pip install {' '.join(absent)}" if absent else None
+    return exported(
+        name, summary, LOCAL_ATTENTION, function, dynamic=dynamic, supports=able, missing=missing, library=library
+    )
 
 
 def _unsupported(case: Case) -> str | None:
@@ -179,7 +193,7 @@ def export(
     """The model of `function` and its figures.
 
     Figures: export_s, seconds of torch.onnx.export; model_bytes, size of the file; node_count of the file; and, for a
-    model of one size, graph_flops by `graph_flops`. Raises what torch.onnx.export raises.
+    model of one size and standard operators, graph_flops by `graph_flops`. Raises RuntimeError where the export fails.
     """
     module = _Module(function, tensors).eval()
     images = tuple(tensors[name] for name in module.images)
@@ -211,12 +225,19 @@ def export(
     model = program.model_proto
     figures["model_bytes"] = model.ByteSize()
     figures["node_count"] = node_count(model.graph)
-    if not dynamic:
+    if not dynamic and all(node.domain in ("", "ai.onnx") for node in nodes_of(model.graph)):
         figures["graph_flops"] = graph_flops(model)
     return model, figures
 
 
-def load(name: str, model: onnx.ModelProto, case: Case, tensors: Tensors, figures: dict[str, Any]) -> Session:
+def load(
+    name: str,
+    model: onnx.ModelProto,
+    case: Case,
+    tensors: Tensors,
+    figures: dict[str, Any],
+    library: str | None = None,
+) -> Session:
     """The model in ONNX Runtime, bound to `tensors` and to an output that is not yet written.
 
     Adds the figures session_s, seconds to load and optimise, and optimised_node_count. The model is kept in the folder
@@ -235,6 +256,8 @@ def load(name: str, model: onnx.ModelProto, case: Case, tensors: Tensors, figure
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         options = session_options(case)
+        if library:
+            options.register_custom_ops_library(library)
         options.optimized_model_filepath = str(optimised)
         session = onnxruntime.InferenceSession(content, options, providers=[_provider(case)])
         figures["session_s"] = time.perf_counter() - started
@@ -337,8 +360,3 @@ def graph_flops(model: onnx.ModelProto) -> int:
         elif node.output[0] in floating and node.op_type in REDUCTIONS:
             total += size(node.input[0])
     return total
-
-
-def run_sizes(session: onnxruntime.InferenceSession, images: Sequence[Tensors]) -> list[Tensor]:
-    """y [B, C, H, W] of each set of images on the CPU, whatever their sizes, through one session."""
-    return [torch.from_numpy(session.run(["y"], {name: t.numpy() for name, t in image.items()})[0]) for image in images]

@@ -119,7 +119,7 @@ def tables(height: int, width: int, window: int, border: str, like: Tensor) -> T
 
 
 def by_side(rel: Tensor, at: Side, before: int, after: int) -> Tensor:
-    """rel [N, d', K] -> [N, n, before + d' + after, S + K - 1]: for each pixel, the embedding of each further channel."""
+    """rel [N, d', K] -> [N, n, before + d' + after, S + K - 1]: the embedding of each further channel."""
     found = F.pad(rel, (0, 0, before, after)).index_select(2, at.offset.flatten())
     return found.unflatten(2, at.offset.shape).transpose(1, 2)
 
