@@ -57,7 +57,7 @@ def prepare(
             stage("build")
             started = time.perf_counter()
             call = impl.build(computed, tensors)
-            row["extra"] = {"build_s": time.perf_counter() - started}
+            row["extra"] = {"build_s": time.perf_counter() - started} | getattr(call, "figures", {})
             stage("check")
             run = step(computed, call, tensors, grad_y)
             outputs = run()

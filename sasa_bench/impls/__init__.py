@@ -46,7 +46,8 @@ class Impl:
     op        what is computed; its reference judges the result
     summary   one line for people
     build     (case, tensors) -> call; `call()` computes y from those very tensors, so set-up is not timed. The
-              tensors are those of op.shapes in the dtype and on the device of the case
+              tensors are those of op.shapes in the dtype and on the device of the case. A call with an attribute
+              `figures`, a dict from column name (with its unit) to number, adds these columns to its row
     supports  case -> None, or the reason why this implementation cannot do it
     missing   None, or what this machine lacks and the command that would help; must be cheap
     computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
@@ -112,6 +113,13 @@ BUILTIN = {
     "naive": "sasa_bench.impls.naive:IMPL",
     "unfold": "sasa_bench.impls.unfold:IMPL",
     "blocked": "sasa_bench.impls.blocked:IMPL",
+    "folded": "sasa_bench.impls.folded:IMPL",
+    "onnx_unfold": "sasa_bench.impls.unfold:ONNX",
+    "onnx_blocked": "sasa_bench.impls.blocked:ONNX",
+    "onnx": "sasa_bench.impls.folded:ONNX",
+    "onnx_dynamic": "sasa_bench.impls.folded:ONNX_DYNAMIC",
+    "onnx_fused": "sasa_bench.impls.onnx_fused:IMPL",
+    "onnx_conv3x3": "sasa_bench.impls.convolution:ONNX_CONV3X3",
     "conv3x3": "sasa_bench.impls.convolution:CONV3X3",
     "conv_kxk": "sasa_bench.impls.convolution:CONV_KXK",
     "depthwise_kxk": "sasa_bench.impls.convolution:DEPTHWISE_KXK",

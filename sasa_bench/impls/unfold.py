@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, local_attention
+from sasa_bench.impls._onnx import exported_attention
 
 
 def attend(case: Case) -> Attend:
@@ -37,3 +38,4 @@ def attend(case: Case) -> Attend:
 
 
 IMPL = local_attention("unfold", "K x K copies of keys and values, as public re-implementations do", attend)
+ONNX = exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend)

@@ -1,0 +1,145 @@
+"""`onnx_fused`: the native CPU kernel as one node of a graph in ONNX Runtime.
+
+csrc/onnx_fused.cpp wraps the kernels of csrc/local_attention.h as the operator sasa_bench::LocalAttention through the
+runtime's custom-operator interface. It is compiled on this machine at first use, into torch's extension directory
+(TORCH_EXTENSIONS_DIR), for this very processor. A file that contains the operator needs that library wherever it runs:
+`session_options.register_custom_ops_library(path)`.
+
+The interface is declared in headers that come with the sources of ONNX Runtime and not with its Python package.
+ONNXRUNTIME_INCLUDE_DIR names their folder; without it they are looked for in Debian's libonnxruntime-dev and in the
+Python package amd-quark, which contains them. An older header serves a newer runtime: the interface is versioned.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sasa_bench.case import Case
+from sasa_bench.impls import Attend
+from sasa_bench.impls import _onnx as onnx_runtime
+
+CSRC = Path(__file__).parent / "csrc"
+KERNELS = CSRC / "local_attention.h"
+SOURCE = CSRC / "onnx_fused.cpp"
+HEADER = "onnxruntime_cxx_api.h"
+SYSTEM_FOLDERS = ("/usr/include/onnxruntime", "/usr/include/onnxruntime/core/session", "/usr/local/include/onnxruntime")
+HEADER_PACKAGE = "amd-quark"
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
+
+
+def header_folder() -> Path | None:
+    """The folder with the headers of ONNX Runtime's C++ interface, or None.
+
+    ONNXRUNTIME_INCLUDE_DIR, where it is set, is the only place searched.
+    """
+    if named := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
+        return Path(named) if (Path(named) / HEADER).is_file() else None
+    for folder in map(Path, SYSTEM_FOLDERS):
+        if (folder / HEADER).is_file():
+            return folder
+    try:
+        files = metadata.files(HEADER_PACKAGE) or []
+    except metadata.PackageNotFoundError:
+        return None
+    found = [Path(str(file.locate())) for file in files if file.name == HEADER]
+    return found[0].parent if found and found[0].is_file() else None
+
+
+def missing() -> str | None:
+    """None, or what it takes to compile the operator and is not here."""
+    if absent := onnx_runtime.missing():
+        return absent
+    if not KERNELS.is_file():
+        return f"{KERNELS.name}, the kernel, is not in {CSRC}: install sasa-bench again"
+    if shutil.which("g++") is None:
+        return "no C++ compiler: apt-get install g++"
+    if header_folder() is None:
+        if named := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
+            return f"ONNXRUNTIME_INCLUDE_DIR={named} has no {HEADER}: give the folder that has it, or unset it"
+        return (
+            f"no {HEADER}: pip install --no-deps {HEADER_PACKAGE}, whose wheel has it, or set ONNXRUNTIME_INCLUDE_DIR "
+            "to the folder that has it"
+        )
+    return None
+
+
+@cache
+def library() -> str:
+    """The path of the compiled operator. Raises RuntimeError with the compiler's words."""
+    from torch.utils import cpp_extension
+
+    headers = header_folder()
+    assert headers is not None, missing()
+    digest = hashlib.sha256(repr((FLAGS, str(headers), _processor())).encode())
+    for source in [SOURCE, *sorted(CSRC.glob("*.h"))]:
+        digest.update(source.name.encode() + source.read_bytes())
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    built = root / f"sasa_bench_onnx_fused_{digest.hexdigest()[:16]}" / "onnx_fused.so"
+    built.parent.mkdir(parents=True, exist_ok=True)
+    with open(built.parent / "build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not built.exists():
+            partial = built.with_suffix(".part")
+            command = ["g++", *FLAGS, f"-I{headers}", f"-I{CSRC}", str(SOURCE), "-o", str(partial)]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
+                raise RuntimeError(f"g++ cannot compile {SOURCE.name}: {errors[0]}")
+            partial.rename(built)
+    return str(built)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+def attend(case: Case) -> Attend:
+    """One node, for maps of every size."""
+    attributes: dict[str, Any] = {
+        "kernel_size": case.kernel_size,
+        "heads": case.heads,
+        "zero_border": int(case.border == "zero"),
+    }
+
+    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+        inputs = [q, k, v] + ([rel_row, rel_col] if rel_row is not None and rel_col is not None else [])
+        node = torch.onnx.ops.symbolic(
+            "sasa_bench::LocalAttention", inputs, attributes, dtype=q.dtype, shape=q.shape, version=1
+        )
+        assert isinstance(node, Tensor)
+        return node
+
+    return core
+
+
+def _supports(case: Case) -> str | None:
+    if case.device != "cpu":
+        return "the operator runs on the CPU only"
+    if case.dtype != "float32":
+        return f"the operator computes float32 only, not {case.dtype}"
+    return None
+
+
+IMPL = onnx_runtime.exported_attention(
+    "onnx_fused",
+    "the native CPU kernel as one node in ONNX Runtime",
+    attend,
+    supports=_supports,
+    missing=missing,
+    library=library,
+)
