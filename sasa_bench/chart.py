@@ -1,0 +1,393 @@
+"""Interactive charts as Vega-Lite specifications: a suite along a chosen axis, and the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from sasa_bench.plot import DASHES, NUMERIC, Style, along, free_axes, places, spans_octaves, ticks
+from sasa_bench.record import COLUMNS, Roof
+from sasa_bench.table import BASELINE, varying_axes
+
+Spec = dict[str, Any]
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """What can stand on the upright axis.
+
+    title       words above the chart
+    tick        Vega expression for `value`, the number at a tick or in a tooltip
+    scale       stored units in one plotted unit
+    spread      columns that bound it, where there are some
+    """
+
+    title: str
+    tick: str
+    scale: float = 1.0
+    spread: tuple[str, str] | None = None
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "time_median_s": Quantity(
+        "time of one call, median (bars: p20 to p80)", "format(value, '~s') + 's'", spread=("time_p20_s", "time_p80_s")
+    ),
+    "time_vs_conv3x3": Quantity(f"time / time of {BASELINE}", "format(value, '~r') + '×'"),
+    "peak_memory_bytes": Quantity("peak memory of one call, MiB", "format(value, '~r') + ' MiB'", MIB),
+    "flops": Quantity("useful FLOPs", "format(value, '~s') + 'FLOP'"),
+    "flops_per_s": Quantity("useful FLOP/s", "format(value, '~s') + 'FLOP/s'"),
+    "roofline_fraction": Quantity("share of the roofline", "format(value, '~%')"),
+    "params": Quantity("parameters", "format(value, '~s')"),
+}
+"""Column -> how the interactive chart shows it."""
+
+RUN = "run"
+"""The column that tells results files apart where several are compared."""
+
+
+FIT = alt.AutoSizeParams(type="fit-x", contains="padding", resize=True)
+
+
+def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
+    """The chart of one suite: quantity, axis and held values chosen by selectors; None where nothing is plotted.
+
+    `rows` is the table of the suite; where it has a column `run`, runs differ by dash and implementations by colour.
+    """
+    ok = rows[rows["status"] == "ok"]
+    quantities = [name for name in QUANTITIES if (ok[name] > 0).any()]
+    if not quantities:
+        return None
+    runs = list(dict.fromkeys(ok[RUN])) if RUN in ok else []
+    axes = {a: c for a, c in free_axes(ok).items() if not (runs and ok.groupby(RUN)[a].nunique().max() == 1)}
+    axes = axes or {"kernel_size": ()}
+    names = [name for name in styles if name in set(ok["impl"])]
+    data = _plotted(ok, axes, quantities, runs)
+    base = alt.Chart(alt.InlineData(data.to_csv(index=False, float_format="%.5g"), format=_csv(data)))
+    x, colour, shape, dash = (
+        _x(axes),
+        _by_impl(names, styles, "colour"),
+        _by_impl(names, styles, "shape"),
+        _dash(names, styles, runs),
+    )
+    y = alt.Y(
+        "y:Q",
+        title=None,
+        scale=alt.Scale(type="log", nice=False, padding=12),
+        axis=_log_axis(_tick(quantities)),
+    )
+    run = [f"{RUN}:N"] if runs else []
+    marks = alt.layer(
+        *([_line_at_one(base)] if "time_vs_conv3x3" in quantities else []),
+        base.transform_filter("isValid(datum.low)")
+        .mark_rule(strokeWidth=2, opacity=0.45)
+        .encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour),
+        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, detail=run),
+        base.mark_point(
+            filled=True, size=75, opacity=1, tooltip=alt.ExprRef(_tooltip(list(axes), axes, quantities, run))
+        )
+        .encode(x=x, y=y, color=colour, shape=shape, detail=run)
+        .add_params(_toggles(names), _zoom()),
+    )
+    spread = [(name, QUANTITIES[name].spread) for name in quantities if QUANTITIES[name].spread]
+    low, high = ("".join(f"quantity == '{n}' ? datum.{s[i]} : " for n, s in spread if s) + "null" for i in (0, 1))
+    chart = (
+        marks.transform_calculate(y="+datum[quantity]", low=low, high=high, x="places[along]['' + datum[along]]")
+        .transform_filter(" && ".join(["datum.y > 0", *_held(axes)]))
+        .transform_filter({"param": "shown"})
+        .properties(
+            width="container",
+            height=380,
+            autosize=FIT,
+            title=_title(alt.ExprRef("titles[quantity] + ', by ' + names[along]")),
+        )
+        .add_params(*_choices(ok, axes, quantities))
+    )
+    return dict(chart.to_dict())
+
+
+def _plotted(
+    ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Sequence[str], runs: Sequence[str]
+) -> pd.DataFrame:
+    spread = [column for name in quantities for column in QUANTITIES[name].spread or ()]
+    data = ok[["impl", *([RUN] if runs else []), *_columns(axes), *quantities, *spread]].copy()
+    for name in quantities:
+        for column in (name, *(QUANTITIES[name].spread or ())):
+            data[column] = data[column].astype("float64") / QUANTITIES[name].scale
+    return data
+
+
+def _columns(axes: Mapping[str, Sequence[str]]) -> list[str]:
+    return [column for axis, coupled in axes.items() for column in (axis, *coupled)]
+
+
+def _csv(data: pd.DataFrame) -> alt.CsvDataFormat:
+    numbers = {str(name): "number" for name in data if pd.api.types.is_float_dtype(data[name])}
+    return alt.CsvDataFormat(type="csv", parse=numbers | {str(n): "string" for n in data if n not in numbers})
+
+
+def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Sequence[str]) -> list[alt.Parameter]:
+    """What the selectors offer, and the tables that the expressions of the chart look up."""
+    x = along(ok, list(axes))
+    tick_at, tick_label, where, at = {}, {}, {}, []
+    for axis, coupled in axes.items():
+        values = _values(ok, axis)
+        found = places(axis, values)
+        if spans_octaves(axis, list(found.values())):
+            found = {value: float(np.log2(number)) for value, number in found.items()}
+        found = {value: round(number, 6) for value, number in found.items()}
+        labels = dict(zip(ok[axis], ticks(ok, axis, coupled), strict=True))
+        where[axis] = {str(value): number for value, number in found.items()}
+        tick_at[axis] = list(found.values())
+        tick_label[axis] = [labels[value] for value in values]
+        if len(axes) > 1:
+            words = [str(value) for value in values]
+            middle = words[len(words) // 2] if axis in NUMERIC else words[0]
+            at.append(_select(f"at_{axis}", COLUMNS[axis].label, words, tick_label[axis], middle))
+    labels_of = {axis: " · ".join(COLUMNS[a].label for a in (axis, *coupled)) for axis, coupled in axes.items()}
+    names = list(axes)
+    return [
+        alt.param("places", value=where),
+        alt.param("tick_at", value=tick_at),
+        alt.param("tick_label", value=tick_label),
+        alt.param("titles", value={name: QUANTITIES[name].title for name in quantities}),
+        alt.param("names", value=labels_of),
+        _select("quantity", "show", quantities, [COLUMNS[name].label for name in quantities], quantities[0]),
+        _select("along", "along", names, list(labels_of.values()), x) if len(axes) > 1 else alt.param("along", value=x),
+        *at,
+    ]
+
+
+def _values(ok: pd.DataFrame, axis: str) -> list[Any]:
+    found = list(dict.fromkeys(ok[axis]))
+    order = places(axis, found)
+    return sorted(found, key=lambda value: order[value])
+
+
+def _select(name: str, label: str, values: Sequence[str], labels: Sequence[str], value: str) -> alt.Parameter:
+    menu = alt.binding_select(options=list(values), labels=list(labels), name=f"{label} ")
+    return alt.param(name, value=value, bind=menu)
+
+
+def _held(axes: Mapping[str, Sequence[str]]) -> list[str]:
+    if len(axes) == 1:
+        return []
+    return [f"(along == '{axis}' || datum.{axis} == at_{axis})" for axis in axes]
+
+
+def _toggles(names: Sequence[str]) -> alt.Parameter:
+    """A click on a name in the legend hides or shows it."""
+    return alt.selection_point(
+        name="shown",
+        fields=["impl"],
+        bind="legend",
+        toggle="true",
+        clear=False,
+        empty=False,
+        value=[{"impl": name} for name in names],
+    )
+
+
+def _zoom() -> alt.Parameter:
+    """Shift and wheel zoom, dragging with a mouse moves: a finger or a plain wheel still scrolls the page."""
+    return alt.selection_interval(
+        name="zoom",
+        bind="scales",
+        zoom="wheel![event.shiftKey]",
+        translate="[mousedown, window:mouseup] > window:mousemove!",
+    )
+
+
+def _x(axes: Mapping[str, Sequence[str]]) -> alt.X:
+    return alt.X(
+        "x:Q",
+        title=None,
+        scale=alt.Scale(zero=False, nice=False, padding=18),
+        axis=alt.Axis(
+            values=alt.ExprRef("tick_at[along]"),
+            labelExpr="tick_label[along][indexof(tick_at[along], datum.value)]",
+            labelOverlap="parity",
+            grid=False,
+        ),
+    )
+
+
+def _by_impl(names: Sequence[str], styles: Mapping[str, Style], look: str) -> alt.Color | alt.Shape:
+    scale = alt.Scale(domain=list(names), range=[getattr(styles[name], look) for name in names])
+    kind = alt.Color if look == "colour" else alt.Shape
+    return kind("impl:N", title=None, scale=scale, legend=_legend())
+
+
+def _dash(names: Sequence[str], styles: Mapping[str, Style], runs: Sequence[str]) -> alt.StrokeDash:
+    if runs:
+        dashes = [list(DASHES[i % len(DASHES)]) or [1, 0] for i in range(len(runs))]
+        legend = alt.Legend(orient="top", symbolSize=600, labelLimit=600, direction="vertical")
+        return alt.StrokeDash(f"{RUN}:N", title=None, scale=alt.Scale(domain=list(runs), range=dashes), legend=legend)
+    dashes = [list(styles[name].dash) or [1, 0] for name in names]
+    return alt.StrokeDash("impl:N", title=None, scale=alt.Scale(domain=list(names), range=dashes), legend=_legend())
+
+
+def _legend() -> alt.Legend:
+    return alt.Legend(
+        orient="bottom",
+        columns=alt.ExprRef("max(2, floor(width / 150))"),
+        symbolSize=90,
+        symbolOpacity=1,
+        labelFontSize=13,
+        labelLimit=140,
+        rowPadding=6,
+        offset=10,
+    )
+
+
+def _title(text: Any) -> alt.Title:
+    return alt.Title(text, anchor="start", fontWeight="normal", fontSize=13, offset=10)
+
+
+MANTISSA = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
+
+
+def _log_axis(label: str) -> alt.Axis:
+    """Labels at 1, 2 and 5 of each decade, a strong line at 1."""
+    return alt.Axis(
+        labelExpr=f"indexof([1, 2, 5], {MANTISSA}) >= 0 ? {label} : ''",
+        labelOverlap=True,
+        gridOpacity={"condition": {"test": f"{MANTISSA} == 1", "value": 0.9}, "value": 0.25},
+        ticks=False,
+        labelPadding=6,
+        domain=False,
+    )
+
+
+def _tick(quantities: Sequence[str]) -> str:
+    cases = [f"quantity == '{name}' ? {_format(name, 'datum.value')} : " for name in quantities]
+    return "".join(cases) + "datum.label"
+
+
+def _format(name: str, value: str, digits: int | None = None) -> str:
+    """The Vega expression that writes `value` of a quantity, in full or to some digits."""
+    text = QUANTITIES[name].tick.replace("value", value, 1)
+    return text if digits is None else text.replace("'~", f"'.{digits}~")
+
+
+def _tooltip(names: Sequence[str], axes: Mapping[str, Sequence[str]], quantities: Sequence[str], run: list[str]) -> str:
+    fields = {"title": "datum.impl"} | ({"run": f"datum.{RUN}"} if run else {})
+    fields |= {COLUMNS[column].label: f"datum.{column}" for column in _columns(axes)}
+    for name in quantities:
+        words = _format(name, f"datum.{name}", 3)
+        if spread := QUANTITIES[name].spread:
+            words += "".join(
+                f" + '{mark}' + {_format(name, f'datum.{column}', 3)}"
+                for mark, column in zip((" (p20 ", ", p80 "), spread, strict=True)
+            )
+            words += " + ')'"
+        fields[COLUMNS[name].label] = f"isValid(datum.{name}) ? {words} : '–'"
+    return "{" + ", ".join(f"'{label}': {words}" for label, words in fields.items()) + "}"
+
+
+def _line_at_one(base: alt.Chart) -> alt.Chart:
+    """Where the quantity is a ratio to the baseline, a line at equality; placed in pixels, so it stretches no scale."""
+    return (
+        base.transform_filter("quantity == 'time_vs_conv3x3'")
+        .transform_aggregate(count="count()")
+        .mark_rule(strokeDash=[4, 4], opacity=0.6, clip=True)
+        .encode(y=alt.YValue(alt.ExprRef("scale('y', 1)")))
+    )
+
+
+def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Style], most: int = 400) -> Spec | None:
+    """FLOP/s against FLOPs per byte for a chosen case under the measured peak and bandwidth; None without a roof.
+
+    Offers `most` cases at most, spread evenly over the table.
+    """
+    ok = rows[(rows["status"] == "ok") & rows["roofline_fraction"].notna()]
+    if ok.empty or not roofs:
+        return None
+    axes = varying_axes(ok)
+    cases = ok[axes].astype(str).agg(", ".join, axis=1) if axes else pd.Series("the case", index=ok.index)
+    known = list(dict.fromkeys(cases))
+    known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).astype(int))]
+    ok, cases = ok[cases.isin(known)], cases[cases.isin(known)]
+    which = ok[["device", "dtype", "threads"]].astype(str).agg("/".join, axis=1)
+    data = pd.DataFrame(
+        {
+            "impl": ok["impl"],
+            "case": cases,
+            "intensity": ok["flops"].astype("float64") / ok["min_bytes"].astype("float64"),
+            "flops_per_s": ok["flops_per_s"],
+            "fraction": ok["roofline_fraction"],
+            "time": ok["time_median_s"],
+        }
+    ).drop_duplicates(["impl", "case"], keep="last")
+    least, largest = data["intensity"].min() / 2, data["intensity"].max() * 2
+    lines = pd.DataFrame([point for roof in roofs for point in _roof_line(roof, least, largest)])
+    lines = lines.drop_duplicates(["roof", "place"], keep="last")
+    names = [name for name in styles if name in set(data["impl"])]
+    first = known[len(known) // 2]
+    roof_of = dict(zip(cases, which, strict=True))
+    x = alt.X(
+        "intensity:Q",
+        title="useful FLOPs per byte of least traffic",
+        scale=alt.Scale(type="log", nice=False),
+        axis=alt.Axis(format="~r", tickCount=6, grid=False),
+    )
+    y = alt.Y(
+        "flops_per_s:Q",
+        title=None,
+        scale=alt.Scale(type="log", nice=False, padding=12),
+        axis=_log_axis("format(datum.value, '~s') + 'FLOP/s'"),
+    )
+    roof = alt.Chart(alt.InlineData(lines.to_csv(index=False), format=_csv(lines))).transform_filter(
+        "datum.roof == roof_of[chosen]"
+    )
+    colour, shape = _by_impl(names, styles, "colour"), _by_impl(names, styles, "shape")
+    tooltip = (
+        "{'title': datum.impl, 'FLOP/s': format(datum.flops_per_s, '.3s'), 'of roofline': "
+        "format(datum.fraction, '.3~%'), 'time': format(datum.time, '.3s') + 's', "
+        "'FLOPs per byte': format(datum.intensity, '.3r')}"
+    )
+    points = (
+        alt.Chart(alt.InlineData(data.to_csv(index=False, float_format="%.5g"), format=_csv(data)))
+        .transform_filter("datum.case == chosen")
+        .transform_filter({"param": "shown"})
+    )
+    chart = (
+        alt.layer(
+            roof.mark_line(strokeWidth=2, opacity=0.8).encode(x=x, y=y, detail="roof:N"),
+            roof.transform_filter("datum.words")
+            .mark_text(align="right", baseline="top", dx=-4, dy=7, fontSize=12)
+            .encode(x=x, y=y, text="words:N"),
+            points.mark_point(filled=True, size=120, opacity=1, tooltip=alt.ExprRef(tooltip))
+            .encode(x=x, y=y, color=colour, shape=shape)
+            .add_params(_toggles(names), _zoom()),
+            points.mark_text(align="left", dx=10, fontSize=12).encode(x=x, y=y, text="impl:N"),
+        )
+        .properties(width="container", height=360, autosize=FIT, title=_title("useful FLOP/s under the measured roof"))
+        .add_params(
+            alt.param("roof_of", value=roof_of),
+            _select("chosen", " · ".join(COLUMNS[a].label for a in axes) or "case", known, known, first),
+        )
+    )
+    return dict(chart.to_dict())
+
+
+def _roof_line(roof: Roof, least: float, largest: float) -> list[dict[str, Any]]:
+    peak, bandwidth = roof.peak_flops_per_s, roof.bandwidth_bytes_per_s
+    ridge = peak / bandwidth
+    words = f"{peak / 1e9:.3g} GFLOP/s · {bandwidth / 1e9:.3g} GB/s, measured"
+    at = sorted({min(least, ridge / 2), ridge, max(largest, ridge * 2)})
+    return [
+        {
+            "roof": f"{roof.device}/{roof.dtype}/{roof.threads}",
+            "intensity": intensity,
+            "flops_per_s": min(peak, intensity * bandwidth),
+            "words": words if intensity == at[-1] else "",
+            "place": str(place),
+        }
+        for place, intensity in enumerate(at)
+    ]
