@@ -36,7 +36,7 @@ class Quantity:
 
 QUANTITIES: dict[str, Quantity] = {
     "time_median_s": Quantity(
-        "time of one call, median (bars: p20 to p80)", "format(value, '~s') + 's'", spread=("time_p20_s", "time_p80_s")
+        "time of a call, p20 to p80", "format(value, '~s') + 's'", spread=("time_p20_s", "time_p80_s")
     ),
     "time_vs_conv3x3": Quantity(f"time / time of {BASELINE}", "format(value, '~r') + '×'"),
     "peak_memory_bytes": Quantity("peak memory of one call, MiB", "format(value, '~r') + ' MiB'", MIB),
@@ -235,7 +235,7 @@ def _dash(names: Sequence[str], styles: Mapping[str, Style], runs: Sequence[str]
 def _legend() -> alt.Legend:
     return alt.Legend(
         orient="bottom",
-        columns=alt.ExprRef("max(2, floor(width / 150))"),
+        columns=alt.ExprRef("max(2, floor(containerSize()[0] / 150))"),
         symbolSize=90,
         symbolOpacity=1,
         labelFontSize=13,

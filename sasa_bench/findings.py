@@ -1,4 +1,4 @@
-"""Answers computed from rows: a verdict, sentences by question, the paper's claims. None that the data does not support."""
+"""Answers computed from rows: a verdict, sentences by question, the paper's claims; none that the rows do not support."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 
 from sasa_bench.case import AXES, Case
 from sasa_bench.flops import cost, equal_flops_kernel_size
@@ -69,14 +68,14 @@ class Answers:
 
     verdict    one sentence, empty where no row supports one
     tiles      figures at `tile_case`
-    groups     question -> (suite, sentence)
+    groups     question -> suite -> sentences
     claims     of the paper
     """
 
     verdict: str = ""
     tile_case: str = ""
     tiles: list[Tile] = field(default_factory=list)
-    groups: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    groups: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     claims: list[Claim] = field(default_factory=list)
 
 
@@ -127,9 +126,9 @@ def answers(results: Results) -> Answers:
     for panel, of_panel in swept:
         by_suite.setdefault(panel.suite, []).append((panel, of_panel))
     for question, answer in questions.items():
-        sentences = [(suite, sentence) for suite, of_suite in by_suite.items() for sentence in answer(of_suite)]
-        if sentences:
-            found.groups[question] = list(dict.fromkeys(sentences))
+        sentences = {suite: list(answer(of_suite)) for suite, of_suite in by_suite.items()}
+        if any(sentences.values()):
+            found.groups[question] = {suite: said for suite, said in sentences.items() if said}
     return found
 
 
@@ -276,7 +275,7 @@ def _facet(panel: Panel) -> str:
 
 
 def _winner(rivals: Point) -> tuple[str, float] | None:
-    """The implementation that is faster than every other beyond the uncertainty, and how many times, if there is one."""
+    """The implementation that is faster than every other beyond the uncertainty, and how many times; None for none."""
     ranked = sorted(rivals, key=lambda name: float(np.median(rivals[name].samples_s)))
     best = ranked[0]
     if all(ratio(rivals[best], rivals[name]).high < 1 for name in ranked[1:]):
@@ -315,23 +314,24 @@ def _crossings(swept: Swept) -> Iterator[str]:
         if not every:
             continue
         ratios = [point.ratio for _, point in every]
+        span = _span(r.value for r in ratios)
         cheaper, dearer = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
         turns = [turn for panel, against in found for turn in _turns(panel, against, target)]
         if dearer == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
             yield (
-                f"Never cheaper than `{target}`: {_span(r.value for r in ratios)} times its time at {_all(len(every))}; "
+                f"Never cheaper than `{target}`: {span} times its time at {_all(len(every))}; "
                 f"nearest is `{best.impl}`{at} with {best.ratio} times."
             )
         elif cheaper == len(ratios):
-            yield f"Always cheaper than `{target}`: {_span(r.value for r in ratios)} of its time at {_all(len(every))}."
+            yield f"Always cheaper than `{target}`: {span} of its time at {_all(len(every))}."
         elif 0 < len(turns) <= MOST_PANELS:
             yield from turns
         else:
             counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
-            yield f"Against `{target}`, of {len(ratios)} points: {words}; {_span(r.value for r in ratios)} times its time."
+            yield f"Against `{target}`, of {len(ratios)} points: {words}; {span} times its time."
 
 
 def _convolutions(point: Point) -> list[str]:
@@ -484,9 +484,10 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
     if not ratios:
         return None
     slower, faster = sum(r.low > 1 for r in ratios), sum(r.high < 1 for r in ratios)
-    verdict = HOLDS if slower == len(ratios) else FAILS if not slower and faster else PARTLY if slower else OPEN
+    verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
     figures = _one_or_span(ratios)
-    counted = "" if len(ratios) == 1 else f": slower at {slower} of {len(ratios)} points, faster at {faster}"
+    counts = ((slower, "slower"), (faster, "faster"), (len(ratios) - slower - faster, "too close to call"))
+    counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for n, word in counts if n)
     return Claim(
         "For want of optimised kernels it is slower in wall-clock time all the same.",
         verdict,

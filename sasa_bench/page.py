@@ -43,7 +43,7 @@ def write(page: str, out: Path) -> None:
 @cache
 def chart_script() -> Markup:
     """Vega, Vega-Lite and Vega-Embed as one script for a page that has charts."""
-    return Markup(vl_convert.javascript_bundle(None).replace("</script", "<\\/script"))
+    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"))
 
 
 @cache
@@ -76,6 +76,7 @@ def sortable(shown: pd.DataFrame, identity: str, searched: Sequence[str], length
             pageLength=length,
             scrollX=True,
             maxBytes=0,
+            format_floats_in_python=False,
             classes="display compact nowrap",
             style="width:100%",
             columnControl=["order", ["search"]],
