@@ -309,11 +309,11 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
     if ok.empty or not roofs:
         return None
     axes = varying_axes(ok)
-    cases = ok[axes].astype(str).agg(", ".join, axis=1) if axes else pd.Series("the case", index=ok.index)
+    cases = _joined(ok, axes, ", ") if axes else pd.Series("the case", index=ok.index)
     known = list(dict.fromkeys(cases))
     known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).astype(int))]
     ok, cases = ok[cases.isin(known)], cases[cases.isin(known)]
-    which = ok[["device", "dtype", "threads"]].astype(str).agg("/".join, axis=1)
+    which = _joined(ok, ["device", "dtype", "threads"], "/")
     data = pd.DataFrame(
         {
             "impl": ok["impl"],
@@ -374,6 +374,10 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
         )
     )
     return dict(chart.to_dict())
+
+
+def _joined(rows: pd.DataFrame, columns: Sequence[str], mark: str) -> pd.Series:
+    return pd.Series(list(map(mark.join, zip(*(rows[c].astype(str) for c in columns), strict=True))), index=rows.index)
 
 
 def _roof_line(roof: Roof, least: float, largest: float) -> list[dict[str, Any]]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 
 from sasa_bench.case import AXES, Case
 from sasa_bench.flops import cost, equal_flops_kernel_size
 from sasa_bench.intervals import interval_of_median
 from sasa_bench.plot import Panel, panels
 from sasa_bench.record import COLUMNS, Record, Results
-from sasa_bench.table import BASELINE, frame, size
+from sasa_bench.table import BASELINE, size
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
 PAPER = Case(kernel_size=7)
@@ -89,7 +90,9 @@ def times(value: float) -> str:
         return "∞"
     if value >= 9.95:
         return f"{float(f'{value:.2g}'):,.0f}"
-    return f"{value:.1f}" if value >= 0.995 else f"{value:.2g}".ljust(4, "0") if value >= 0.0995 else f"{value:.1g}"
+    if value >= 0.995:
+        return f"{value:.1f}"
+    return f"{value:.2g}".ljust(4, "0")
 
 
 def ratio(a: Record, b: Record) -> Ratio:
@@ -105,13 +108,17 @@ def fastest(point: Point, op: str = ATTENTION) -> Record | None:
     return min(found, key=lambda record: float(np.median(record.samples_s)), default=None)
 
 
-def answers(results: Results) -> Answers:
-    """What the rows of one kind of hardware say."""
-    table = frame(results)
+def answers(results: Results, table: pd.DataFrame) -> Answers:
+    """What the rows of one kind of hardware say; `table` is their tidy table."""
     rows = {_key(record): record for record in results.rows if record.status == "ok"}
     swept = [(panel, _points(panel, rows)) for panel in panels(table)]
     points = [point for _, found in swept for point in found]
     paired = [point for point in points if BASELINE in point and fastest(point)]
+    distinct: dict[Case, Point] = {}
+    for point in points:
+        if len(point) >= len(distinct.get(_case(point), ())):
+            distinct[_case(point)] = point
+    points = list(distinct.values())
     found = Answers(claims=list(_claims(points, results.rows)))
     if paired:
         found.verdict = _verdict(paired)
@@ -164,7 +171,7 @@ def _usual(points: Sequence[Point]) -> list[Point]:
     ):
         value = wanted or Counter(getattr(_case(p), axis) for p in kept).most_common(1)[0][0]
         kept = [p for p in kept if getattr(_case(p), axis) == value] or kept
-    return list({_case(p): p for p in kept}.values())
+    return kept
 
 
 def _verdict(paired: Sequence[Point]) -> str:

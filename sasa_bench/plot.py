@@ -99,7 +99,10 @@ def _placed(rows: pd.DataFrame, x: str, coupled: tuple[str, ...]) -> pd.DataFram
 
 def ticks(rows: pd.DataFrame, x: str, coupled: Sequence[str]) -> pd.Series:
     """The tick label of each row: its value of `x` and of the axes that change with it."""
-    return rows[[x, *coupled]].astype(str).agg(" · ".join, axis=1)
+    labels = rows[x].astype(str)
+    for axis in coupled:
+        labels = labels + " · " + rows[axis].astype(str)
+    return labels
 
 
 def places(axis: str, values: Sequence[Any]) -> dict[Any, float]:

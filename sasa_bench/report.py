@@ -37,7 +37,7 @@ def html(results: Results, name: str = "results") -> str:
     return page.render(
         "report.html",
         machines=[page.describe(machine) for machine in hardware.values()],
-        answers=answers(results),
+        answers=answers(results, table),
         warnings=results.warnings,
         suites=suites,
         roofline=chart.roofline(table, list(results.roofs.values()), styles),
