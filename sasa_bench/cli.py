@@ -182,12 +182,23 @@ def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The page; beside the first results file by default.")
 @click.option("--figures", type=click.Path(path_type=Path), help="Also write every figure to this folder.")
 @click.option("--figure-format", "formats", multiple=True, default=("svg", "png"), help="svg, png or pdf; repeatable.")
-def report(files: tuple[Path, ...], out: Path | None, figures: Path | None, formats: tuple[str, ...]) -> None:
+@click.option("--compare", is_flag=True, help="Set the files side by side: machines, versions, implementations.")
+def report(
+    files: tuple[Path, ...], out: Path | None, figures: Path | None, formats: tuple[str, ...], compare: bool
+) -> None:
     """Write one self-contained HTML file that opens offline."""
     from sasa_bench.plot import save_all
     from sasa_bench.report import write
     from sasa_bench.table import frame
 
+    if compare:
+        from sasa_bench import compare as comparison
+        from sasa_bench import page
+
+        path = out or files[0].with_name("-".join(file.stem for file in files) + ".html")
+        page.write(comparison.html(comparison.load(files)), path)
+        click.echo(f"{path}: {len(files)} files compared")
+        return
     results = read(files)
     path = out or files[0].with_suffix(".html")
     write(results, path)

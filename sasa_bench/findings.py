@@ -1,4 +1,4 @@
-"""Answers computed from rows: a verdict, sentences by question, the paper's claims; none that the rows do not support."""
+"""Answers computed from rows: a verdict, sentences by question, the paper's claims; none that rows do not support."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def html(results: Results, name: str = "results") -> str:
     if len(hardware) > 1:
         raise ResultsError(
             f"the rows come from unlike machines ({', '.join(hardware)}), and times of one do not compare with times "
-            "of another: give one --out for each, or --compare to see them side by side"
+            "of another: make a report for each, or give --compare to see them side by side"
         )
     table = frame(results)
     names = sorted(set(table["impl"]))
