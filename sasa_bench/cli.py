@@ -341,6 +341,37 @@ def aa(
     click.echo(f"journal: {path}")
 
 
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def index(folder: Path) -> None:
+    """Write a report for each results file in FOLDER, and index.html that links them."""
+    from sasa_bench.index import write
+
+    for path in write(folder):
+        click.echo(path)
+
+
+@cli.command()
+@FILES
+@click.option("--suite", "suites", multiple=True, metavar="NAME", help="Draw this suite; repeatable, at most three.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="An .svg, .png or .pdf file.")
+def figure(files: tuple[Path, ...], suites: tuple[str, ...], out: Path) -> None:
+    """Draw attention's time over the convolution's, suite by suite, as one figure for a README or a paper."""
+    from sasa_bench.findings import ATTENTION
+    from sasa_bench.plot import overview, save
+    from sasa_bench.table import frame
+
+    if out.suffix not in (".svg", ".png", ".pdf"):
+        raise click.UsageError(f"--out {out}: name a .svg, .png or .pdf file")
+    results = read(files)
+    rows = frame(results)
+    for unknown in set(suites) - set(rows["suite"]):
+        raise click.UsageError(f"--suite {unknown}: the files have {', '.join(dict.fromkeys(rows['suite']))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(overview(rows[rows["suite"].isin(suites)] if suites else rows, results.impls, ATTENTION), out)
+    click.echo(out)
+
+
 @cli.command(name="list")
 @click.argument("suites", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="As for run.")

@@ -11,10 +11,11 @@ import matplotlib
 import matplotlib.ticker
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sasa_bench.case import Case
-from sasa_bench.record import COLUMNS, ImplInfo
+from sasa_bench.record import COLUMNS, ImplInfo, ResultsError
 from sasa_bench.table import BASELINE, size, varying_axes
 
 COLOURS = (
@@ -178,15 +179,9 @@ def draw(panel: Panel, quantity: str, styles: Mapping[str, Style]) -> Figure:
             line.set_dashes(look.dash)
         if quantity == "time_median_s":
             axes.fill_between(where, rows["time_p20_s"], rows["time_p80_s"], color=look.colour, alpha=0.15, lw=0)
-    places = panel.data.drop_duplicates("x_place")
-    positions = places["x_place"]
-    if spans_octaves(panel.x, list(positions)):
-        axes.set_xscale("log", base=2)
-    axes.set_xticks(positions, places["x_tick"])
-    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    _label_x(axes, panel)
     axes.set_yscale("log", base=2 if quantity == "peak_memory_bytes" else 10)
     axes.yaxis.set_major_formatter(_FORMATTERS[quantity])
-    axes.set_xlabel(" · ".join(COLUMNS[a].label for a in (panel.x, *panel.coupled)))
     axes.set_ylabel(COLUMNS[quantity].label)
     axes.grid(alpha=0.3, which="both", lw=0.5)
     for side in ("top", "right"):
@@ -202,6 +197,60 @@ _FORMATTERS = {
     "flops": matplotlib.ticker.EngFormatter(unit="FLOP"),
     "peak_memory_bytes": matplotlib.ticker.FuncFormatter(lambda value, _: size(value)),
 }
+
+
+def overview(table: pd.DataFrame, impls: Mapping[str, ImplInfo], op: str, most: int = 3) -> Figure:
+    """Time of every implementation of `op` over that of the baseline, one plot a suite; dashed, what FLOPs would give.
+
+    Takes the first panel of each suite that has both, `most` at most. Raises ResultsError where none has.
+    """
+    chosen: dict[str, Panel] = {}
+    for panel in panels(table):
+        compared = panel.data[(panel.data["op"] == op) & panel.data["time_vs_conv3x3"].notna()]
+        if compared["x_place"].nunique() > 1:
+            chosen.setdefault(panel.suite, panel)
+    if not chosen:
+        raise ResultsError(f"no suite has {op} and {BASELINE} at two points or more: there is nothing to draw")
+    shown = list(chosen.values())[:most]
+    styles = style(impls, sorted(set(table["impl"])))
+    figure = Figure(figsize=(3.9 * len(shown) + 0.4, 3.7), layout="constrained")
+    for axes, panel in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        _ratios(axes, panel, op, styles)
+    figure.axes[0].set_ylabel(f"times {BASELINE}")
+    handles = {
+        label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    return figure
+
+
+def _ratios(axes: Axes, panel: Panel, op: str, styles: Mapping[str, Style]) -> None:
+    data = panel.data[panel.data["op"] == op]
+    for impl, rows in data.groupby("impl", sort=False):
+        look = styles[str(impl)]
+        axes.plot(
+            rows["x_place"], rows["time_vs_conv3x3"], color=look.colour, marker=look.marker, markersize=4, label=impl
+        )
+    base = panel.data[panel.data["impl"] == BASELINE].drop_duplicates("x_place").set_index("x_place")["flops"]
+    work = data.drop_duplicates("x_place").set_index("x_place")["flops"]
+    share = (work.astype(float) / base.astype(float)).dropna().sort_index()
+    axes.plot(share.index, share, color=BASELINE_COLOUR, ls="--", lw=1.5, label="by FLOPs")
+    axes.axhline(1, color=BASELINE_COLOUR, lw=1, label=BASELINE)
+    _label_x(axes, panel)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}×"))
+    axes.grid(alpha=0.3, lw=0.5)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _label_x(axes: Axes, panel: Panel) -> None:
+    places = panel.data.drop_duplicates("x_place")
+    positions = places["x_place"]
+    if spans_octaves(panel.x, list(positions)):
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(positions, places["x_tick"])
+    axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.set_xlabel(" · ".join(COLUMNS[a].label for a in (panel.x, *panel.coupled)))
 
 
 def save_all(
