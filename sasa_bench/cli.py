@@ -342,6 +342,40 @@ def aa(
 
 
 @cli.command()
+@click.argument("suite", type=click.Path(path_type=Path))
+@CASE
+@click.option(
+    "--impl", "impls", multiple=True, required=True, metavar="NAME|FILE.py", help="Repeat to set side by side."
+)
+@click.option("--device", type=click.Choice(CHOICES["device"]), help="Where to run; the suite's own by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder; under reports/ by default.")
+@click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds that one may take.")
+def profile(
+    suite: Path, pairs: tuple[str, ...], impls: tuple[str, ...], device: str | None, out: Path | None, timeout_s: float
+) -> None:
+    """Show where the time of one case of SUITE goes: stages, operators, stacks, memory; Chrome traces beside the page."""
+    from sasa_bench.machine import available_cores
+    from sasa_bench.profile_page import save
+    from sasa_bench.run import Workers
+
+    loaded = load(suite, _overrides(pairs, device))
+    if len(loaded.cases) > 1:
+        varying = [axis for axis in loaded.axes if len({getattr(case, axis) for case in loaded.cases}) > 1]
+        first = " ".join(f"-c {axis}={getattr(loaded.cases[0], axis)}" for axis in varying)
+        raise click.UsageError(f"{loaded.name} has {len(loaded.cases)} cases left: hold every axis, such as {first}")
+    case = loaded.cases[0] if loaded.cases[0].threads else loaded.cases[0].with_(threads=available_cores())
+    if case.device == "cuda":
+        _require_cuda()
+    folder = out or Path("reports") / f"profile-{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    summaries = []
+    for impl in dict.fromkeys(impls):
+        with Workers(timeout_s) as workers:
+            summaries.append(workers.get().ask("profile", impl=impl, case=case.to_dict(), folder=str(folder.resolve())))
+    path = save(folder, case, summaries)
+    click.echo(f"{path}: {', '.join(summary['name'] for summary in summaries)}; traces in {folder / 'traces'}")
+
+
+@cli.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 def index(folder: Path) -> None:
     """Write a report for each results file in FOLDER, and index.html that links them."""
