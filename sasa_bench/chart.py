@@ -453,7 +453,7 @@ def stage_bars(rows: pd.DataFrame) -> Spec:
     """Milliseconds by stage, a bar for each implementation. Columns: impl, stage, ms, share (of the bar)."""
     order = [stage for stage in STAGE_COLOURS if stage in set(rows["stage"])]
     names = list(dict.fromkeys(rows["impl"]))
-    data = rows.assign(order=[str(order.index(stage)) for stage in rows["stage"]])
+    data = rows.assign(order=[float(order.index(stage)) for stage in rows["stage"]])
     tooltip = (
         "{'title': datum.stage, 'implementation': datum.impl, 'time': format(datum.ms, '.3~r') + ' ms', "
         "'share': format(datum.share, '.0%')}"
@@ -470,7 +470,7 @@ def stage_bars(rows: pd.DataFrame) -> Spec:
                 scale=alt.Scale(domain=order, range=[STAGE_COLOURS[stage] for stage in order]),
                 legend=_legend(),
             ),
-            order=alt.Order("order:N"),
+            order=alt.Order("order:Q"),
         )
         .properties(width="container", height=46 * len(names), autosize=FIT)
     )
@@ -478,7 +478,7 @@ def stage_bars(rows: pd.DataFrame) -> Spec:
 
 
 def flame(boxes: pd.DataFrame) -> Spec | None:
-    """Stacks as boxes, callers above what they call. Columns: name, kind, depth, start_s, length_s; None for no rows."""
+    """Stacks as boxes, callers above callees. Columns: name, kind, depth, start_s, length_s; None for no rows."""
     if boxes.empty:
         return None
     data = boxes.assign(end_s=boxes["start_s"] + boxes["length_s"], depth=boxes["depth"].astype("float64"))
@@ -528,7 +528,10 @@ def memory(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     if rows.empty:
         return None
     names = [name for name in styles if name in set(rows["impl"])]
-    tooltip = "{'title': datum.impl, 'after': format(datum.seconds, '.3s') + 's', 'in use': format(datum.mib, '.3~r') + ' MiB'}"
+    tooltip = (
+        "{'title': datum.impl, 'after': format(datum.seconds, '.3s') + 's', "
+        "'in use': format(datum.mib, '.3~r') + ' MiB'}"
+    )
     base = alt.Chart(alt.InlineData(rows.to_csv(index=False, float_format="%.6g"), format=_csv(rows)))
     x = alt.X("seconds:Q", title=None, axis=alt.Axis(labelExpr="format(datum.value, '~s') + 's'", grid=False))
     y = alt.Y("mib:Q", title=None, axis=alt.Axis(labelExpr="format(datum.value, '~r') + ' MiB'"))

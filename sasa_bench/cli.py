@@ -353,7 +353,7 @@ def aa(
 def profile(
     suite: Path, pairs: tuple[str, ...], impls: tuple[str, ...], device: str | None, out: Path | None, timeout_s: float
 ) -> None:
-    """Show where the time of one case of SUITE goes: stages, operators, stacks, memory; Chrome traces beside the page."""
+    """Show where the time of one case of SUITE goes: stages, operators, stacks, memory; Chrome traces as well."""
     from sasa_bench.machine import available_cores
     from sasa_bench.profile_page import save
     from sasa_bench.run import Workers

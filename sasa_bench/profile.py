@@ -13,7 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from sasa_bench import impls as registry
-from sasa_bench.case import Case
+from sasa_bench.case import Case, UserError
 from sasa_bench.check import gradient_of_output
 from sasa_bench.ops import leaves, random_tensors, step
 from sasa_bench.stages import Stages
@@ -24,7 +24,7 @@ CALLS = 5
 Run = Callable[[], object]
 
 
-class ProfileError(ValueError):
+class ProfileError(UserError):
     """An implementation that cannot be profiled on a case; the message says why."""
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from sasa_bench import chart, page, trace
 from sasa_bench.case import Case
 from sasa_bench.plot import style
-from sasa_bench.record import ImplInfo
+from sasa_bench.record import COLUMNS, ImplInfo
 from sasa_bench.table import seconds, size
 
 Summary = Mapping[str, Any]
@@ -52,7 +52,7 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
     )
     return page.render(
         "profile.html",
-        case=case.describe(),
+        case=", ".join(f"{COLUMNS[axis].label} {value}" for axis, value in case.to_dict().items() if value != "none"),
         impls=[
             {
                 "name": s["name"],
@@ -69,8 +69,8 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
         stage_rows=_side_by_side(stages, list(infos)),
         unstaged=[s["name"] for s in summaries if s["name"] not in set(stages.get("impl", ()))],
         memory=chart.memory(memory, styles),
-        operators=page.sortable(operators, "operators", ["implementation", "operator"]),
-        kernels=page.sortable(kernels, "kernels", ["implementation"]) if len(kernels) else "",
+        operators=page.sortable(operators, "operators-table", ["implementation", "operator"]),
+        kernels=page.sortable(kernels, "kernels-table", ["implementation"]) if len(kernels) else "",
         chart_script=page.chart_script(),
         table_script=page.table_script(),
     )
@@ -124,8 +124,8 @@ def _operators(summary: Summary, found: trace.Trace) -> pd.DataFrame:
 
 
 def _peak(memory: pd.DataFrame, name: str) -> str:
-    used = memory.loc[memory["impl"] == name, "mib"] if len(memory) else memory
-    return size(float(used.max()) * (1 << 20)) if len(used) else ""
+    used = [mib for impl, mib in zip(memory["impl"], memory["mib"], strict=True) if impl == name] if len(memory) else []
+    return size(max(used) * (1 << 20)) if used else ""
 
 
 def _digits(value: float) -> float:

@@ -1,4 +1,4 @@
-"""Which stage of attention each operator belongs to, told from the data it touches: no implementation is changed for it.
+"""Which stage of attention each operator belongs to, told from the data it touches; implementations know nothing of it.
 
 Where inputs, parameters and results of a stage live is followed from operator to operator by the memory they lie in.
 """
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 STAGES = ("project", "pad", "position", "logits", "softmax", "aggregate", "one operator", "convolution", "other")
-"""pad also holds copies of keys and values (unfolding, halos); an operator that does several stages is `one operator`."""
+"""pad also holds copies of keys and values; an operator that does several stages at once is `one operator`."""
 
 PREFIX = "stage: "
 """What the name of a stage's range in a trace begins with."""
@@ -55,7 +55,7 @@ class Stages(TorchDispatchMode):
             stage, made = self.forward.get(node._sequence_nr(), "other"), NOTHING
         else:
             stage, made = classify(name, roles)
-            self.forward[torch.autograd._get_sequence_nr() - 1] = stage  # type: ignore[attr-defined]
+            self.forward[torch.autograd._get_sequence_nr() - 1] = stage
         with nullcontext() if node is None and self.only_backward else record_function(PREFIX + stage):
             outputs = func(*args, **kwargs)
         for leaf in tree_leaves(outputs):

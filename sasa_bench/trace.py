@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sasa_bench.case import UserError
+
 STEP, STAGE, MEMORY = "ProfilerStep", "stage: ", "[memory]"
 OPERATORS, KERNELS = ("cpu_op", "Node"), ("kernel", "gpu_memcpy", "gpu_memset")
 US = 1e-6
 
 
-class TraceError(ValueError):
+class TraceError(UserError):
     """A file that is no Chrome trace; the message says which and why."""
 
 
