@@ -304,12 +304,23 @@ def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="The page; beside the first results file by default.")
 @click.option("--figures", type=click.Path(path_type=Path), help="Also write every figure to this folder.")
 @click.option("--figure-format", "formats", multiple=True, default=("svg", "png"), help="svg, png or pdf; repeatable.")
-def report(files: tuple[Path, ...], out: Path | None, figures: Path | None, formats: tuple[str, ...]) -> None:
+@click.option("--compare", is_flag=True, help="Set the files side by side: machines, versions, implementations.")
+def report(
+    files: tuple[Path, ...], out: Path | None, figures: Path | None, formats: tuple[str, ...], compare: bool
+) -> None:
     """Write one self-contained HTML file that opens offline."""
     from sasa_bench.plot import save_all
     from sasa_bench.report import write
     from sasa_bench.table import frame
 
+    if compare:
+        from sasa_bench import compare as comparison
+        from sasa_bench import page
+
+        path = out or files[0].with_name("-".join(file.stem for file in files) + ".html")
+        page.write(comparison.html(comparison.load(files)), path)
+        click.echo(f"{path}: {len(files)} files compared")
+        return
     results = read(files)
     path = out or files[0].with_suffix(".html")
     write(results, path)
@@ -450,6 +461,71 @@ def aa(
         for line in resample_runs(drawn, resample, rules, ratio, inject_cases).lines():
             click.echo(f"resampled: {line}")
     click.echo(f"journal: {path}")
+
+
+@cli.command()
+@click.argument("suite", type=click.Path(path_type=Path))
+@CASE
+@click.option(
+    "--impl", "impls", multiple=True, required=True, metavar="NAME|FILE.py", help="Repeat to set side by side."
+)
+@click.option("--device", type=click.Choice(CHOICES["device"]), help="Where to run; the suite's own by default.")
+@click.option("--out", type=click.Path(path_type=Path), help="A folder; under reports/ by default.")
+@click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds that one may take.")
+def profile(
+    suite: Path, pairs: tuple[str, ...], impls: tuple[str, ...], device: str | None, out: Path | None, timeout_s: float
+) -> None:
+    """Show where the time of one case of SUITE goes: stages, operators, stacks, memory; Chrome traces as well."""
+    from sasa_bench.machine import available_cores
+    from sasa_bench.profile_page import save
+    from sasa_bench.run import Workers
+
+    loaded = load(suite, _overrides(pairs, device))
+    if len(loaded.cases) > 1:
+        varying = [axis for axis in loaded.axes if len({getattr(case, axis) for case in loaded.cases}) > 1]
+        first = " ".join(f"-c {axis}={getattr(loaded.cases[0], axis)}" for axis in varying)
+        raise click.UsageError(f"{loaded.name} has {len(loaded.cases)} cases left: hold every axis, such as {first}")
+    case = loaded.cases[0] if loaded.cases[0].threads else loaded.cases[0].with_(threads=available_cores())
+    if case.device == "cuda":
+        _require_cuda()
+    folder = out or Path("reports") / f"profile-{loaded.name}-{datetime.now():%Y%m%d-%H%M%S}"
+    summaries = []
+    for impl in dict.fromkeys(impls):
+        with Workers(timeout_s) as workers:
+            summaries.append(workers.get().ask("profile", impl=impl, case=case.to_dict(), folder=str(folder.resolve())))
+    path = save(folder, case, summaries)
+    click.echo(f"{path}: {', '.join(summary['name'] for summary in summaries)}; traces in {folder / 'traces'}")
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def index(folder: Path) -> None:
+    """Write a report for each results file in FOLDER, and index.html that links them."""
+    from sasa_bench.index import write
+
+    for path in write(folder):
+        click.echo(path)
+
+
+@cli.command()
+@FILES
+@click.option("--suite", "suites", multiple=True, metavar="NAME", help="Draw this suite; repeatable, at most three.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="An .svg, .png or .pdf file.")
+def figure(files: tuple[Path, ...], suites: tuple[str, ...], out: Path) -> None:
+    """Draw attention's time over the convolution's, suite by suite, as one figure for a README or a paper."""
+    from sasa_bench.findings import ATTENTION
+    from sasa_bench.plot import overview, save
+    from sasa_bench.table import frame
+
+    if out.suffix not in (".svg", ".png", ".pdf"):
+        raise click.UsageError(f"--out {out}: name a .svg, .png or .pdf file")
+    results = read(files)
+    rows = frame(results)
+    for unknown in set(suites) - set(rows["suite"]):
+        raise click.UsageError(f"--suite {unknown}: the files have {', '.join(dict.fromkeys(rows['suite']))}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save(overview(rows[rows["suite"].isin(suites)] if suites else rows, results.impls, ATTENTION), out)
+    click.echo(out)
 
 
 @cli.command(name="list")

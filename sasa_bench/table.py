@@ -38,6 +38,7 @@ def frame(results: Results) -> pd.DataFrame:
     time_vs_conv3x3: time_median_s / that of conv3x3 for the same case, suite and machine.
     """
     rows = []
+    hardware = {key: machine.hardware_id for key, machine in results.machines.items()}
     for record in results.rows:
         machine = results.machines.get(record.machine)
         row: dict[str, Any] = {
@@ -66,7 +67,7 @@ def frame(results: Results) -> pd.DataFrame:
             "memory_source": record.memory_source,
             "max_abs_err": record.max_abs_err,
             "err_budget": record.err_budget,
-            "machine": machine.hardware_id if machine else record.machine,
+            "machine": hardware.get(record.machine, record.machine),
             "commit": machine.revision if machine else "",
             "started_at": record.started_at,
         }

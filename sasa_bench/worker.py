@@ -270,10 +270,16 @@ def _describe(impls: list[str] | None = None) -> list[dict[str, Any]]:
     return found
 
 
+def _profile(impl: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
+    from sasa_bench.profile import capture
+
+    return capture(impl, from_dict(case), Path(folder))
+
+
 def _question(do: str) -> Callable[..., Any]:
     from sasa_bench.turns import TURNS
 
-    questions: dict[str, Callable[..., Any]] = {**TURNS, "roof": _roof, "describe": _describe}
+    questions: dict[str, Callable[..., Any]] = {**TURNS, "roof": _roof, "describe": _describe, "profile": _profile}
     return questions[do]
 
 
