@@ -62,9 +62,10 @@ def nvrtc_version() -> str:
     """Version of the NVRTC library that compiles, such as ``13.0``."""
     from cuda.bindings import nvrtc
 
-    status, major, minor = nvrtc.nvrtcVersion()
-    if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        raise RuntimeError(f"NVRTC does not answer ({status}): reinstall it with {EXTRA}.")
+    try:
+        _, major, minor = nvrtc.nvrtcVersion()
+    except Exception as error:  # the loader's own kinds differ between versions
+        raise RuntimeError(f"NVRTC cannot be loaded ({error}): pip install nvidia-cuda-nvrtc") from error
     return f"{major}.{minor}"
 
 
@@ -96,7 +97,7 @@ def compile_cubin(source: str, expression: str, arch: str) -> Cubin:
         )
     headers = find_nvidia_header_directory("cudart")
     if headers is None:
-        raise RuntimeError(f"cuda_fp16.h is not found: install the CUDA runtime headers with {EXTRA}.")
+        raise RuntimeError("cuda_fp16.h is not found: pip install nvidia-cuda-runtime")
     options = ProgramOptions(arch=arch, std=STANDARD, ftz=True, include_path=[headers])
     code = Program(source, "c++", options).compile("cubin", name_expressions=(expression,))
     symbol = code.symbol_mapping[expression]
@@ -202,16 +203,23 @@ class Runtime:
     def launch(
         self, source: str, expression: str, grid: int, block: int, arguments: Sequence[Argument]
     ) -> None:
-        """Launches a kernel: tensors go as pointers, None as a null pointer, integers as 32-bit integers."""
+        """Launches a kernel: tensors go as pointers, None as a null pointer, integers as 32-bit integers.
+
+        Raises:
+            RuntimeError: the kernel does not compile, load or launch.
+        """
         from cuda.core import LaunchConfig, ObjectCode, Stream, launch
 
-        self.device.set_current()
-        if expression not in self._kernels:
-            cubin = cached_cubin(source, expression, self.arch)
-            self._kernels[expression] = ObjectCode.from_cubin(cubin.code).get_kernel(cubin.symbol)
         values = [_kernel_value(argument) for argument in arguments]
-        stream = Stream.from_handle(self._stream())
-        launch(stream, LaunchConfig(grid=grid, block=block), self._kernels[expression], *values)
+        try:
+            self.device.set_current()
+            if expression not in self._kernels:
+                cubin = cached_cubin(source, expression, self.arch)
+                self._kernels[expression] = ObjectCode.from_cubin(cubin.code).get_kernel(cubin.symbol)
+            stream = Stream.from_handle(self._stream())
+            launch(stream, LaunchConfig(grid=grid, block=block), self._kernels[expression], *values)
+        except Exception as error:  # cuda-core raises kinds of its own
+            raise RuntimeError(f"{expression} does not run on {self.device.name}: {error}") from error
 
     def choose(self, key: str, candidates: Sequence[Any], run: Callable[[Any], None]) -> Any:
         """The fastest of some tunables (dataclasses) for `key`: as stored, else by measuring them once.

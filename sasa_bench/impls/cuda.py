@@ -24,12 +24,25 @@ SOURCE = Path(__file__).parent / "csrc" / "local_attention.cu"
 ELEMENTS = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
 SHARED_LIMIT = 48 * 1024
 SHARED_TARGET = 24 * 1024
-REGISTER_TARGET = 224
-THREADS_TARGET = 128
+MOST_REGISTERS = 224
+ALL_REGISTERS = 65536
+MOST_THREADS = 2048
 WIDEST_SEGMENT = 19
 MOST_CANDIDATES = 6
-# Registers for each pixel, (per channel, per window column): estimates that the tests check against cubins.
-REGISTERS = {"forward": (2, 2.2), "backward_queries": (3, 4.2), "backward_keys": (5, 2.2)}
+# (pixels, channels of a thread, widest tile, most threads) to try, the unmeasured default first.
+CHOICES = (
+    (2, 8, 32, 128),
+    (4, 8, 32, 128),
+    (1, 8, 32, 128),
+    (2, 8, 16, 64),
+    (2, 4, 32, 128),
+    (1, 16, 32, 128),
+    (1, 8, 16, 64),
+)
+# Floats that a thread holds for each of its pixels, per channel and per window column.
+HELD = {"forward": (2, 2), "backward_queries": (3, 4), "backward_keys": (5, 2)}
+OTHER_REGISTERS = {"forward": 60, "backward_queries": 66, "backward_keys": 57}
+SHUFFLE_REGISTERS = 8
 SUM_COLUMNS, SUM_ROWS = 32, 8
 
 
@@ -56,7 +69,7 @@ class Tunables:
 
     A thread owns `pixels` neighbouring pixels and every `lanes`-th channel. A block has `columns` x `rows`
     groups of `lanes` threads, keeps `staged` rows in shared memory at a time, and passes over the window
-    `segment` columns at a time.
+    `segment` columns at a time. Registers are rationed so that `resident` blocks fit a multiprocessor.
     """
 
     pixels: int
@@ -65,6 +78,7 @@ class Tunables:
     rows: int
     staged: int
     segment: int
+    resident: int
 
     @property
     def threads(self) -> int:
@@ -108,6 +122,7 @@ def expression(kernel: str, function: Function, tunables: Tunables) -> str:
         tunables.rows,
         tunables.staged,
         tunables.segment,
+        tunables.resident,
     ]
     return f"{kernel}<Plan<{', '.join(map(str, values))}>>"
 
@@ -133,37 +148,51 @@ def _split(size: int, limit: int) -> int:
     return ceil(size / ceil(size / max(1, min(size, limit))))
 
 
+def _registers(kernel: str, function: Function, pixels: int, lanes: int, segment: int) -> int:
+    """An estimate of the registers of a thread; the tests compare it with compiled kernels."""
+    per_channel, per_column = HELD[kernel]
+    held = per_channel * ceil(function.head_width / lanes) + per_column * segment
+    others = OTHER_REGISTERS[kernel] + (SHUFFLE_REGISTERS if lanes > 1 else 0)
+    return pixels * (held + 1) + segment + others
+
+
 def _fit(
-    kernel: str, function: Function, height: int, width: int, pixels: int, channels: int, widest: int
+    kernel: str,
+    function: Function,
+    height: int,
+    width: int,
+    pixels: int,
+    channels: int,
+    widest: int,
+    most_threads: int,
 ) -> Tunables | None:
     """Tunables with `pixels` and at most `channels` per thread that fit a block's resources, or None."""
     lanes = 1
     while lanes < 32 and ceil(function.head_width / lanes) > channels:
         lanes *= 2
-    per_channel, per_column = REGISTERS[kernel]
-    own_channels = ceil(function.head_width / lanes)
     segment = _split(function.kernel_size, WIDEST_SEGMENT)
-    while pixels * (per_channel * own_channels + per_column * segment) + segment + 48 > REGISTER_TARGET:
+    while _registers(kernel, function, pixels, lanes, segment) > MOST_REGISTERS and segment > 1:
         if pixels > 1:
             return None
-        if segment == 1:
-            break
         segment = _split(function.kernel_size, segment - 1)
-    rows_limit = THREADS_TARGET
+    rows_limit = most_threads
     while True:
         columns = ceil(_split(width, widest) / pixels)
-        columns = max(1, min(columns, THREADS_TARGET // lanes))
-        rows = _split(height, min(rows_limit, max(1, THREADS_TARGET // (lanes * columns))))
+        columns = max(1, min(columns, most_threads // lanes))
+        rows = _split(height, min(rows_limit, max(1, most_threads // (lanes * columns))))
         every_row = rows + function.kernel_size - 1
         for staged in dict.fromkeys(_split(every_row, limit) for limit in range(every_row, 0, -1)):
-            tunables = Tunables(pixels, lanes, columns, rows, staged, segment)
+            registers = min(MOST_REGISTERS, _registers(kernel, function, pixels, lanes, segment))
+            threads = ceil(lanes * columns * rows / 32) * 32
+            resident = min(ALL_REGISTERS // (ceil(registers / 8) * 8 * threads), MOST_THREADS // threads, 32)
+            tunables = Tunables(pixels, lanes, columns, rows, staged, segment, resident)
             size = shared_bytes(kernel, function, tunables)
             if size <= SHARED_TARGET or (staged == 1 and size <= SHARED_LIMIT):
                 return tunables
         if rows > 1:
             rows_limit = rows - 1
         elif columns > 1:
-            rows_limit, widest = THREADS_TARGET, (columns - 1) * pixels
+            rows_limit, widest = most_threads, (columns - 1) * pixels
         elif segment > 1 and pixels == 1:
             segment = _split(function.kernel_size, segment - 1)
         else:
@@ -177,8 +206,8 @@ def candidates(kernel: str, function: Function, height: int, width: int) -> list
         ValueError: no choice fits the shared memory of a block.
     """
     found: dict[Tunables, None] = {}
-    for widest, channels, pixels in ((32, 8, 2), (32, 8, 4), (32, 8, 1), (16, 8, 2), (32, 4, 2), (32, 16, 1)):
-        if tunables := _fit(kernel, function, height, width, pixels, channels, widest):
+    for choice in CHOICES:
+        if tunables := _fit(kernel, function, height, width, *choice):
             found[tunables] = None
     if not found:
         raise ValueError(
@@ -239,7 +268,7 @@ def run_backward(
     function = _function(q, rel_row, kernel_size, heads, zero_border)
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     if rel_row is None or rel_col is None:
-        drel_row = drel_col = q.new_empty(0)
+        drel_row, drel_col = q.new_empty(0), q.new_empty(0)
     else:
         drel_row, drel_col = torch.empty_like(rel_row), torch.empty_like(rel_col)
     if q.numel() == 0:
@@ -260,7 +289,7 @@ def run_backward(
             expression("backward_queries", function, tunables),
             blocks,
             tunables.threads,
-            [*inputs, y, dy, log2_sum, dq, delta, column_logits, partials, height, width, heads],
+            [*inputs, y, dy, log2_sum, dq, delta, column_logits, partials, height, width, heads, 0],
         )
 
     def run_keys(tunables: Tunables) -> None:
@@ -269,7 +298,7 @@ def run_backward(
             expression("backward_keys", function, tunables),
             batch * heads * tunables.tiles(height, width),
             tunables.threads,
-            [*inputs, dy, log2_sum, delta, column_logits, dk, dv, height, width, heads],
+            [*inputs, dy, log2_sum, delta, column_logits, dk, dv, height, width, heads, 0],
         )
 
     by_queries = _tuned(runtime, "backward_queries", function, q.shape, heads, run_queries)

@@ -64,7 +64,7 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
 
 // What is computed (the first five) and how (the rest, chosen by `sasa_bench/impls/cuda.py`).
 template <class Element_, int KERNEL_SIZE_, int HEAD_WIDTH_, bool POSITION_, bool ZERO_BORDER_, int PIXELS_, int LANES_,
-          int COLUMNS_, int ROWS_, int STAGED_, int SEGMENT_>
+          int COLUMNS_, int ROWS_, int STAGED_, int SEGMENT_, int RESIDENT_>
 struct Plan {
     using Element = Element_;
     static constexpr int KERNEL_SIZE = KERNEL_SIZE_, RADIUS = KERNEL_SIZE / 2;
@@ -72,6 +72,7 @@ struct Plan {
     static constexpr bool POSITION = POSITION_, ZERO_BORDER = ZERO_BORDER_;
     static constexpr int PIXELS = PIXELS_, LANES = LANES_, COLUMNS = COLUMNS_, ROWS = ROWS_, STAGED = STAGED_;
     static constexpr int SEGMENT = SEGMENT_, SEGMENTS = (KERNEL_SIZE + SEGMENT - 1) / SEGMENT;
+    static constexpr int RESIDENT = RESIDENT_;  // blocks that a multiprocessor holds: caps the registers of a thread
 
     static constexpr int THREADS = LANES * COLUMNS * ROWS;
     static constexpr int TILE_WIDTH = COLUMNS * PIXELS;
@@ -310,7 +311,7 @@ __device__ __forceinline__ void row_logits(const float (&q)[P::PIXELS][P::CHANNE
 // q, k, v, y: [images, HEAD_WIDTH, height, width], images = batch * heads; log2_sum: [images, height, width], the
 // base-2 logarithm of the softmax's denominator. Grid: images * tiles blocks.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
     forward(const typename P::Element* __restrict__ q_all, const typename P::Element* __restrict__ k_all,
             const typename P::Element* __restrict__ v_all, const typename P::Element* __restrict__ rel_row,
             const typename P::Element* __restrict__ rel_col, typename P::Element* __restrict__ y_all,
@@ -379,15 +380,18 @@ __global__ void __launch_bounds__(P::THREADS)
 // dq, and for backward_keys: delta = dy.y [images, height, width] and, with positions, the column logits
 // [images, KERNEL_SIZE, height, width]. partials [blocks, HEAD_WIDTH, KERNEL_SIZE]: the block's share of the
 // gradient of the position embeddings, row half first. Grid: images * tiles blocks.
+//
+// `reload` is 0, which the compiler does not know: it would otherwise keep every line of the first pass over the
+// channels in registers for the second, and spill.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
     backward_queries(const typename P::Element* __restrict__ q_all, const typename P::Element* __restrict__ k_all,
                      const typename P::Element* __restrict__ v_all, const typename P::Element* __restrict__ rel_row,
                      const typename P::Element* __restrict__ rel_col, const typename P::Element* __restrict__ y_all,
                      const typename P::Element* __restrict__ dy_all, const float* __restrict__ log2_sum,
                      typename P::Element* __restrict__ dq_all, float* __restrict__ delta_all,
                      float* __restrict__ column_logits_all, float* __restrict__ partials, int height, int width,
-                     int heads) {
+                     int heads, int reload) {
     SHARED_FLOATS(keys, P::STAGE);
     SHARED_FLOATS(values, P::STAGE);
     SHARED_FLOATS(position_sums, P::POSITION ? 2 * P::KERNEL_SIZE * P::TILE_PITCH : 1);
@@ -471,7 +475,7 @@ __global__ void __launch_bounds__(P::THREADS)
                         column_sum[p][b] += ds[p][b];
                     }
                 }
-                accumulate<P>(ds, keys, place, row, dq);
+                accumulate<P>(ds, keys, place, row + reload, dq);
                 if constexpr (P::POSITION) {
 #pragma unroll
                     for (int c = 0; c < P::CHANNELS; ++c) {
@@ -540,13 +544,13 @@ __global__ void __launch_bounds__(P::THREADS)
 // dk and dv. A thread owns keys and visits the queries whose window holds them: window row `a` of the sweep, seen from
 // the query, is row KERNEL_SIZE - 1 - a. Grid: images * tiles blocks.
 template <class P>
-__global__ void __launch_bounds__(P::THREADS)
+__global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
     backward_keys(const typename P::Element* __restrict__ q_all, const typename P::Element* __restrict__ k_all,
                   const typename P::Element* __restrict__ v_all, const typename P::Element* __restrict__ rel_row,
                   const typename P::Element* __restrict__ rel_col, const typename P::Element* __restrict__ dy_all,
                   const float* __restrict__ log2_sum, const float* __restrict__ delta_all,
                   const float* __restrict__ column_logits_all, typename P::Element* __restrict__ dk_all,
-                  typename P::Element* __restrict__ dv_all, int height, int width, int heads) {
+                  typename P::Element* __restrict__ dv_all, int height, int width, int heads, int reload) {
     SHARED_FLOATS(queries, P::STAGE);
     SHARED_FLOATS(gradients, P::STAGE);
     SHARED_FLOATS(log2_sums, P::PLANE);
@@ -623,8 +627,8 @@ __global__ void __launch_bounds__(P::THREADS)
                         ds[p][b] = weights[p][b] * (ds[p][b] - delta_line[p + b]);
                     }
                 }
-                accumulate<P>(ds, queries, place, row, dk);
-                accumulate<P>(weights, gradients, place, row, dv);
+                accumulate<P>(ds, queries, place, row + reload, dk);
+                accumulate<P>(weights, gradients, place, row + reload, dv);
             });
     }
     write_own<P>(dk_all + place.plane(P::HEAD_WIDTH), place, dk);

@@ -37,7 +37,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define threadIdx (emulator::block.thread_index)
 #define blockIdx (emulator::block.block_index)
 #define __syncthreads() emulator::wait_at_barrier(__LINE__)
