@@ -128,19 +128,20 @@ def expression(kernel: str, function: Function, tunables: Tunables) -> str:
 
 
 def shared_bytes(kernel: str, function: Function, tunables: Tunables) -> int:
-    """Shared memory of a block in bytes, as the kernel's source lays it out."""
+    """Shared memory of a block in bytes: the kernel's arrays, each rounded up to its alignment of 16 bytes."""
     vector = next(size for size in (4, 2, 1) if tunables.pixels % size == 0)
     line = ceil((tunables.pixels + tunables.segment - 1) / vector) * vector
     plane = tunables.staged * ((tunables.columns - 1) * tunables.pixels + line)
     if tunables.lanes > 1:
         bank_step = 32 // min(tunables.lanes, 32 // vector)
         plane += (bank_step - plane) % 32
-    floats = 2 * tunables.lanes * ceil(function.head_width / tunables.lanes) * plane
+    arrays = [tunables.lanes * ceil(function.head_width / tunables.lanes) * plane] * 2
     if kernel == "backward_keys":
-        floats += 2 * plane
-    if kernel == "backward_queries" and function.position:
-        floats += 2 * function.kernel_size * (tunables.columns * tunables.pixels * tunables.rows + 1)
-    return 4 * floats
+        arrays += [plane, plane]
+    if kernel == "backward_queries":
+        tile = tunables.columns * tunables.pixels * tunables.rows
+        arrays.append(2 * function.kernel_size * (tile + 1) if function.position else 1)
+    return sum(ceil(floats / 4) * 16 for floats in arrays)
 
 
 def _split(size: int, limit: int) -> int:
@@ -361,7 +362,8 @@ def forward(
     _check(q, k, v, rel_row, rel_col, kernel_size, heads)
     runtime = nvrtc.runtime(q.device)
     q, k, v, rel_row, rel_col = _contiguous(q, k, v, rel_row, rel_col)
-    return run_forward(runtime, q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)
+    with torch.cuda.device_of(q):
+        return run_forward(runtime, q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)
 
 
 @forward.register_fake
@@ -381,9 +383,9 @@ def backward(
     _check(q, k, v, rel_row, rel_col, kernel_size, heads)
     runtime = nvrtc.runtime(q.device)
     dy, q, k, v, rel_row, rel_col, y = _contiguous(dy, q, k, v, rel_row, rel_col, y)
-    return run_backward(
-        runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum.contiguous(), kernel_size, heads, zero_border
-    )
+    axes = (kernel_size, heads, zero_border)
+    with torch.cuda.device_of(q):
+        return run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum.contiguous(), *axes)
 
 
 @backward.register_fake

@@ -7,7 +7,8 @@ import fcntl
 import hashlib
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,9 +17,11 @@ from sasa_bench import nvrtc
 from sasa_bench.impls import cuda
 
 HERE = Path(__file__).parent
+Pick = Callable[[str, Sequence[cuda.Tunables]], cuda.Tunables]
+
 BUILD = HERE.parents[1] / "build" / "cuda-emulator"
 COMPILER = os.environ.get("CXX", "g++")
-SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g")
+SANITIZERS = ("-O1", "-fsanitize=address,undefined", "-fsanitize-recover=all", "-g1")
 
 
 def header_directories() -> list[str]:
@@ -30,58 +33,58 @@ def header_directories() -> list[str]:
     return [headers, f"{headers}/cccl"]
 
 
-def build(expressions: Iterable[str], source: str | None = None, flags: Sequence[str] = ("-O1",)) -> Path:
-    """Compiles kernels, named by their template instances, into one shared library, unless done before."""
+def build(
+    expressions: Iterable[str], sources: Mapping[str, str] | None = None, flags: Sequence[str] = ("-O1",)
+) -> Path:
+    """Compiles kernels, named by their template instances, into one shared library, unless done before.
+
+    `sources` maps names, which `EmulatedRuntime` chooses from, to versions of the CUDA source.
+    """
     chosen = sorted(set(expressions))
-    text = cuda.source() if source is None else source
+    texts = {"shipped": cuda.source()} if sources is None else dict(sources)
     emulator = (HERE / "emulator" / "emulator.h").read_text()
-    key = hashlib.sha256("\0".join([COMPILER, text, emulator, *flags, *chosen]).encode()).hexdigest()[:24]
+    parts = [COMPILER, emulator, *flags, *chosen, *texts, *texts.values()]
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     library = BUILD / f"{key}.so"
     BUILD.mkdir(parents=True, exist_ok=True)
     with open(BUILD / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
-            _compile(library, chosen, text, flags)
+            _compile(library, chosen, texts, flags)
     return library
 
 
-def _compile(library: Path, chosen: list[str], text: str, flags: Sequence[str]) -> None:
-    scratch = library.with_suffix("")
-    scratch.mkdir(exist_ok=True)
-    (scratch / "kernels.cu").write_text(text)
-    entries = []
-    for expression in chosen:
-        threads = "SUM_COLUMNS * SUM_ROWS"
-        if "Plan<" in expression:
-            threads = expression[expression.index("<") + 1 : -1] + "::THREADS"
-        entries.append(f'    emulator::kernel("{expression}", {threads}, &{expression}),')
-    main = [
-        '#include "emulator.h"',
-        '#include "kernels.cu"',
-        "const std::vector<emulator::Kernel> emulated_kernels = {",
-    ]
-    (scratch / "kernels.cpp").write_text("\n".join([*main, *entries, "};\n"]))
-    includes = [f"-I{path}" for path in (HERE / "emulator", scratch, *header_directories())]
-    command = [COMPILER, "-std=c++20", "-w", "-fPIC", "-shared", "-ffp-contract=off", *flags, *includes]
-    made = subprocess.run(
-        [*command, str(scratch / "kernels.cpp"), "-o", str(scratch / "kernels.so"), "-ldl"],
-        capture_output=True,
-        text=True,
-    )
-    assert made.returncode == 0, made.stderr[-4000:]
-    os.replace(scratch / "kernels.so", library)
-    for file in scratch.iterdir():
-        file.unlink()
-    scratch.rmdir()
+def _compile(library: Path, chosen: list[str], texts: Mapping[str, str], flags: Sequence[str]) -> None:
+    lines = ['#include "emulator.h"', "using Kernels = std::vector<emulator::Kernel>;"]
+    calls = []
+    with tempfile.TemporaryDirectory(dir=BUILD) as scratch:
+        for number, (name, text) in enumerate(texts.items()):
+            (Path(scratch) / f"source{number}.cu").write_text(text)
+            space = f"namespace source{number} " if len(texts) > 1 else ""
+            lines += [space + "{"] if space else []
+            lines += [f'#include "source{number}.cu"', f"void add{number}(Kernels& kernels) {{"]
+            for expression in chosen:
+                threads = "SUM_COLUMNS * SUM_ROWS"
+                if "Plan<" in expression:
+                    threads = expression[expression.index("<") + 1 : -1] + "::THREADS"
+                entry = f'emulator::kernel("{name} {expression}", {threads}, &{expression})'
+                lines.append(f"    kernels.push_back({entry});")
+            lines.append("}}" if space else "}")
+            calls.append(f"{f'source{number}::' if space else ''}add{number}(kernels);")
+        lines += ["Kernels emulated_kernels() {", "Kernels kernels;", *calls, "return kernels;", "}"]
+        main, made = Path(scratch) / "kernels.cpp", Path(scratch) / "kernels.so"
+        main.write_text("\n".join([*lines, ""]))
+        includes = [f"-I{path}" for path in (HERE / "emulator", *header_directories())]
+        command = [COMPILER, "-std=c++20", "-w", "-fPIC", "-shared", "-ffp-contract=off", *flags, *includes]
+        done = subprocess.run([*command, str(main), "-o", str(made), "-ldl"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        os.replace(made, library)
 
 
 class Buffer(ctypes.Structure):
     """A piece of memory that a launch may touch."""
 
     _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_longlong))
-
-
-Pick = Callable[[str, Sequence[cuda.Tunables]], cuda.Tunables]
 
 
 def first(key: str, candidates: Sequence[cuda.Tunables]) -> cuda.Tunables:
@@ -96,6 +99,7 @@ class EmulatedRuntime:
         library: built by `build`.
         order: threads of a block in ascending (0), descending (1) or, with this seed, shuffled order.
         pick: chooses among candidate tunables; the default takes the first.
+        name: of the version of the CUDA source to run.
     """
 
     def __init__(
@@ -103,7 +107,9 @@ class EmulatedRuntime:
         library: Path,
         order: int = 0,
         pick: Pick = first,
+        name: str = "shipped",
     ) -> None:
+        self.name = name
         self.run = ctypes.CDLL(str(library)).emulator_launch
         self.order = order
         self.pick = pick
@@ -122,10 +128,9 @@ class EmulatedRuntime:
                 values.append(ctypes.c_void_p(None) if argument is None else ctypes.c_int(argument))
         pointers = (ctypes.c_void_p * len(values))(*[ctypes.addressof(value) for value in values])
         text = ctypes.create_string_buffer(4096)
-        found = self.run(
-            expression.encode(), grid, block, pointers, (Buffer * len(buffers))(*buffers), len(buffers),
-            self.order, text, len(text),
-        )  # fmt: skip
+        known = (Buffer * len(buffers))(*buffers)
+        name = f"{self.name} {expression}".encode()
+        found = self.run(name, grid, block, pointers, known, len(buffers), self.order, text, len(text))
         assert found >= 0, f"{expression} is not in this library"
         self.violations += [f"{expression}: {line}" for line in text.value.decode().splitlines()]
 

@@ -23,6 +23,7 @@
 #include <cstdio>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -97,6 +98,7 @@ struct Block {
     std::vector<std::unique_ptr<SharedArray>> shared;
     std::vector<GlobalBuffer> buffers;
     std::vector<std::string> violations;
+    std::map<std::string, int> violations_of_kind;
     int violation_count = 0;
 
     int thread() const { return static_cast<int>(thread_index.x); }
@@ -105,9 +107,10 @@ struct Block {
 
 inline Block block;
 
+// Counts a violation; the first few of each kind, which is the text before the colon, are kept in words.
 inline void report(const std::string& what) {
     ++block.violation_count;
-    if (block.violations.size() < 8) {
+    if (++block.violations_of_kind[what.substr(0, what.find(':'))] <= 2) {
         block.violations.push_back("block " + std::to_string(block.block_index.x) + ", thread " +
                                    std::to_string(block.thread()) + ": " + what);
     }
@@ -371,7 +374,7 @@ inline void run_block(const std::vector<int>& order, std::vector<std::vector<cha
             if (fiber.state == State::ready || fiber.state == State::done) continue;
             block.thread_index.x = t;
             report(std::string("divergent ") + (fiber.state == State::at_barrier ? "barrier" : "shuffle") +
-                   " in line " + std::to_string(fiber.line) + ": not every thread reaches it");
+                   ": not every thread reaches the one in line " + std::to_string(fiber.line));
             break;
         }
         block.stopped = true;
@@ -411,14 +414,15 @@ inline int launch(const Kernel& kernel, unsigned grid, unsigned threads, void** 
 
 }  // namespace emulator
 
-extern const std::vector<emulator::Kernel> emulated_kernels;
+std::vector<emulator::Kernel> emulated_kernels();
 
 // Runs a kernel, named by its expression or its mangled symbol. Returns the number of violations, -1 for an unknown
 // kernel; `text` receives the first few, a line each.
 extern "C" int emulator_launch(const char* name, unsigned grid, unsigned threads, void** arguments,
                                const emulator::Buffer* buffers, int buffer_count, unsigned order, char* text,
                                int text_bytes) {
-    for (auto& kernel : emulated_kernels) {
+    static const std::vector<emulator::Kernel> kernels = emulated_kernels();
+    for (auto& kernel : kernels) {
         if (kernel.expression == name || kernel.symbol == name) {
             return emulator::launch(kernel, grid, threads, arguments, buffers, buffer_count, order, text, text_bytes);
         }

@@ -57,6 +57,7 @@ def make_runtime(timer=None) -> nvrtc.Runtime:
 @pytest.fixture
 def runtime(monkeypatch, log) -> nvrtc.Runtime:
     """A runtime on the fake device; torch operators on CPU tensors use it."""
+    monkeypatch.setenv("SASA_BENCH_TUNE", "0")
     made = make_runtime()
     monkeypatch.setattr(nvrtc, "runtime", lambda device: made)
     return made
