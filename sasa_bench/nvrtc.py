@@ -40,6 +40,10 @@ def missing() -> str | None:
         )
     if not torch.cuda.is_available():
         return "torch finds no NVIDIA GPU: install the NVIDIA driver (nvidia-smi must list the device)."
+    try:
+        nvrtc_version()
+    except RuntimeError as error:
+        return str(error)
     return None
 
 

@@ -128,7 +128,7 @@ def expression(kernel: str, function: Function, tunables: Tunables) -> str:
 
 
 def shared_bytes(kernel: str, function: Function, tunables: Tunables) -> int:
-    """Shared memory of a block in bytes: the kernel's arrays, each rounded up to its alignment of 16 bytes."""
+    """Shared memory of a block in bytes: the kernel's arrays, rounded up to their alignment of 16 bytes."""
     vector = next(size for size in (4, 2, 1) if tunables.pixels % size == 0)
     line = ceil((tunables.pixels + tunables.segment - 1) / vector) * vector
     plane = tunables.staged * ((tunables.columns - 1) * tunables.pixels + line)
@@ -138,9 +138,9 @@ def shared_bytes(kernel: str, function: Function, tunables: Tunables) -> int:
     arrays = [tunables.lanes * ceil(function.head_width / tunables.lanes) * plane] * 2
     if kernel == "backward_keys":
         arrays += [plane, plane]
-    if kernel == "backward_queries":
+    if kernel == "backward_queries" and function.position:
         tile = tunables.columns * tunables.pixels * tunables.rows
-        arrays.append(2 * function.kernel_size * (tile + 1) if function.position else 1)
+        arrays.append(2 * function.kernel_size * (tile + 1))
     return sum(ceil(floats / 4) * 16 for floats in arrays)
 
 
