@@ -1,0 +1,17 @@
+"""Says what is missing where the CUDA kernels cannot be checked."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+
+import emulation
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tools() -> None:
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
+        pytest.skip("cuda-core is not installed: pip install 'sasa-bench[cuda-check]'")
+    if shutil.which(emulation.COMPILER) is None:
+        pytest.skip(f"the C++ compiler {emulation.COMPILER!r} is not installed")

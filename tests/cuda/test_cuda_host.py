@@ -1,0 +1,130 @@
+"""The host side of the CUDA kernels: messages, choice of tunables, and all of it through a FAKE driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import emulation
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sasa_bench import nvrtc
+from sasa_bench.impls import cuda
+
+HERE = Path(__file__).parent
+QKV = torch.zeros(1, 8, 4, 4)
+
+
+def test_everything_that_needs_a_driver_through_the_fake(tmp_path):
+    fake = tmp_path / "libcuda.so.1"
+    includes = [f"-I{path}" for path in emulation.header_directories()]
+    source = HERE / "fake_driver" / "fake_driver.cpp"
+    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1", *includes]
+    subprocess.run([emulation.COMPILER, *flags, str(source), "-o", str(fake), "-ldl"], check=True)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "SASA_BENCH_CACHE": str(tmp_path / "cache"),
+        "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parents[1]))),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(HERE)]
+    checks = HERE / "fake_driver" / "host_checks.py"
+    made = subprocess.run([*command, "-o", "addopts=", str(checks)], env=environment, capture_output=True, text=True)
+    assert made.returncode == 0, made.stdout[-6000:] + made.stderr[-2000:]
+
+
+def test_missing_says_what_would_unlock_it(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "install a CUDA build of torch" in nvrtc.missing()
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "NVIDIA driver" in cuda.missing()
+    monkeypatch.setattr(nvrtc.importlib.util, "find_spec", lambda name: None)
+    assert "sasa-bench[cuda]" in nvrtc.missing()
+
+
+def test_describe_without_a_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(nvrtc, "missing", lambda: "no driver.")
+    assert cuda.describe() == [
+        "CUDA kernels cannot run: no driver.",
+        f"cached cubins: 0 (0 KiB) in {tmp_path}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(8, 4, 4)}, "must be \\[batch, channels, height, width\\]"),
+        ({"q": QKV.double()}, "take float32, float16, bfloat16"),
+        ({"kernel_size": 4}, "must be odd"),
+        ({"heads": 3}, "do not divide into 3 heads"),
+        ({"k": QKV[:, :4]}, "k has shape \\(1, 4, 4, 4\\); next to this q it must be \\(1, 8, 4, 4\\)"),
+        ({"v": QKV.half()}, "make them match"),
+        ({"rel_row": torch.zeros(2, 2, 3)}, "pass both"),
+        ({"rel_row": torch.zeros(2, 2, 5), "rel_col": torch.zeros(2, 2, 3)}, "must be \\(2, 2, 3\\)"),
+        ({}, "take CUDA tensors, these are on 'cpu'"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    arguments = {"q": QKV, "k": QKV, "v": QKV, "rel_row": None, "rel_col": None, "kernel_size": 3, "heads": 2}
+    with pytest.raises(ValueError, match=message):
+        cuda.local_attention(**(arguments | change), zero_border=False)
+
+
+def test_unknown_border_is_named():
+    with pytest.raises(ValueError, match="'mask' or 'zero'"):
+        cuda.attend(SimpleNamespace(kernel_size=3, heads=1, border="wrap"))
+
+
+def test_shapes_are_known_without_a_device():
+    with FakeTensorMode():
+        q = torch.empty(2, 12, 5, 6, device="cuda", dtype=torch.bfloat16)
+        rel_row, rel_col = (
+            torch.empty(4, 1, 3, device="cuda").bfloat16(),
+            torch.empty(4, 2, 3, device="cuda").bfloat16(),
+        )
+        y, log2_sum = cuda.forward(q, q, q, rel_row, rel_col, 3, 4, True)
+        assert (y.shape, y.dtype, y.device.type) == (q.shape, torch.bfloat16, "cuda")
+        assert (log2_sum.shape, log2_sum.dtype) == ((2, 4, 5, 6), torch.float32)
+        gradients = cuda.backward(y, q, q, q, rel_row, rel_col, y, log2_sum, 3, 4, True)
+        assert [g.shape for g in gradients] == [q.shape, q.shape, q.shape, rel_row.shape, rel_col.shape]
+
+
+def test_search_takes_the_smallest_median_and_skips_what_fails():
+    times = {"slow": [9, 3, 3, 3], "spiky": [9, 1, 8, 8], "fast": [9, 2, 2, 2]}
+    clock = {name: iter(values) for name, values in times.items()}
+
+    def seconds(candidate):
+        if candidate == "broken":
+            raise RuntimeError("too many resources requested")
+        return next(clock[candidate])
+
+    chosen, medians = nvrtc.search(["slow", "broken", "spiky", "fast"], seconds, rounds=3)
+    assert chosen == "fast"
+    assert medians == [3, float("inf"), 8, 2]
+    with pytest.raises(RuntimeError, match="none of 1 candidates runs on this device: too many"):
+        nvrtc.search(["broken"], seconds)
+
+
+def test_search_keeps_the_default_on_a_tie():
+    assert nvrtc.search(["default", "other"], lambda candidate: 1.0)[0] == "default"
+
+
+def test_tuning_store_survives_a_broken_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
+    store = nvrtc.TuningStore("Some GPU sm_90")
+    store.add("key", {"pixels": 2}, 1e-5)
+    assert json.loads(store.path.read_text()) == {"key": {"chosen": {"pixels": 2}, "seconds": 1e-5}}
+    store.path.write_text("{")
+    assert store.read() == {}
+
+
+def test_an_architecture_beyond_nvrtc_is_a_clear_error():
+    with pytest.raises(RuntimeError, match="cannot compile for sm_20; it knows sm_"):
+        nvrtc.compile_cubin(cuda.source(), "sum_positions<float, 3, 4>", "sm_20")

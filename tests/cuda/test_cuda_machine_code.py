@@ -1,0 +1,56 @@
+"""The compiled kernels against the committed table of what they cost; no device is needed to compile them."""
+
+from __future__ import annotations
+
+import machine_code
+import pytest
+from machine_code import ARCHITECTURES, TABLE
+
+from sasa_bench import nvrtc
+from sasa_bench.impls import cuda
+
+SPECIALISATIONS = list(machine_code.specialisations())
+
+
+def same(row: dict[str, str], arch: str, kernel: str, function: cuda.Function, side: int) -> bool:
+    wanted = {"arch": arch, "kernel": kernel, "function": str(function), "image": f"{side}x{side}"}
+    return all(row[name] == value for name, value in wanted.items())
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize(
+    "specialisation", SPECIALISATIONS, ids=lambda item: f"{item[0]} {item[1]} {item[2]}".replace(" ", "-")
+)
+def test_machine_code_costs_what_the_table_says(specialisation, arch):
+    kernel, function, side, tunables = specialisation
+    row = machine_code.cost(kernel, function, side, tunables, arch)
+    assert row["spill_instructions"] == row["stack_bytes"] == "0"
+    shared = cuda.shared_bytes(kernel, function, tunables)
+    assert shared - 16 < int(row["shared_bytes"]) <= shared <= cuda.SHARED_LIMIT
+    assert tunables.threads * int(row["registers"]) <= cuda.ALL_REGISTERS
+    if f"NVRTC {nvrtc.nvrtc_version()};" not in TABLE.read_text():
+        pytest.skip(f"no spills; {TABLE.name} holds for another NVRTC than {nvrtc.nvrtc_version()}")
+    assert [row] == [known for known in machine_code.read_table() if same(known, arch, kernel, function, side)]
+
+
+def test_the_table_holds_nothing_else():
+    assert len(machine_code.read_table()) == len(SPECIALISATIONS) * len(ARCHITECTURES)
+
+
+def test_the_hot_loop_is_found_across_a_branch():
+    listing = """
+.L_before:
+        /*0000*/                   MOV R1, R2 ;
+.L_loop:
+        /*0010*/                   LDS.128 R4, [R1] ;
+        /*0020*/              @P0 BRA `(.L_apart) ;
+.L_again:
+        /*0030*/                   MUFU.EX2 R2, R2 ;
+        /*0040*/              @!P1 BRA `(.L_loop) ;
+        /*0050*/                   EXIT ;
+.L_apart:
+        /*0060*/                   FFMA R1, R2, R3, R4 ;
+        /*0070*/                   BRA `(.L_again) ;
+"""
+    loop = machine_code._hot_loop(listing)
+    assert sorted(loop) == ["BRA", "BRA", "BRA", "FFMA", "LDS.128", "MUFU.EX2"]

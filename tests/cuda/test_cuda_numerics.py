@@ -1,0 +1,158 @@
+"""The CUDA kernels on the emulator against dense attention in float64: values, gradients, determinism."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+
+import dense_reference
+import emulation
+import pytest
+import torch
+from dense_reference import Problem
+
+from sasa_bench.impls import cuda
+
+pytestmark = pytest.mark.timeout(600)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+ASCENDING, DESCENDING, SHUFFLED = 0, 1, 20
+
+FUNCTIONS = [
+    Problem(dtype=dtype, height=6, width=9, position=position, zero_border=zero)
+    for dtype, position, zero in product(DTYPES, (True, False), (False, True))
+]
+SIZES = [
+    Problem(height=height, width=width, batch=batch, kernel_size=kernel_size, head_width=4, zero_border=zero)
+    for height, width, batch, kernel_size, zero in (
+        (1, 1, 1, 3, False),
+        (1, 1, 1, 3, True),
+        (7, 1, 3, 5, False),
+        (1, 7, 1, 5, True),
+        (7, 7, 3, 7, False),
+        (5, 33, 1, 3, False),
+        (3, 63, 1, 7, False),
+        (4, 3, 1, 19, False),
+        (4, 3, 1, 19, True),
+        (3, 5, 1, 33, False),
+        (3, 5, 1, 33, True),
+    )
+]
+WINDOWS = [Problem(height=8, width=6, heads=1, head_width=6, kernel_size=size) for size in range(1, 24, 2)]
+HEAD_WIDTHS = [
+    Problem(height=5, width=6, heads=2, head_width=head_width, kernel_size=3)
+    for head_width in (1, 2, 3, 4, 5, 8, 12, 16, 24, 32, 33, 48, 64, 96, 128, 200)
+]
+WIDE_16_BIT = [
+    Problem(
+        dtype=dtype,
+        height=5,
+        width=7,
+        heads=1,
+        head_width=head_width,
+        kernel_size=kernel_size,
+        zero_border=zero,
+    )
+    for dtype, head_width, kernel_size, zero in (
+        (torch.float16, 64, 7, False),
+        (torch.bfloat16, 32, 11, True),
+        (torch.float16, 1, 5, False),
+        (torch.bfloat16, 128, 19, False),
+    )
+]
+DEFAULTS = [*FUNCTIONS, *SIZES, *WINDOWS, *HEAD_WIDTHS, *WIDE_16_BIT]
+# Every candidate that the search on a device would measure.
+SEARCHED = [
+    (Problem(height=height, width=width, heads=1, head_width=head_width, kernel_size=kernel_size), index)
+    for height, width, head_width, kernel_size in (
+        (14, 14, 8, 7),
+        (9, 14, 32, 5),
+        (5, 7, 16, 19),
+        (6, 35, 4, 3),
+    )
+    for index in range(cuda.MOST_CANDIDATES)
+]
+
+
+class Pick:
+    """Takes the candidate with a fixed number, of as many as there are."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(self, key: str, candidates: list[cuda.Tunables]) -> cuda.Tunables:
+        return candidates[self.index % len(candidates)]
+
+
+def run(runtime: cuda.Runtime, problem: Problem) -> list[torch.Tensor]:
+    """y and all gradients, outputs poisoned with NaN first."""
+    (q, k, v, rel_row, rel_col), dy = problem.inputs()
+    axes = (problem.kernel_size, problem.heads, problem.zero_border)
+    y, log2_sum = cuda.run_forward(runtime, q, k, v, rel_row, rel_col, *axes)
+    gradients = cuda.run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum, *axes)
+    return [y, *gradients]
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_outputs() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)  # torch.empty then fills with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="module")
+def library() -> str:
+    """One library with every kernel that the tests of this module launch."""
+    recorder = emulation.RecordingRuntime()
+    for problem in DEFAULTS:
+        run(recorder, problem)
+    for problem, index in SEARCHED:
+        recorder.pick = Pick(index)
+        run(recorder, problem)
+    return emulation.build(recorder.expressions)
+
+
+@pytest.mark.parametrize("problem", DEFAULTS, ids=str)
+def test_agrees_with_float64_in_any_thread_order(library, problem):
+    first = None
+    for order in (ASCENDING, DESCENDING, SHUFFLED):
+        runtime = emulation.EmulatedRuntime(library, order)
+        got = run(runtime, problem)
+        assert runtime.violations == []
+        assert dense_reference.failures(problem, got) == []
+        first = first or got
+        assert all(torch.equal(a, b) for a, b in zip(first, got, strict=True)), "not deterministic"
+
+
+@pytest.mark.parametrize(("problem", "index"), SEARCHED, ids=str)
+def test_every_candidate_of_the_search_agrees(library, problem, index):
+    runtime = emulation.EmulatedRuntime(library, SHUFFLED, Pick(index))
+    got = run(runtime, problem)
+    assert runtime.violations == []
+    assert dense_reference.failures(problem, got) == []
+
+
+def test_large_logits_do_not_overflow(library):
+    problem = Problem(height=6, width=9)
+    (q, k, v, rel_row, rel_col), _ = problem.inputs()
+    runtime = emulation.EmulatedRuntime(library)
+    y, _ = cuda.run_forward(runtime, 1e4 * q, k, v, rel_row, rel_col, 7, 2, False)
+    truth = dense_reference.attention(*(t.double() for t in (1e4 * q, k, v, rel_row, rel_col)), 7, 2, False)
+    assert (y - truth).abs().max() < 1e-2  # the logits are near 1e5, where float32 resolves 1e-2
+
+
+def test_no_tensor_grows_with_the_square_of_the_window(monkeypatch):
+    largest = []
+    for kernel_size in (7, 19):
+        sizes = []
+        launch = emulation.RecordingRuntime.launch
+
+        def record(self, source, expression, grid, block, arguments, sizes=sizes, launch=launch):
+            sizes.extend(t.numel() for t in arguments if isinstance(t, torch.Tensor))
+            launch(self, source, expression, grid, block, arguments)
+
+        monkeypatch.setattr(emulation.RecordingRuntime, "launch", record)
+        run(emulation.RecordingRuntime(), Problem(height=28, width=28, kernel_size=kernel_size))
+        largest.append(max(sizes))
+        monkeypatch.undo()
+    assert largest[1] <= 19 / 7 * largest[0] + 1
