@@ -150,21 +150,25 @@ void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
 // ---------------------------------------------------------------------------------------------------------------
 // The operators on the CPU
 
-std::tuple<Tensor, Tensor> forward_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
+using Saved = std::tuple<Tensor, Tensor, Tensor>;  // y, top, sum
+
+Saved forward_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
                                        const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads,
-                                       bool zero_border, bool want_lse) {
+                                       bool zero_border, bool save) {
   check(q, k, v, rel_row, rel_col, kernel_size, heads);
   const sasa::Table& t = table();
   Inputs in(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
   Tensor y = at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
-  Tensor lse;
+  Tensor top, sum;
   in.problem.y = planes(y);
-  if (want_lse) {
-    lse = at::empty({q.size(0), heads, q.size(2), q.size(3)}, q.options().dtype(at::kFloat));
-    in.problem.lse = planes(lse);
+  if (save) {
+    top = at::empty({q.size(0), heads, q.size(2), q.size(3)}, q.options().dtype(at::kFloat));
+    sum = at::empty_like(top);
+    in.problem.top = planes(top);
+    in.problem.sum = planes(sum);
   }
   if (in.problem.planes) run(t, t.forward, in.problem);
-  return {y, lse};
+  return {y, top, sum};
 }
 
 Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
@@ -172,7 +176,7 @@ Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const Op
   return std::get<0>(forward_cpu(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border, false));
 }
 
-std::tuple<Tensor, Tensor> attention_lse_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
+Saved attention_saving_cpu(const Tensor& q, const Tensor& k, const Tensor& v,
                                              const OptionalTensor& rel_row, const OptionalTensor& rel_col,
                                              int64_t kernel_size, int64_t heads, bool zero_border) {
   return forward_cpu(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border, true);
@@ -180,7 +184,7 @@ std::tuple<Tensor, Tensor> attention_lse_cpu(const Tensor& q, const Tensor& k, c
 
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-void check_backward(const Tensor& dy, const Tensor& q, const Tensor& y, const Tensor& lse, int64_t heads) {
+void check_backward(const Tensor& dy, const Tensor& q, const Tensor& y, const Tensor& top, const Tensor& sum, int64_t heads) {
   constexpr auto op = "fused_local_attention_backward: ";
   for (const auto& [t, name] : {std::pair{&dy, "dy"}, std::pair{&y, "y"}}) {
     TORCH_CHECK_VALUE(t->sym_sizes() == q.sym_sizes(), op, name, " must have q's shape ", q.sym_sizes(), ", got ",
@@ -188,29 +192,33 @@ void check_backward(const Tensor& dy, const Tensor& q, const Tensor& y, const Te
     TORCH_CHECK_TYPE(t->scalar_type() == q.scalar_type(), op, name, " must have q's dtype ", q.scalar_type(), ", got ",
                      t->scalar_type(), "; convert it with .to(q.dtype)");
   }
-  TORCH_CHECK_TYPE(lse.scalar_type() == at::kFloat, op, "lse must be float32, got ", lse.scalar_type(),
-                   "; pass the one of fused_local_attention_forward");
-  TORCH_CHECK_VALUE(lse.dim() == 4 && lse.sym_size(0) == q.sym_size(0) && lse.sym_size(1) == heads &&
-                        lse.sym_size(2) == q.sym_size(2) && lse.sym_size(3) == q.sym_size(3),
-                    op, "lse must be [batch, heads, height, width], got ", lse.sym_sizes(),
-                    "; pass the one of fused_local_attention_forward");
+  for (const auto& [t, name] : {std::pair{&top, "top"}, std::pair{&sum, "sum"}}) {
+    TORCH_CHECK_TYPE(t->scalar_type() == at::kFloat, op, name, " must be float32, got ", t->scalar_type(),
+                     "; pass the one of fused_local_attention_forward");
+    TORCH_CHECK_VALUE(t->dim() == 4 && t->sym_size(0) == q.sym_size(0) && t->sym_size(1) == heads &&
+                          t->sym_size(2) == q.sym_size(2) && t->sym_size(3) == q.sym_size(3),
+                      op, name, " must be [batch, heads, height, width], got ", t->sym_sizes(),
+                      "; pass the one of fused_local_attention_forward");
+  }
 }
 
 Gradients backward_cpu(const Tensor& dy_, const Tensor& q, const Tensor& k, const Tensor& v,
                        const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y_,
-                       const Tensor& lse_, int64_t kernel_size, int64_t heads, bool zero_border) {
+                       const Tensor& top_, const Tensor& sum_, int64_t kernel_size, int64_t heads, bool zero_border) {
   check(q, k, v, rel_row, rel_col, kernel_size, heads);
-  check_backward(dy_, q, y_, lse_, heads);
+  check_backward(dy_, q, y_, top_, sum_, heads);
   const sasa::Table& t = table();
   Inputs in(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
   sasa::Problem& p = in.problem;
-  const Tensor dy = with_contiguous_planes(dy_), y = with_contiguous_planes(y_), lse = with_contiguous_planes(lse_);
+  const Tensor dy = with_contiguous_planes(dy_), y = with_contiguous_planes(y_);
+  const Tensor top = with_contiguous_planes(top_), sum = with_contiguous_planes(sum_);
   const auto options = q.options().memory_format(at::MemoryFormat::Contiguous);
   Tensor dq = at::empty(q.sizes(), options), dk = at::empty(q.sizes(), options), dv = at::empty(q.sizes(), options);
   Tensor drel_row = at::empty({0}, options), drel_col = at::empty({0}, options), parts;
   p.y = planes(y);
   p.dy = planes(dy);
-  p.lse = planes(lse);
+  p.top = planes(top);
+  p.sum = planes(sum);
   p.dq = planes(dq);
   p.dk = planes(dk);
   p.dv = planes(dv);
@@ -240,18 +248,20 @@ Tensor attention_meta(const Tensor& q, const Tensor& k, const Tensor& v, const O
   return at::empty_symint(q.sym_sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
 }
 
-std::tuple<Tensor, Tensor> attention_lse_meta(const Tensor& q, const Tensor& k, const Tensor& v,
+Saved attention_saving_meta(const Tensor& q, const Tensor& k, const Tensor& v,
                                               const OptionalTensor& rel_row, const OptionalTensor& rel_col,
                                               int64_t kernel_size, int64_t heads, bool zero_border) {
-  return {attention_meta(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border),
-          at::empty_symint({q.sym_size(0), heads, q.sym_size(2), q.sym_size(3)}, q.options().dtype(at::kFloat))};
+  auto stat = [&] {
+    return at::empty_symint({q.sym_size(0), heads, q.sym_size(2), q.sym_size(3)}, q.options().dtype(at::kFloat));
+  };
+  return {attention_meta(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border), stat(), stat()};
 }
 
 Gradients backward_meta(const Tensor& dy, const Tensor& q, const Tensor& k, const Tensor& v,
                         const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
-                        const Tensor& lse, int64_t kernel_size, int64_t heads, bool) {
+                        const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads, bool) {
   check(q, k, v, rel_row, rel_col, kernel_size, heads);
-  check_backward(dy, q, y, lse, heads);
+  check_backward(dy, q, y, top, sum, heads);
   const auto options = q.options().memory_format(at::MemoryFormat::Contiguous);
   auto like = [&](const Tensor& t) { return at::empty_symint(t.sym_sizes(), options); };
   auto like_optional = [&](const OptionalTensor& t) { return t.has_value() ? like(*t) : at::empty({0}, options); };
@@ -272,18 +282,18 @@ Tensor call_attention(const Tensor& q, const Tensor& k, const Tensor& v, const O
   return handle.call(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
 }
 
-std::tuple<Tensor, Tensor> call_attention_lse(const Tensor& q, const Tensor& k, const Tensor& v,
+Saved call_attention_saving(const Tensor& q, const Tensor& k, const Tensor& v,
                                               const OptionalTensor& rel_row, const OptionalTensor& rel_col,
                                               int64_t kernel_size, int64_t heads, bool zero_border) {
-  static auto handle = op<decltype(attention_lse_cpu)>("sasa_bench::fused_local_attention_forward");
+  static auto handle = op<decltype(attention_saving_cpu)>("sasa_bench::fused_local_attention_forward");
   return handle.call(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
 }
 
 Gradients call_backward(const Tensor& dy, const Tensor& q, const Tensor& k, const Tensor& v,
                         const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
-                        const Tensor& lse, int64_t kernel_size, int64_t heads, bool zero_border) {
+                        const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
   static auto handle = op<decltype(backward_cpu)>("sasa_bench::fused_local_attention_backward");
-  return handle.call(dy, q, k, v, rel_row, rel_col, y, lse, kernel_size, heads, zero_border);
+  return handle.call(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
 }
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
@@ -293,19 +303,19 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
                                const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
                                int64_t heads, bool zero_border) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, lse] = call_attention_lse(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
-    ctx->save_for_backward({q, k, v, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), y, lse});
+    auto [y, top, sum] = call_attention_saving(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
+    ctx->save_for_backward({q, k, v, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), y, top, sum});
     ctx->saved_data["kernel_size"] = kernel_size;
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["zero_border"] = zero_border;
-    ctx->mark_non_differentiable({lse});
-    return {y, lse};
+    ctx->mark_non_differentiable({top, sum});
+    return {y, top, sum};
   }
 
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     auto saved = ctx->get_saved_variables();
     auto [dq, dk, dv, drow, dcol] = call_backward(
-        grads[0], saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), saved[5], saved[6],
+        grads[0], saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), saved[5], saved[6], saved[7],
         ctx->saved_data["kernel_size"].toInt(), ctx->saved_data["heads"].toInt(),
         ctx->saved_data["zero_border"].toBool());
     const bool relative = saved[3].defined();
@@ -316,11 +326,11 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 struct NoDoubleBackward : torch::autograd::Function<NoDoubleBackward> {
   static variable_list forward(torch::autograd::AutogradContext*, const Tensor& dy, const Tensor& q, const Tensor& k,
                                const Tensor& v, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                               const Tensor& y, const Tensor& lse, int64_t kernel_size, int64_t heads,
+                               const Tensor& y, const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads,
                                bool zero_border) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [dq, dk, dv, drow, dcol] =
-        call_backward(dy, q, k, v, rel_row, rel_col, y, lse, kernel_size, heads, zero_border);
+        call_backward(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
     return {dq, dk, dv, drow, dcol};
   }
   static variable_list backward(torch::autograd::AutogradContext*, variable_list) {
@@ -345,26 +355,26 @@ Tensor attention_autograd(const Tensor& q, const Tensor& k, const Tensor& v, con
   return call_attention(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
 }
 
-std::tuple<Tensor, Tensor> attention_lse_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
+Saved attention_saving_autograd(const Tensor& q, const Tensor& k, const Tensor& v,
                                                   const OptionalTensor& rel_row, const OptionalTensor& rel_col,
                                                   int64_t kernel_size, int64_t heads, bool zero_border) {
   if (differentiable({q, k, v, rel_row, rel_col})) {
     auto out = AttentionFunction::apply(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
-    return {out[0], out[1]};
+    return {out[0], out[1], out[2]};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_attention_lse(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
+  return call_attention_saving(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
 }
 
 Gradients backward_autograd(const Tensor& dy, const Tensor& q, const Tensor& k, const Tensor& v,
                             const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
-                            const Tensor& lse, int64_t kernel_size, int64_t heads, bool zero_border) {
-  if (differentiable({dy, q, k, v, rel_row, rel_col, y, lse})) {
-    auto g = NoDoubleBackward::apply(dy, q, k, v, rel_row, rel_col, y, lse, kernel_size, heads, zero_border);
+                            const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
+  if (differentiable({dy, q, k, v, rel_row, rel_col, y, top, sum})) {
+    auto g = NoDoubleBackward::apply(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
     return {g[0], g[1], g[2], g[3], g[4]};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_backward(dy, q, k, v, rel_row, rel_col, y, lse, kernel_size, heads, zero_border);
+  return call_backward(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
 }
 
 }  // namespace
@@ -377,29 +387,29 @@ TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
       {at::Tag::pt2_compliant_tag});
   m.def(
       "fused_local_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? rel_row, Tensor? rel_col, "
-      "int kernel_size, int heads, bool zero_border) -> (Tensor y, Tensor lse)",
+      "int kernel_size, int heads, bool zero_border) -> (Tensor y, Tensor top, Tensor sum)",
       {at::Tag::pt2_compliant_tag});
   m.def(
       "fused_local_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? rel_row, Tensor? rel_col, "
-      "Tensor y, Tensor lse, int kernel_size, int heads, bool zero_border) -> (Tensor dq, Tensor dk, Tensor dv, "
+      "Tensor y, Tensor top, Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dq, Tensor dk, Tensor dv, "
       "Tensor drel_row, Tensor drel_col)",
       {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, CPU, m) {
   m.impl("fused_local_attention", &attention_cpu);
-  m.impl("fused_local_attention_forward", &attention_lse_cpu);
+  m.impl("fused_local_attention_forward", &attention_saving_cpu);
   m.impl("fused_local_attention_backward", &backward_cpu);
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, Meta, m) {
   m.impl("fused_local_attention", &attention_meta);
-  m.impl("fused_local_attention_forward", &attention_lse_meta);
+  m.impl("fused_local_attention_forward", &attention_saving_meta);
   m.impl("fused_local_attention_backward", &backward_meta);
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, Autograd, m) {
   m.impl("fused_local_attention", &attention_autograd);
-  m.impl("fused_local_attention_forward", &attention_lse_autograd);
+  m.impl("fused_local_attention_forward", &attention_saving_autograd);
   m.impl("fused_local_attention_backward", &backward_autograd);
 }

@@ -19,7 +19,10 @@ struct Problem {
   int64_t heads = 1, channels = 1, height = 1, width = 1, kernel = 1;  // channels: of one head
   bool zero_border = false, relative = false;
   Scalar scalar = Scalar::float32;  // of the relative embedding and its gradient
-  Planes q, k, v, y, lse;           // lse: [images, heads, H, W], natural logarithm, float32; null if not wanted
+  Planes q, k, v, y;
+  // Of each query's softmax, [images, heads, H, W] float32: the largest logit times log2(e), and the sum of
+  // exp(logit - largest). Null if not wanted.
+  Planes top, sum;
   const void *rel_row = nullptr, *rel_col = nullptr;  // contiguous [heads, channels / 2, K], [heads, rest, K]
   Planes dy, dq, dk, dv;
   void *drel_row = nullptr, *drel_col = nullptr;

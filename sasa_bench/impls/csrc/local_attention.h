@@ -85,11 +85,6 @@ SASA_INLINE V exp2v(V x) {
 #endif
 }
 
-inline V log2v(V x) {
-  for (int l = 0; l < LANES; ++l) x[l] = __builtin_log2f(x[l]);
-  return x;
-}
-
 template <int N, class F>
 SASA_INLINE void unroll(F&& f) {
   [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
@@ -499,14 +494,14 @@ struct Task {
 struct Forward {
   Rows k, v;
   V* q;       // [ROWS][W][d]: queries times log2(e), replaced by the outputs
-  V* lse;     // [ROWS][W]
+  V *top, *sum;  // [ROWS][W]: of the softmax
   V* logits;  // [ROWS][keys]
   V* out;     // [ROWS][d]
   int64_t keys;
 
   static int64_t vectors(const Problem& p) {
     int64_t row = p.width * p.channels;
-    return Task::vectors(p) + 2 * ring_rows(p) * row + ROWS * (row + p.width + logit_keys(p) + p.channels);
+    return Task::vectors(p) + 2 * ring_rows(p) * row + ROWS * (row + 2 * p.width + logit_keys(p) + p.channels);
   }
   void setup(const Problem& p, Arena& a) {
     int64_t row = p.width * p.channels, slots = ring_rows(p);
@@ -514,7 +509,8 @@ struct Forward {
     v = {a.take(slots * row), slots, row};
     keys = logit_keys(p);
     q = a.take(ROWS * row);
-    lse = a.take(ROWS * p.width);
+    top = a.take(ROWS * p.width);
+    sum = a.take(ROWS * p.width);
     logits = a.take(ROWS * keys);
     out = a.take(ROWS * p.channels);
   }
@@ -627,7 +623,8 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
   for (int i = 0; i < nq; ++i) {
     V scale = 1.0f / sum[i];
     for (int64_t c = 0; c < d; ++c) q[i][c] = f.out[i * d + c] * scale;
-    if (t.p.lse.data) f.lse[i * t.W + x] = (m[i] + log2v(sum[i])) * LN2;
+    f.top[i * t.W + x] = m[i];
+    f.sum[i * t.W + x] = sum[i];
   }
 }
 
@@ -653,7 +650,10 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
     interleave(p.q, p, t.first, t.d, y0 * t.W, nq * t.W, f.q, LOG2E);
     for (int64_t x = 0; x < t.W; ++x) forward_pixel<D>(t, f, y0, nq, x);
     separate(p.y, p, t.first, t.d, y0 * t.W, nq * t.W, f.q);
-    if (p.lse.data) separate(p.lse, p, t.first, 1, y0 * t.W, nq * t.W, f.lse);
+    if (p.top.data) {
+      separate(p.top, p, t.first, 1, y0 * t.W, nq * t.W, f.top);
+      separate(p.sum, p, t.first, 1, y0 * t.W, nq * t.W, f.sum);
+    }
   }
   a.release_large();
 }
@@ -664,9 +664,9 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
 struct Backward {
   Rows k, v, dk, dv;
   V* q;      // [ROWS][W][d]: queries times log2(e), replaced by their gradients
-  V* dy;     // [ROWS][W][d]
-  V* lse;    // [ROWS][W], times log2(e)
-  V* delta;  // [ROWS][W]: dy.y
+  V* dy;     // [ROWS][W][d], over the sum of the softmax, so that P need not be divided by it
+  V* top;    // [ROWS][W]
+  V* delta;  // [ROWS][W]: dy.y, first the sum of the softmax
   V *P, *dS; // [ROWS][keys]
   V* dq;     // [ROWS][d]
   V *row_sum, *col_sum;  // [ROWS][K]: dS summed over the row, the column
@@ -684,7 +684,7 @@ struct Backward {
     keys = logit_keys(p);
     q = a.take(ROWS * row);
     dy = a.take(ROWS * row);
-    lse = a.take(ROWS * p.width);
+    top = a.take(ROWS * p.width);
     delta = a.take(ROWS * p.width);
     P = a.take(ROWS * keys);
     dS = a.take(ROWS * keys);
@@ -713,9 +713,9 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
     std::memset(static_cast<void*>(f.dq), 0, size_t(nq * d) * sizeof(V));
     if (t.p.zero_border && t.p.relative)
       for (int i = 0; i < nq; ++i) {
-        const V lse = f.lse[i * t.W + x], delta = f.delta[i * t.W + x];
+        const V top = f.top[i * t.W + x], delta = f.delta[i * t.W + x];
         t.outside(y0 + i, x, [&](int64_t a, int64_t b) {
-          V dS = -delta * exp2v(t.row_logit[i * K + a] + t.col_logit[i * K + b] - lse);
+          V dS = -delta * exp2v(t.row_logit[i * K + a] + t.col_logit[i * K + b] - top);
           f.row_sum[i * K + a] += dS;
           f.col_sum[i * K + b] += dS;
         });
@@ -738,14 +738,15 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
       const bool scatter = ky >= from && ky < to;
       with_count(hi - lo, [&](auto na) __attribute__((always_inline)) {
         constexpr int NA = decltype(na)::value;
-        V row[NA], minus_delta[NA], total[NA];
+        V row[NA], top[NA], delta[NA], total[NA];
         const V *cl[NA], *qp[NA], *gp[NA];
         V *Pp[NA], *Sp[NA], *cs[NA];
         unroll<NA>([&](auto i_) __attribute__((always_inline)) {
           const int i = lo + i_;
-          row[i_] = t.row_logit[i * K + ky - (y0 + i) + r] - f.lse[i * t.W + x];
+          row[i_] = t.row_logit[i * K + ky - (y0 + i) + r];
+          top[i_] = f.top[i * t.W + x];
           cl[i_] = t.col_logit + i * K + b0;
-          minus_delta[i_] = -f.delta[i * t.W + x];
+          delta[i_] = f.delta[i * t.W + x];
           total[i_] = V{};
           qp[i_] = q[i];
           gp[i_] = dy[i];
@@ -756,12 +757,12 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
         dot<D, NA>(
             qp, f.k(ky) + xa * d, d, n, d,
             [&](auto i, int64_t j) __attribute__((always_inline)) { return row[i] + cl[i][j]; },
-            [&](auto i, int64_t j, V s) __attribute__((always_inline)) { Pp[i][j] = exp2v(s); });
+            [&](auto i, int64_t j, V s) __attribute__((always_inline)) { Pp[i][j] = exp2v(s - top[i]); });
         dot<D, NA>(
             gp, f.v(ky) + xa * d, d, n, d,
-            [&](auto i, int64_t) __attribute__((always_inline)) { return minus_delta[i]; },
+            [&](auto, int64_t) __attribute__((always_inline)) { return V{}; },
             [&](auto i, int64_t j, V s) __attribute__((always_inline)) {
-              s *= Pp[i][j];
+              s = (s - delta[i]) * Pp[i][j];
               Sp[i][j] = s;
               total[i] += s;
               cs[i][j] += s;
@@ -869,10 +870,14 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
 
     interleave(p.y, p, t.first, d, y0 * W, nq * W, f.q);
     interleave(p.dy, p, t.first, d, y0 * W, nq * W, f.dy);
-    interleave(p.lse, p, t.first, 1, y0 * W, nq * W, f.lse, LOG2E);
+    interleave(p.top, p, t.first, 1, y0 * W, nq * W, f.top);
+    interleave(p.sum, p, t.first, 1, y0 * W, nq * W, f.delta);
     for (int64_t i = 0; i < nq * W; ++i) {
-      V s = V{};
-      for (int64_t c = 0; c < d; ++c) s += f.q[i * d + c] * f.dy[i * d + c];
+      V s = V{}, over_sum = 1.0f / f.delta[i];
+      for (int64_t c = 0; c < d; ++c) {
+        f.dy[i * d + c] *= over_sum;
+        s += f.q[i * d + c] * f.dy[i * d + c];
+      }
       f.delta[i] = s;
     }
     interleave(p.q, p, t.first, d, y0 * W, nq * W, f.q, LOG2E);
