@@ -1,0 +1,938 @@
+// Local self-attention on planes, forward and backward, without any dependency beyond the C++ library.
+//
+// A "plane" is one head of one image. LANES planes are interleaved so that a vector holds one channel of one pixel
+// of LANES planes, and the kernels below are scalar local attention with `float` replaced by that vector: every load
+// is aligned, every window is clipped exactly at the border, and no lane is lost to the width of the image.
+//
+//   y_i = sum_j P_ij v_j,  P_ij = exp(S_ij) / sum_j exp(S_ij),  S_ij = q_i.k_j + q_i.r_{j-i},  j in the window of i
+//   (Ramachandran et al. 2019, "Stand-Alone Self-Attention in Vision Models", eq. 2 and 4)
+//   dS_ij = P_ij (dy_i.v_j - dy_i.y_i),  dq_i = sum_j dS_ij (k_j + r_{j-i}),  dk_j = sum_i dS_ij q_i,
+//   dv_j = sum_i P_ij dy_i,  dr_o = sum_i dS_{i,i+o} q_i
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <utility>
+
+#if defined(__AVX512VL__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef SASA_ISA
+#error "SASA_ISA must name the build: avx512, avx2 or portable"
+#endif
+
+#include "kernel_table.h"
+
+#define SASA_INLINE inline __attribute__((always_inline))
+
+namespace SASA_ISA {
+
+using sasa::Planes;
+using sasa::Problem;
+using sasa::Scalar;
+
+#if defined(__AVX512VL__)
+constexpr int LANES = 8, ROWS = 4, KEYS = 4, CHANNELS = 4;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, ROWS = 4, KEYS = 2, CHANNELS = 2;
+#else
+constexpr int LANES = 4, ROWS = 4, KEYS = 2, CHANNELS = 2;
+#endif
+constexpr int64_t CHUNK = 80;  // keys per query whose logits are held at once: ROWS * CHUNK vectors fit in L1
+
+typedef float V __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t VI __attribute__((vector_size(4 * LANES), may_alias));
+
+constexpr float LOG2E = 1.44269504088896340736f;
+constexpr float LN2 = 0.69314718055994530942f;
+
+SASA_INLINE V splat(float x) { return x - V{}; }
+
+// The larger of the two; b where either is NaN.
+SASA_INLINE V vmax(V a, V b) {
+#if defined(__AVX2__)
+  return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// 2^x for x <= 128, relative error below 2e-7; 0 (or under 2^-125) for very negative x; NaN for NaN.
+// Minimax polynomial of degree 5 on [-1/2, 1/2] after splitting off the nearest integer.
+SASA_INLINE V exp2v(V x) {
+  x = vmax(splat(-126.0f), x);
+#if defined(__AVX512VL__)
+  V n = (V)_mm256_roundscale_ps((__m256)x, 0);
+#else
+  V shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
+  V n = shifted - 12582912.0f;
+#endif
+  V f = x - n;
+  V p = f * 0x1.5c08e6p-10f + 0x1.3d0c52p-7f;
+  p = p * f + 0x1.c6b6e4p-5f;
+  p = p * f + 0x1.ebf918p-3f;
+  p = p * f + 0x1.62e428p-1f;
+  p = p * f + 1.0f;
+#if defined(__AVX512VL__)
+  return (V)_mm256_scalef_ps((__m256)p, (__m256)n);
+#else
+  return (V)((VI)p + ((VI)shifted << 23));
+#endif
+}
+
+template <int N, class F>
+SASA_INLINE void unroll(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// f(count, c) over the d channels in pieces of CHANNELS, then one by one.
+template <int D, class F>
+SASA_INLINE void by_channels(int64_t d, F f) {
+  int64_t c = 0;
+  for (; c + CHANNELS <= d; c += CHANNELS) f(std::integral_constant<int, CHANNELS>{}, c);
+  if constexpr (D % CHANNELS != 0 || D == 0)
+    for (; c < d; ++c) f(std::integral_constant<int, 1>{}, c);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// The three kernels. Strides are in vectors.
+
+// out(i, j) of sum_c a[i][c] b[j][c], i < NA, j < n; `begin` gives the first summand and `done` takes the sum.
+// Sums start at begin(i, j), so that terms added to a logit cost nothing here.
+template <int D, int NA, class Begin, class Done>
+SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64_t d_, Begin begin, Done done) {
+  const int64_t d = D ? D : d_;
+  const V* ap[NA];
+  unroll<NA>([&](auto i) __attribute__((always_inline)) { ap[i] = a[i]; });
+  auto tile = [&]<int NB>(std::integral_constant<int, NB>, int64_t j) __attribute__((always_inline)) {
+    V acc[NA][NB];
+    const V* bp = b + j * bs;
+    unroll<NA>([&](auto i) __attribute__((always_inline)) {
+      unroll<NB>([&](auto t) __attribute__((always_inline)) { acc[i][t] = begin(i, j + t); });
+    });
+    for (int64_t c = 0; c < d; ++c) {
+      V bv[NB];
+      unroll<NB>([&](auto t) __attribute__((always_inline)) { bv[t] = bp[t * bs + c]; });
+      unroll<NA>([&](auto i) __attribute__((always_inline)) {
+        V av = ap[i][c];
+        unroll<NB>([&](auto t) __attribute__((always_inline)) { acc[i][t] += av * bv[t]; });
+      });
+    }
+    unroll<NA>([&](auto i) __attribute__((always_inline)) {
+      unroll<NB>([&](auto t) __attribute__((always_inline)) { done(i, j + t, acc[i][t]); });
+    });
+  };
+  int64_t j = 0;
+  for (; j + KEYS <= n; j += KEYS) tile(std::integral_constant<int, KEYS>{}, j);
+  if constexpr (KEYS > 3) {
+    if (n - j == 3) return tile(std::integral_constant<int, 3>{}, j);
+  }
+  if constexpr (KEYS > 2) {
+    if (n - j == 2) return tile(std::integral_constant<int, 2>{}, j);
+  }
+  if (n - j == 1) tile(std::integral_constant<int, 1>{}, j);
+}
+
+// acc[i][c] += sum_j w[i][j] b[j][c] for i in [LO, HI), c < NC.
+template <int LO, int HI, int NC>
+SASA_INLINE void weighted_step(V (&acc)[ROWS][NC], const V* const* w, int64_t wo, const V* b, int64_t bs, int64_t n) {
+  const V* wp[ROWS];
+  unroll<HI - LO>([&](auto i) __attribute__((always_inline)) { wp[LO + i] = w[LO + i] + wo; });
+  for (int64_t j = 0; j < n; ++j, b += bs) {
+    V bv[NC];
+    unroll<NC>([&](auto c) __attribute__((always_inline)) { bv[c] = b[c]; });
+    unroll<HI - LO>([&](auto i) __attribute__((always_inline)) {
+      V wv = wp[LO + i][j];
+      unroll<NC>([&](auto c) __attribute__((always_inline)) { acc[LO + i][c] += wv * bv[c]; });
+    });
+  }
+}
+
+template <int NC>
+SASA_INLINE void weighted(V (&acc)[ROWS][NC], int lo, int hi, const V* const* w, int64_t wo, const V* b, int64_t bs,
+                          int64_t n) {
+#define SASA_STEP(LO, HI) \
+  case LO * 8 + HI:       \
+    return weighted_step<LO, HI, NC>(acc, w, wo, b, bs, n);
+  switch (lo * 8 + hi) {
+    SASA_STEP(0, 1) SASA_STEP(0, 2) SASA_STEP(0, 3) SASA_STEP(0, 4) SASA_STEP(1, 2)
+    SASA_STEP(1, 3) SASA_STEP(1, 4) SASA_STEP(2, 3) SASA_STEP(2, 4) SASA_STEP(3, 4)
+  }
+#undef SASA_STEP
+}
+
+// b[j][c] += sum_i w[i][j] a[i][c] for i < NA, j < n, c < d.
+template <int D, int NA>
+SASA_INLINE void outer(const V* const* w, const V* const* a, V* b, int64_t bs, int64_t n, int64_t d_) {
+  const int64_t d = D ? D : d_;
+  auto columns = [&]<int NC>(std::integral_constant<int, NC>, int64_t c0) __attribute__((always_inline)) {
+    V av[NA][NC];
+    unroll<NA>([&](auto i) __attribute__((always_inline)) {
+      unroll<NC>([&](auto c) __attribute__((always_inline)) { av[i][c] = a[i][c0 + c]; });
+    });
+    V* bp = b + c0;
+    for (int64_t j = 0; j < n; ++j, bp += bs) {
+      V acc[NC];
+      unroll<NC>([&](auto c) __attribute__((always_inline)) { acc[c] = bp[c]; });
+      unroll<NA>([&](auto i) __attribute__((always_inline)) {
+        V wv = w[i][j];
+        unroll<NC>([&](auto c) __attribute__((always_inline)) { acc[c] += wv * av[i][c]; });
+      });
+      unroll<NC>([&](auto c) __attribute__((always_inline)) { bp[c] = acc[c]; });
+    }
+  };
+  by_channels<D>(d, columns);
+}
+
+template <class F>
+SASA_INLINE void with_count(int n, F&& f) {
+  static_assert(ROWS == 4);
+  switch (n) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Interleaving
+
+SASA_INLINE float widen(float x) { return x; }
+SASA_INLINE float widen(uint16_t x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+template <class T>
+SASA_INLINE T narrow(float x);
+template <>
+SASA_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+SASA_INLINE uint16_t narrow<uint16_t>(float x) {  // to bfloat16, to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+SASA_INLINE void transpose(V (&r)[LANES]) {
+  auto stage = [&](auto step) __attribute__((always_inline)) {
+    constexpr int h = 1 << step;
+    VI lo, hi;
+    unroll<LANES>([&](auto l) __attribute__((always_inline)) {
+      lo[int(l)] = (l & h) ? LANES + l - h : l;
+      hi[int(l)] = (l & h) ? LANES + l : l + h;
+    });
+    unroll<LANES>([&](auto i) __attribute__((always_inline)) {
+      if constexpr ((i & h) == 0) {
+        V a = r[i], b = r[i + h];
+        r[i] = __builtin_shuffle(a, b, lo);
+        r[i + h] = __builtin_shuffle(a, b, hi);
+      }
+    });
+  };
+  unroll<(LANES == 8 ? 3 : 2)>(stage);
+}
+
+template <class T>
+SASA_INLINE V load_pixels(const T* p) {
+  if constexpr (sizeof(T) == 4) {
+    V out;
+    std::memcpy(&out, p, sizeof out);
+    return out;
+  } else {
+    typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+    H h;
+    std::memcpy(&h, p, sizeof h);
+    return (V)(__builtin_convertvector(h, VI) << 16);
+  }
+}
+
+template <class T>
+SASA_INLINE void store_pixels(T* p, V v) {
+  if constexpr (sizeof(T) == 4) {
+    std::memcpy(p, &v, sizeof v);
+  } else {
+    for (int l = 0; l < LANES; ++l) p[l] = narrow<T>(v[l]);
+  }
+}
+
+// The addresses of a tensor's LANES planes from `first` on. Lanes past the last plane repeat it.
+template <class T>
+struct Lanes {
+  T* base[LANES];
+  int64_t channel;
+  int count;
+  Lanes(const Planes& t, const Problem& p, int64_t first, int64_t channels) : channel(t.channel) {
+    count = int(std::min<int64_t>(LANES, p.planes - first));
+    for (int l = 0; l < LANES; ++l) {
+      int64_t plane = first + std::min(l, count - 1);
+      base[l] = static_cast<T*>(t.data) + (plane / p.heads) * t.image + (plane % p.heads) * channels * t.channel;
+    }
+  }
+};
+
+// Pixels [from, from + count) of `channels` channels of LANES planes -> out[pixel][channel], times scale.
+template <class T>
+void interleave_as(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
+                   V* out, float scale) {
+  Lanes<T> lanes(t, p, first, channels);
+  if (count < LANES) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < count; ++i) {
+        V v;
+        for (int l = 0; l < LANES; ++l) v[l] = widen(lanes.base[l][c * lanes.channel + from + i]);
+        out[i * channels + c] = v * scale;
+      }
+    return;
+  }
+  for (int64_t i = 0;; i = std::min(i + LANES, count - LANES)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      V r[LANES];
+      const int64_t at = c * lanes.channel + from + i;
+      unroll<LANES>([&](auto l) __attribute__((always_inline)) { r[l] = load_pixels(lanes.base[l] + at); });
+      transpose(r);
+      V* o = out + i * channels + c;
+      unroll<LANES>([&](auto l) __attribute__((always_inline)) { o[l * channels] = r[l] * scale; });
+    }
+    if (i + LANES >= count) return;
+  }
+}
+
+// The inverse of interleave_as; lanes past the last plane are dropped.
+template <class T>
+void separate_as(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
+                 const V* in, float scale) {
+  Lanes<T> lanes(t, p, first, channels);
+  if (count < LANES) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < count; ++i) {
+        V v = in[i * channels + c] * scale;
+        for (int l = 0; l < lanes.count; ++l) lanes.base[l][c * lanes.channel + from + i] = narrow<T>(v[l]);
+      }
+    return;
+  }
+  for (int64_t i = 0;; i = std::min(i + LANES, count - LANES)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      V r[LANES];
+      const V* o = in + i * channels + c;
+      unroll<LANES>([&](auto l) __attribute__((always_inline)) { r[l] = o[l * channels] * scale; });
+      transpose(r);
+      const int64_t at = c * lanes.channel + from + i;
+      unroll<LANES>([&](auto l) __attribute__((always_inline)) {
+        if (l < lanes.count) store_pixels(lanes.base[l] + at, r[l]);
+      });
+    }
+    if (i + LANES >= count) return;
+  }
+}
+
+inline void interleave(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from,
+                       int64_t count, V* out, float scale = 1.0f) {
+  if (t.scalar == Scalar::bfloat16)
+    interleave_as<uint16_t>(t, p, first, channels, from, count, out, scale);
+  else
+    interleave_as<float>(t, p, first, channels, from, count, out, scale);
+}
+
+inline void separate(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
+                     const V* in, float scale = 1.0f) {
+  if (t.scalar == Scalar::bfloat16)
+    separate_as<uint16_t>(t, p, first, channels, from, count, in, scale);
+  else
+    separate_as<float>(t, p, first, channels, from, count, in, scale);
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Working memory
+
+// Rows of interleaved pixels. Row y lives in slot y % slots, so a window of `slots` rows can slide over a plane.
+struct Rows {
+  V* base = nullptr;
+  int64_t slots = 1, row = 0;  // row: vectors per row
+  V* operator()(int64_t y) const { return base + (y % slots) * row; }
+  // f(y, count, address) for every run of rows in [from, to) that is contiguous.
+  template <class F>
+  void runs(int64_t from, int64_t to, F f) const {
+    while (from < to) {
+      int64_t count = std::min(to - from, slots - from % slots);
+      f(from, count, (*this)(from));
+      from += count;
+    }
+  }
+};
+
+// One growing block per thread. Kept between calls while it is small, because fresh pages cost more than the kernel.
+class Arena {
+ public:
+  ~Arena() { std::free(block_); }
+  void reserve(int64_t vectors) {
+    used_ = 0;
+    int64_t bytes = (vectors * int64_t(sizeof(V)) + 4095) / 4096 * 4096;
+    if (bytes > size_ || size_ > KEEP) {
+      std::free(block_);
+      size_ = 0;
+      block_ = std::aligned_alloc(4096, size_t(std::max<int64_t>(bytes, 4096)));
+      if (!block_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+#ifdef SASA_POISON
+    std::memset(block_, 0xff, size_t(bytes));
+#endif
+  }
+  V* take(int64_t vectors) {
+    V* out = static_cast<V*>(block_) + used_;
+    used_ += vectors;
+    return out;
+  }
+  void release_large() {
+    if (size_ > KEEP) {
+      std::free(block_);
+      block_ = nullptr;
+      size_ = 0;
+    }
+  }
+
+ private:
+  static constexpr int64_t KEEP = int64_t(4) << 20;
+  void* block_ = nullptr;
+  int64_t size_ = 0, used_ = 0;
+};
+
+inline Arena& arena() {
+  static thread_local Arena a;
+  return a;
+}
+
+inline int64_t ring_rows(const Problem& p) { return std::min<int64_t>(p.height, p.kernel + ROWS - 1); }
+inline int64_t logit_keys(const Problem& p) {
+  return std::max<int64_t>(CHUNK, std::min<int64_t>(p.kernel, p.width));
+}
+
+// What one task shares between its blocks.
+struct Task {
+  const Problem& p;
+  int64_t first;  // plane in lane 0
+  int64_t d, dr, dc, W, H, K, r;
+  V *rel_row = nullptr, *rel_col = nullptr;  // [K][dr], [K][dc]
+  V *row_logit, *col_logit;                  // [ROWS][K]: of the block at hand
+
+  Task(const Problem& p_, int64_t group)
+      : p(p_), first(group * LANES), d(p_.channels), dr(p_.channels / 2), dc(p_.channels - p_.channels / 2),
+        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2) {}
+
+  static int64_t vectors(const Problem& p) { return p.kernel * p.channels + 2 * ROWS * p.kernel; }
+
+  void setup(Arena& a) {
+    rel_row = a.take(K * dr);
+    rel_col = a.take(K * dc);
+    row_logit = a.take(ROWS * K);
+    col_logit = a.take(ROWS * K);
+    if (!p.relative) {
+      std::memset(static_cast<void*>(row_logit), 0, size_t(2 * ROWS * K) * sizeof(V));
+      return;
+    }
+    for (int l = 0; l < LANES; ++l) {
+      int64_t head = std::min(first + l, p.planes - 1) % p.heads;
+      auto fill = [&](const void* src, V* out, int64_t n) {
+        for (int64_t c = 0; c < n; ++c)
+          for (int64_t o = 0; o < K; ++o) {
+            int64_t at = (head * n + c) * K + o;
+            out[o * n + c][l] = p.scalar == Scalar::bfloat16 ? widen(static_cast<const uint16_t*>(src)[at])
+                                                             : static_cast<const float*>(src)[at];
+          }
+      };
+      fill(p.rel_row, rel_row, dr);
+      fill(p.rel_col, rel_col, dc);
+    }
+  }
+
+  // Row and column logits of the nq queries at q.
+  template <int D>
+  void relative_logits(const V* const* q, int nq) const {
+    if (!p.relative) return;
+    with_count(nq, [&](auto na) {
+      constexpr int NA = decltype(na)::value;
+      auto half = [&](const V* rel, int64_t from, int64_t n, V* out) {
+        const V* qc[NA];
+        for (int i = 0; i < NA; ++i) qc[i] = q[i] + from;
+        dot<D / 2, NA>(
+            qc, rel, n, K, n, [&](int, int64_t) { return V{}; },
+            [&](int i, int64_t o, V s) { out[i * K + o] = s; });
+      };
+      if (dr) half(rel_row, 0, dr, row_logit);
+      else std::memset(static_cast<void*>(row_logit), 0, size_t(NA * K) * sizeof(V));
+      half(rel_col, dr, dc, col_logit);
+    });
+  }
+
+  // f(row offset, column offset) for every offset of the window of query (y, x) that lies outside the image.
+  template <class F>
+  void outside(int64_t y, int64_t x, F f) const {
+    for (int64_t a = 0; a < K; ++a) {
+      bool row_inside = y + a - r >= 0 && y + a - r < H;
+      for (int64_t b = 0; b < K; ++b)
+        if (!row_inside || x + b - r < 0 || x + b - r >= W) f(a, b);
+    }
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------
+// Forward
+
+struct Forward {
+  Rows k, v;
+  V* q;       // [ROWS][W][d]: queries times log2(e), replaced by the outputs
+  V *top, *sum;  // [ROWS][W]: of the softmax
+  V* logits;  // [ROWS][keys]
+  V* out;     // [ROWS][d]
+  int64_t keys;
+
+  static int64_t vectors(const Problem& p) {
+    int64_t row = p.width * p.channels;
+    return Task::vectors(p) + 2 * ring_rows(p) * row + ROWS * (row + 2 * p.width + logit_keys(p) + p.channels);
+  }
+  void setup(const Problem& p, Arena& a) {
+    int64_t row = p.width * p.channels, slots = ring_rows(p);
+    k = {a.take(slots * row), slots, row};
+    v = {a.take(slots * row), slots, row};
+    keys = logit_keys(p);
+    q = a.take(ROWS * row);
+    top = a.take(ROWS * p.width);
+    sum = a.take(ROWS * p.width);
+    logits = a.take(ROWS * keys);
+    out = a.take(ROWS * p.channels);
+  }
+};
+
+template <int D>
+void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t x) {
+  const int64_t d = D ? D : t.d, r = t.r, K = t.K;
+  V* q[ROWS];
+  for (int i = 0; i < nq; ++i) q[i] = f.q + (i * t.W + x) * d;
+  t.relative_logits<D>(q, nq);
+
+  V m[ROWS], sum[ROWS];
+  bool first = true;
+  for (int i = 0; i < nq; ++i) {
+    m[i] = splat(-std::numeric_limits<float>::infinity());
+    sum[i] = V{};
+  }
+  if (t.p.zero_border) {
+    for (int i = 0; i < nq; ++i) {
+      bool any = false;
+      t.outside(y0 + i, x, [&](int64_t a, int64_t b) {
+        m[i] = vmax(t.row_logit[i * K + a] + t.col_logit[i * K + b], m[i]);
+        any = true;
+      });
+      t.outside(y0 + i, x, [&](int64_t a, int64_t b) {
+        sum[i] += exp2v(t.row_logit[i * K + a] + t.col_logit[i * K + b] - m[i]);
+      });
+      if (any) first = false;
+    }
+    if (!first)
+      std::memset(static_cast<void*>(f.out), 0, size_t(nq * d) * sizeof(V));
+  }
+
+  const int64_t xa = std::max<int64_t>(0, x - r), xb = std::min(t.W, x + r + 1), n = xb - xa;
+  const int64_t ka = std::max<int64_t>(0, y0 - r), kb = std::min(t.H, y0 + nq + r);
+  const int64_t step = std::max<int64_t>(1, f.keys / n);
+  const V* column = t.col_logit + (xa - x + r);
+
+  for (int64_t ca = ka; ca < kb; ca += step) {
+    const int64_t cb = std::min(kb, ca + step);
+    V* w[ROWS];
+    V m_old[ROWS];
+    for (int i = 0; i < nq; ++i) {
+      w[i] = f.logits + i * f.keys;
+      m_old[i] = m[i];
+    }
+    for (int64_t ky = ca; ky < cb; ++ky) {
+      const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
+      const V* b = f.k(ky) + xa * d;
+      with_count(hi - lo, [&](auto na) __attribute__((always_inline)) {
+        constexpr int NA = decltype(na)::value;
+        V row[NA], top[NA];
+        const V* cl[NA];
+        V* wp[NA];
+        const V* qp[NA];
+        unroll<NA>([&](auto i) __attribute__((always_inline)) {
+          row[i] = t.row_logit[(lo + i) * K + ky - (y0 + lo + i) + r];
+          cl[i] = column + (lo + i) * K;
+          top[i] = m[lo + i];
+          wp[i] = w[lo + i] + (ky - ca) * n;
+          qp[i] = q[lo + i];
+        });
+        dot<D, NA>(
+            qp, b, d, n, d,
+            [&](auto i, int64_t j) __attribute__((always_inline)) { return row[i] + cl[i][j]; },
+            [&](auto i, int64_t j, V s) __attribute__((always_inline)) {
+              wp[i][j] = s;
+              top[i] = vmax(s, top[i]);
+            });
+        unroll<NA>([&](auto i) __attribute__((always_inline)) { m[lo + i] = top[i]; });
+      });
+    }
+    for (int i = 0; i < nq; ++i) {
+      const int64_t ya = std::max(ca, y0 + i - r), yb = std::min(cb, y0 + i + r + 1);
+      V total = V{}, top = m[i];
+      V* wp = w[i];
+      for (int64_t j = (ya - ca) * n; j < (yb - ca) * n; ++j) {
+        V e = exp2v(wp[j] - top);
+        wp[j] = e;
+        total += e;
+      }
+      if (first) {
+        sum[i] = total;
+      } else {
+        V fade = exp2v(m_old[i] - top);
+        sum[i] = sum[i] * fade + total;
+        for (int64_t c = 0; c < d; ++c) f.out[i * d + c] *= fade;
+      }
+    }
+    auto columns = [&]<int NC>(std::integral_constant<int, NC>, int64_t c0) __attribute__((always_inline)) {
+      V acc[ROWS][NC];
+      unroll<ROWS>([&](auto i) __attribute__((always_inline)) {
+        unroll<NC>([&](auto c) __attribute__((always_inline)) {
+          acc[i][c] = (first || i >= nq) ? V{} : f.out[i * d + c0 + c];
+        });
+      });
+      for (int64_t ky = ca; ky < cb; ++ky) {
+        const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
+        weighted<NC>(acc, lo, hi, w, (ky - ca) * n, f.v(ky) + xa * d + c0, d, n);
+      }
+      unroll<ROWS>([&](auto i) __attribute__((always_inline)) {
+        if (i < nq)
+          unroll<NC>([&](auto c) __attribute__((always_inline)) { f.out[i * d + c0 + c] = acc[i][c]; });
+      });
+    };
+    by_channels<D>(d, columns);
+    first = false;
+  }
+  for (int i = 0; i < nq; ++i) {
+    V scale = 1.0f / sum[i];
+    for (int64_t c = 0; c < d; ++c) q[i][c] = f.out[i * d + c] * scale;
+    f.top[i * t.W + x] = m[i];
+    f.sum[i * t.W + x] = sum[i];
+  }
+}
+
+template <int D>
+void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  Arena& a = arena();
+  a.reserve(Forward::vectors(p));
+  Task t(p, group);
+  t.setup(a);
+  Forward f;
+  f.setup(p, a);
+  int64_t loaded = std::max<int64_t>(0, from - t.r);
+  for (int64_t y0 = from; y0 < to; y0 += ROWS) {
+    const int nq = int(std::min<int64_t>(ROWS, to - y0));
+    const int64_t need = std::min(t.H, y0 + nq + t.r);
+    f.k.runs(loaded, need, [&](int64_t y, int64_t count, V* out) {
+      interleave(p.k, p, t.first, t.d, y * t.W, count * t.W, out);
+    });
+    f.v.runs(loaded, need, [&](int64_t y, int64_t count, V* out) {
+      interleave(p.v, p, t.first, t.d, y * t.W, count * t.W, out);
+    });
+    loaded = std::max(loaded, need);
+    interleave(p.q, p, t.first, t.d, y0 * t.W, nq * t.W, f.q, LOG2E);
+    for (int64_t x = 0; x < t.W; ++x) forward_pixel<D>(t, f, y0, nq, x);
+    separate(p.y, p, t.first, t.d, y0 * t.W, nq * t.W, f.q);
+    if (p.top.data) {
+      separate(p.top, p, t.first, 1, y0 * t.W, nq * t.W, f.top);
+      separate(p.sum, p, t.first, 1, y0 * t.W, nq * t.W, f.sum);
+    }
+  }
+  a.release_large();
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Backward
+
+struct Backward {
+  Rows k, v, dk, dv;
+  V* q;      // [ROWS][W][d]: queries times log2(e), replaced by their gradients
+  V* dy;     // [ROWS][W][d], over the sum of the softmax, so that P need not be divided by it
+  V* top;    // [ROWS][W]
+  V* delta;  // [ROWS][W]: dy.y, first the sum of the softmax
+  V *P, *dS; // [ROWS][keys]
+  V* dq;     // [ROWS][d]
+  V *row_sum, *col_sum;  // [ROWS][K]: dS summed over the row, the column
+  V *drel_row, *drel_col;
+  int64_t keys;
+
+  static int64_t vectors(const Problem& p) {
+    int64_t row = p.width * p.channels;
+    return Task::vectors(p) + 4 * ring_rows(p) * row + 2 * ROWS * (row + p.width + logit_keys(p) + p.kernel) +
+           ROWS * p.channels;
+  }
+  void setup(const Problem& p, Arena& a) {
+    int64_t row = p.width * p.channels, slots = ring_rows(p);
+    for (Rows* ring : {&k, &v, &dk, &dv}) *ring = {a.take(slots * row), slots, row};
+    keys = logit_keys(p);
+    q = a.take(ROWS * row);
+    dy = a.take(ROWS * row);
+    top = a.take(ROWS * p.width);
+    delta = a.take(ROWS * p.width);
+    P = a.take(ROWS * keys);
+    dS = a.take(ROWS * keys);
+    row_sum = a.take(ROWS * p.kernel);
+    col_sum = a.take(ROWS * p.kernel);
+    dq = a.take(ROWS * p.channels);
+  }
+};
+
+// Queries (y0 + i, x), i < nq, against key rows [ka, kb). `own`: the queries are this task's, so their gradient and
+// that of the relative embedding are its to compute; dk and dv are, for the key rows in [from, to).
+template <int D>
+void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_t x, int64_t ka, int64_t kb, bool own,
+                    int64_t from, int64_t to) {
+  const int64_t d = D ? D : t.d, r = t.r, K = t.K;
+  V* q[ROWS];
+  const V* dy[ROWS];
+  for (int i = 0; i < nq; ++i) {
+    q[i] = f.q + (i * t.W + x) * d;
+    dy[i] = f.dy + (i * t.W + x) * d;
+  }
+  t.relative_logits<D>(q, nq);
+  if (own) {
+    std::memset(static_cast<void*>(f.row_sum), 0, size_t(nq * K) * sizeof(V));
+    std::memset(static_cast<void*>(f.col_sum), 0, size_t(nq * K) * sizeof(V));
+    std::memset(static_cast<void*>(f.dq), 0, size_t(nq * d) * sizeof(V));
+    if (t.p.zero_border && t.p.relative)
+      for (int i = 0; i < nq; ++i) {
+        const V top = f.top[i * t.W + x], delta = f.delta[i * t.W + x];
+        t.outside(y0 + i, x, [&](int64_t a, int64_t b) {
+          V dS = -delta * exp2v(t.row_logit[i * K + a] + t.col_logit[i * K + b] - top);
+          f.row_sum[i * K + a] += dS;
+          f.col_sum[i * K + b] += dS;
+        });
+      }
+  }
+  const int64_t xa = std::max<int64_t>(0, x - r), xb = std::min(t.W, x + r + 1), n = xb - xa;
+  const int64_t step = std::max<int64_t>(1, f.keys / n), b0 = xa - x + r;
+
+  for (int64_t ca = ka; ca < kb; ca += step) {
+    const int64_t cb = std::min(kb, ca + step);
+    V *P[ROWS], *dS[ROWS];
+    for (int i = 0; i < nq; ++i) {
+      P[i] = f.P + i * f.keys;
+      dS[i] = f.dS + i * f.keys;
+    }
+    for (int64_t ky = ca; ky < cb; ++ky) {
+      const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
+      if (lo >= hi) continue;
+      const int64_t at = (ky - ca) * n;
+      const bool scatter = ky >= from && ky < to;
+      with_count(hi - lo, [&](auto na) __attribute__((always_inline)) {
+        constexpr int NA = decltype(na)::value;
+        V row[NA], top[NA], delta[NA], total[NA];
+        const V *cl[NA], *qp[NA], *gp[NA];
+        V *Pp[NA], *Sp[NA], *cs[NA];
+        unroll<NA>([&](auto i_) __attribute__((always_inline)) {
+          const int i = lo + i_;
+          row[i_] = t.row_logit[i * K + ky - (y0 + i) + r];
+          top[i_] = f.top[i * t.W + x];
+          cl[i_] = t.col_logit + i * K + b0;
+          delta[i_] = f.delta[i * t.W + x];
+          total[i_] = V{};
+          qp[i_] = q[i];
+          gp[i_] = dy[i];
+          Pp[i_] = P[i] + at;
+          Sp[i_] = dS[i] + at;
+          cs[i_] = f.col_sum + i * K + b0;
+        });
+        dot<D, NA>(
+            qp, f.k(ky) + xa * d, d, n, d,
+            [&](auto i, int64_t j) __attribute__((always_inline)) { return row[i] + cl[i][j]; },
+            [&](auto i, int64_t j, V s) __attribute__((always_inline)) { Pp[i][j] = exp2v(s - top[i]); });
+        dot<D, NA>(
+            gp, f.v(ky) + xa * d, d, n, d,
+            [&](auto, int64_t) __attribute__((always_inline)) { return V{}; },
+            [&](auto i, int64_t j, V s) __attribute__((always_inline)) {
+              s = (s - delta[i]) * Pp[i][j];
+              Sp[i][j] = s;
+              total[i] += s;
+              cs[i][j] += s;
+            });
+        unroll<NA>([&](auto i) __attribute__((always_inline)) {
+          f.row_sum[(lo + i) * K + ky - (y0 + lo + i) + r] += total[i];
+        });
+        if (scatter) {
+          outer<D, NA>(Sp, qp, f.dk(ky) + xa * d, d, n, d);
+          outer<D, NA>(Pp, gp, f.dv(ky) + xa * d, d, n, d);
+        }
+      });
+    }
+    if (!own) continue;
+    auto columns = [&]<int NC>(std::integral_constant<int, NC>, int64_t c0) __attribute__((always_inline)) {
+      V acc[ROWS][NC];
+      unroll<ROWS>([&](auto i) __attribute__((always_inline)) {
+        unroll<NC>([&](auto c) __attribute__((always_inline)) {
+          acc[i][c] = i >= nq ? V{} : f.dq[i * d + c0 + c];
+        });
+      });
+      for (int64_t ky = ca; ky < cb; ++ky) {
+        const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
+        weighted<NC>(acc, lo, hi, dS, (ky - ca) * n, f.k(ky) + xa * d + c0, d, n);
+      }
+      unroll<ROWS>([&](auto i) __attribute__((always_inline)) {
+        if (i < nq)
+          unroll<NC>([&](auto c) __attribute__((always_inline)) { f.dq[i * d + c0 + c] = acc[i][c]; });
+      });
+    };
+    by_channels<D>(d, columns);
+  }
+  if (!own) return;
+  if (t.p.relative) {
+    V *rs[ROWS], *cs[ROWS];
+    const V* qc[ROWS];
+    for (int i = 0; i < nq; ++i) {
+      rs[i] = f.row_sum + i * K;
+      cs[i] = f.col_sum + i * K;
+      qc[i] = q[i] + t.dr;
+    }
+    with_count(nq, [&](auto na) {
+      constexpr int NA = decltype(na)::value;
+      outer<D / 2, NA>(rs, q, f.drel_row, t.dr, K, t.dr);
+      outer<D / 2, NA>(cs, qc, f.drel_col, t.dc, K, t.dc);
+    });
+    auto columns = [&]<int NC>(std::integral_constant<int, NC>, V* const* w, const V* rel, int64_t n, int64_t c0,
+                               V* out) __attribute__((always_inline)) {
+      V acc[ROWS][NC] = {};
+      weighted<NC>(acc, 0, nq, w, 0, rel + c0, n, K);
+      unroll<ROWS>([&](auto i) __attribute__((always_inline)) {
+        if (i < nq) unroll<NC>([&](auto c) __attribute__((always_inline)) { out[i * d + c0 + c] += acc[i][c]; });
+      });
+    };
+    auto half = [&](V* const* w, const V* rel, int64_t n, V* out) {
+      by_channels<D / 2>(n, [&](auto nc, int64_t c) __attribute__((always_inline)) { columns(nc, w, rel, n, c, out); });
+    };
+    half(rs, t.rel_row, t.dr, f.dq);
+    half(cs, t.rel_col, t.dc, f.dq + t.dr);
+  }
+  for (int i = 0; i < nq; ++i)
+    for (int64_t c = 0; c < d; ++c) q[i][c] = f.dq[i * d + c];
+}
+
+template <int D>
+void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  Arena& a = arena();
+  a.reserve(Backward::vectors(p));
+  Task t(p, group);
+  t.setup(a);
+  Backward f;
+  f.setup(p, a);
+  const int64_t d = t.d, W = t.W;
+  const int64_t begin = std::max<int64_t>(0, from - t.r) / ROWS * ROWS, end = std::min(t.H, to + t.r);
+  int64_t loaded = -1, flushed = from;
+  for (int64_t y0 = begin; y0 < end; y0 += ROWS) {
+    const int nq = int(std::min<int64_t>(ROWS, t.H - y0));
+    const bool own = y0 >= from && y0 < to;
+    int64_t ka = std::max<int64_t>(0, y0 - t.r), kb = std::min(t.H, y0 + nq + t.r);
+    if (!own) {
+      ka = std::max(ka, from);
+      kb = std::min(kb, to);
+      if (ka >= kb) continue;
+    }
+    auto flush = [&](int64_t until) {
+      f.dk.runs(flushed, until, [&](int64_t y, int64_t count, V* in) {
+        separate(p.dk, p, t.first, d, y * W, count * W, in, LN2);
+      });
+      f.dv.runs(flushed, until, [&](int64_t y, int64_t count, V* in) {
+        separate(p.dv, p, t.first, d, y * W, count * W, in);
+      });
+      flushed = std::max(flushed, until);
+    };
+    flush(std::min(ka, to));
+    if (loaded < 0) loaded = ka;
+    f.k.runs(loaded, kb, [&](int64_t y, int64_t count, V* out) {
+      interleave(p.k, p, t.first, d, y * W, count * W, out);
+      std::memset(static_cast<void*>(f.dk(y)), 0, size_t(count * W * d) * sizeof(V));
+    });
+    f.v.runs(loaded, kb, [&](int64_t y, int64_t count, V* out) {
+      interleave(p.v, p, t.first, d, y * W, count * W, out);
+      std::memset(static_cast<void*>(f.dv(y)), 0, size_t(count * W * d) * sizeof(V));
+    });
+    loaded = std::max(loaded, kb);
+
+    interleave(p.y, p, t.first, d, y0 * W, nq * W, f.q);
+    interleave(p.dy, p, t.first, d, y0 * W, nq * W, f.dy);
+    interleave(p.top, p, t.first, 1, y0 * W, nq * W, f.top);
+    interleave(p.sum, p, t.first, 1, y0 * W, nq * W, f.delta);
+    for (int64_t i = 0; i < nq * W; ++i) {
+      V s = V{}, over_sum = 1.0f / f.delta[i];
+      for (int64_t c = 0; c < d; ++c) {
+        f.dy[i * d + c] *= over_sum;
+        s += f.q[i * d + c] * f.dy[i * d + c];
+      }
+      f.delta[i] = s;
+    }
+    interleave(p.q, p, t.first, d, y0 * W, nq * W, f.q, LOG2E);
+    if (own && p.relative) {
+      V* part = static_cast<V*>(p.drel_parts) + (group * ((t.H + ROWS - 1) / ROWS) + y0 / ROWS) * t.K * d;
+      std::memset(static_cast<void*>(part), 0, size_t(t.K * d) * sizeof(V));
+      f.drel_row = part;
+      f.drel_col = part + t.K * t.dr;
+    }
+    for (int64_t x = 0; x < W; ++x) backward_pixel<D>(t, f, y0, nq, x, ka, kb, own, from, to);
+    if (own) separate(p.dq, p, t.first, d, y0 * W, nq * W, f.q);
+    if (y0 + ROWS >= end) flush(to);
+  }
+  a.release_large();
+}
+
+// Sums the relative embedding's partial gradients of one head over blocks, groups and lanes, in that fixed order.
+inline void reduce_relative(const Problem& p, int64_t head) {
+  const int64_t d = p.channels, dr = d / 2, K = p.kernel, blocks = (p.height + ROWS - 1) / ROWS;
+  const V* parts = static_cast<const V*>(p.drel_parts);
+  for (int64_t e = 0; e < K * d; ++e) {
+    float sum = 0;
+    for (int64_t plane = head; plane < p.planes; plane += p.heads)
+      for (int64_t b = 0; b < blocks; ++b) sum += parts[((plane / LANES) * blocks + b) * K * d + e][plane % LANES];
+    sum *= LN2;
+    const bool row = e < K * dr;
+    const int64_t n = row ? dr : d - dr, at = row ? e : e - K * dr;
+    const int64_t to = (head * n + at % n) * K + at / n;
+    void* out = row ? p.drel_row : p.drel_col;
+    if (p.scalar == Scalar::bfloat16)
+      static_cast<uint16_t*>(out)[to] = narrow<uint16_t>(sum);
+    else
+      static_cast<float*>(out)[to] = sum;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+
+template <class F>
+inline void with_width(int64_t d, F&& f) {
+  switch (d) {
+    case 8: return f(std::integral_constant<int, 8>{});
+    case 16: return f(std::integral_constant<int, 16>{});
+    case 32: return f(std::integral_constant<int, 32>{});
+    case 64: return f(std::integral_constant<int, 64>{});
+    default: return f(std::integral_constant<int, 0>{});
+  }
+}
+
+inline void forward(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  with_width(p.channels, [&](auto d) { forward_rows<decltype(d)::value>(p, group, from, to); });
+}
+
+inline void backward(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  with_width(p.channels, [&](auto d) { backward_rows<decltype(d)::value>(p, group, from, to); });
+}
+
+}  // namespace SASA_ISA

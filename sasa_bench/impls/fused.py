@@ -1,0 +1,202 @@
+"""`fused`: local self-attention as one native CPU kernel, compiled on this machine at first use.
+
+The operator is eq. 2 and 4 of Ramachandran et al. 2019, "Stand-Alone Self-Attention in Vision Models": softmax over
+the window of q.k + q.r, times v, without a 1/sqrt(d). `csrc/local_attention.h` holds the kernels and says how they
+work, `csrc/fused.cpp` the torch operators `sasa_bench::fused_*` around them, docs/fused.md what was measured.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CSRC = Path(__file__).parent / "csrc"
+
+# Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
+ISAS = {
+    "avx512": (
+        ["-mavx512f", "-mavx512vl", "-mavx512bw", "-mavx512dq", "-mavx2", "-mfma"],
+        {"avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma"},
+    ),
+    "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
+    "portable": ([], set()),
+}
+
+
+@cache
+def _cpu_flags() -> frozenset[str]:
+    """The instruction-set flags of this processor, as /proc/cpuinfo names them; empty where there is no such file."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def executable_isas() -> list[str]:
+    """The builds of the kernel that this machine can run, the fastest first."""
+    return [isa for isa, (_, needed) in ISAS.items() if needed <= _cpu_flags()]
+
+
+def chosen_isa() -> str:
+    """The build that `load` uses: SASA_BENCH_ISA where it is set, else the fastest that this machine can run.
+
+    Raises ValueError for a name that is not a build, RuntimeError for a build that this machine cannot run.
+    """
+    runnable = executable_isas()
+    isa = os.environ.get("SASA_BENCH_ISA") or runnable[0]
+    if isa not in ISAS:
+        raise ValueError(f"SASA_BENCH_ISA={isa} is not a build; choose one of {', '.join(ISAS)}, or unset it")
+    if isa not in runnable:
+        lacking = ", ".join(sorted(ISAS[isa][1] - _cpu_flags()))
+        raise RuntimeError(
+            f"SASA_BENCH_ISA={isa} needs {lacking}, which this processor lacks; "
+            f"choose one of {', '.join(runnable)}, or unset it"
+        )
+    return isa
+
+
+def _build_name(part: str) -> str:
+    """`part`'s library name: it changes with the sources, torch and the compiler's target."""
+    digest = hashlib.sha256(repr((torch.__version__, platform.machine())).encode())
+    for source in [Path(__file__), *sorted(CSRC.glob("*.h")), CSRC / "kernels.cpp", CSRC / "fused.cpp"]:
+        digest.update(source.name.encode() + source.read_bytes())
+    return f"sasa_bench_fused_{part}_{digest.hexdigest()[:16]}"
+
+
+def _directory(part: str) -> Path:
+    from torch.utils import cpp_extension
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
+    return Path(root) / _build_name(part)
+
+
+def _library(part: str) -> Path:
+    return _directory(part) / f"{_build_name(part)}.so"
+
+
+def _is_built(part: str) -> bool:
+    return (_directory(part) / "complete").exists() and _library(part).exists()
+
+
+@contextlib.contextmanager
+def _ninja_on_path():
+    """ninja from the Python package is found although its environment is not activated."""
+    before = os.environ.get("PATH", "")
+    with contextlib.suppress(ImportError):
+        import ninja
+
+        os.environ["PATH"] = before + os.pathsep + ninja.BIN_DIR
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
+def _build(part: str) -> None:
+    from torch.utils import cpp_extension
+
+    directory = _directory(part)
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "build.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if _is_built(part):
+            return
+        # torch's own lock file survives a killed build and would block for ever; ours is the one that counts.
+        (directory / "lock").unlink(missing_ok=True)
+        if part == "operators":
+            # Without -fopenmp at::parallel_for is a serial loop. The runtime is the one that torch has loaded.
+            source, flags = "fused.cpp", ["-O2", "-fopenmp"]
+        else:
+            source, flags = "kernels.cpp", ["-O3", "-fno-math-errno", f"-DSASA_ISA={part}", *ISAS[part][0]]
+        cpp_extension.load(
+            _build_name(part),
+            [str(CSRC / source)],
+            extra_cflags=["-std=c++20", "-Wno-psabi", *flags],
+            build_directory=str(directory),
+            is_python_module=False,
+        )
+        (directory / "complete").touch()
+
+
+def build(isas: list[str]) -> None:
+    """Compiles the operators and the given builds of the kernels at once, those that are not in the cache.
+
+    The cache is torch's extension directory (TORCH_EXTENSIONS_DIR). Raises RuntimeError with the compiler's words.
+    """
+    todo = [part for part in ["operators", *isas] if not _is_built(part)]
+    if not todo:
+        return
+    with _ninja_on_path(), ThreadPoolExecutor(len(todo)) as pool:
+        for done in [pool.submit(_build, part) for part in todo]:
+            done.result()
+
+
+@cache
+def _load_operators() -> None:
+    torch.ops.load_library(str(_library("operators")))
+
+
+def load(isa: str | None = None) -> None:
+    """Makes the operators usable with the kernels of `isa` (default: `chosen_isa()`), compiling them if needed.
+
+    Loading another build later replaces the kernels of the whole process. Raises RuntimeError when there is no
+    compiler (see `missing`) or it fails, and the errors of `chosen_isa`.
+    """
+    isa = isa or chosen_isa()
+    if not (_is_built("operators") and _is_built(isa)) and (reason := _missing_tools()):
+        raise RuntimeError(reason)
+    build([isa])
+    _load_operators()
+    torch.ops.sasa_bench.fused_use_kernels(str(_library(isa)))
+
+
+def _missing_tools() -> str | None:
+    from torch.utils import cpp_extension
+
+    compiler = cpp_extension.get_cxx_compiler()
+    if not shutil.which(compiler):
+        return (
+            f"there is no C++ compiler ({compiler}) to build the fused kernel with; "
+            "`apt-get install g++` (or the like), or set CXX to a compiler"
+        )
+    with _ninja_on_path():
+        if not shutil.which("ninja"):
+            return "there is no ninja to build the fused kernel with; `pip install ninja`"
+    return None
+
+
+def missing() -> str | None:
+    """What keeps the kernel from running on this machine, with the command that would help; None if nothing does.
+
+    Compiles nothing. Raises the errors of `chosen_isa`.
+    """
+    if _is_built("operators") and _is_built(chosen_isa()):
+        return None
+    return _missing_tools()
+
+
+def attend(case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The core of a case: (q, k, v, rel_row, rel_col) -> y, differentiable once.
+
+    `case` has kernel_size, heads and border ("mask" or "zero"). q, k, v and y are [batch, channels, height, width]
+    with each head's channels contiguous; rel_row [heads, d // 2, kernel_size] and rel_col [heads, d - d // 2,
+    kernel_size], or None twice; d = channels / heads. float32, or bfloat16 with sums in float32.
+    """
+    load()
+    kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
+    op = torch.ops.sasa_bench.fused_local_attention.default
+
+    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
+        return op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
+
+    return core

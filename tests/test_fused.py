@@ -1,0 +1,473 @@
+"""The fused kernel against a plain float64 reference: every build, border, position, shape and gradient."""
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sasa_bench.impls import fused
+
+CSRC = Path(fused.__file__).parent / "csrc"
+REASON = fused.missing()
+pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
+
+# How much larger than the plain computation's own rounding error in the same dtype the kernel's may be: its sums run
+# in another order and its exponential is a polynomial.
+ERROR_FACTOR = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _built():
+    fused.build(fused.executable_isas())
+    yield
+    fused.load()
+
+
+@pytest.fixture(params=fused.executable_isas())
+def isa(request):
+    fused.load(request.param)
+    return request.param
+
+
+@pytest.fixture
+def kernel():
+    fused.load()
+    return torch.ops.sasa_bench.fused_local_attention
+
+
+def plain_attention(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border):
+    """Dense attention over all pairs of pixels with a mask; computes in the dtype of its arguments."""
+    batch, channels, height, width = q.shape
+    d, r, n = channels // heads, kernel_size // 2, height * width
+    q, k, v = (t.reshape(batch, heads, d, n) for t in (q, k, v))
+    pixel = torch.arange(n)
+    y, x = pixel // width, pixel % width
+    row, col = y[None] - y[:, None] + r, x[None] - x[:, None] + r
+    inside = (row >= 0) & (row < kernel_size) & (col >= 0) & (col < kernel_size)
+    logits = torch.einsum("bhci,bhcj->bhij", q, k)
+    offset = torch.arange(kernel_size) - r
+    outside_row = (y[:, None] + offset < 0) | (y[:, None] + offset >= height)
+    outside_col = (x[:, None] + offset < 0) | (x[:, None] + offset >= width)
+    outside = outside_row[:, :, None] | outside_col[:, None, :]
+    window = torch.zeros(batch, heads, n, kernel_size, kernel_size, dtype=q.dtype)
+    if rel_row is not None:
+        rows = torch.einsum("bhci,hca->bhia", q[:, :, : d // 2], rel_row)
+        cols = torch.einsum("bhci,hca->bhia", q[:, :, d // 2 :], rel_col)
+        window = rows[..., :, None] + cols[..., None, :]
+        at = row.clamp(0, kernel_size - 1) * kernel_size + col.clamp(0, kernel_size - 1)
+        logits = logits + window.flatten(3).gather(3, at.expand(batch, heads, n, n))
+    logits = logits.masked_fill(~inside, float("-inf"))
+    if zero_border:
+        padding = window.masked_fill(~outside, float("-inf")).flatten(3)
+        logits = torch.cat([logits, padding], dim=3)
+    weights = logits.softmax(-1)[..., :n]
+    return torch.einsum("bhij,bhcj->bhci", weights, v).reshape(batch, channels, height, width)
+
+
+def inputs(batch, heads, d, height, width, kernel_size, relative, dtype=torch.float32, scale=1.0):
+    """q, k, v, rel_row, rel_col and the gradient of y, fresh and random."""
+    def random(*shape):
+        return (torch.randn(*shape) * scale).to(dtype)
+
+    q, k, v, g = (random(batch, heads * d, height, width) for _ in range(4))
+    rel = [random(heads, d // 2, kernel_size), random(heads, d - d // 2, kernel_size)] if relative else [None, None]
+    return [q, k, v, *rel], g
+
+
+def with_gradients(function, tensors, g, *rest):
+    """[y, *gradients of the tensors that are not None]."""
+    leaves = [None if t is None else t.detach().clone().requires_grad_() for t in tensors]
+    y = function(*leaves, *rest)
+    return [y.detach(), *torch.autograd.grad(y, [t for t in leaves if t is not None], g)]
+
+
+def poison(tensors):
+    """Leaves NaN in the memory that the next allocations of these sizes are likely to get."""
+    for t in tensors:
+        if t is not None:
+            junk = [torch.full_like(t, float("nan")) for _ in range(4)]
+            del junk
+
+
+def assert_matches(tensors, g, kernel_size, heads, zero_border):
+    """The kernel's y and gradients are as close to float64 as plain attention in the same dtype, times ERROR_FACTOR."""
+    rest = (kernel_size, heads, zero_border)
+    exact = with_gradients(plain_attention, [None if t is None else t.double() for t in tensors], g.double(), *rest)
+    plain = with_gradients(plain_attention, tensors, g, *rest)
+    poison([g, *tensors])
+    ours = with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, *rest)
+    names = ["y", "dq", "dk", "dv", "drel_row", "drel_col"]
+    for name, want, reference, got in zip(names, exact, plain, ours, strict=False):
+        assert got.dtype == g.dtype
+        assert got.shape == want.shape
+        if not want.numel():
+            continue
+        assert got.isfinite().all(), name
+        error = (got.double() - want).abs().max().item()
+        rounding = torch.finfo(g.dtype).eps * want.abs().max().item()  # plain attention may be exact by luck
+        budget = ERROR_FACTOR * max((reference.double() - want).abs().max().item(), rounding)
+        assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e}"
+
+
+SHAPES = [  # batch, heads, d, height, width, kernel_size
+    (2, 8, 8, 9, 11, 7),
+    (1, 2, 3, 5, 6, 3),
+    (3, 3, 1, 4, 1, 5),
+    (1, 1, 12, 7, 7, 19),
+    (2, 8, 16, 14, 14, 7),
+    (1, 8, 32, 8, 7, 5),
+    (1, 4, 64, 7, 7, 7),
+    (1, 2, 8, 3, 63, 7),
+    (1, 1, 8, 1, 1, 1),
+    (1, 8, 8, 13, 9, 1),
+    (1, 3, 16, 20, 21, 19),
+    (3, 5, 8, 6, 5, 3),
+    (1, 1, 8, 2, 3, 41),
+    (1, 1, 8, 1, 95, 101),
+]
+
+
+@pytest.mark.parametrize("zero_border", [False, True], ids=["mask", "zero"])
+@pytest.mark.parametrize("relative", [False, True], ids=["none", "relative"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_forward_and_gradients(isa, shape, relative, zero_border):
+    batch, heads, d, height, width, kernel_size = shape
+    tensors, g = inputs(*shape, relative)
+    assert_matches(tensors, g, kernel_size, heads, zero_border)
+
+
+@pytest.mark.parametrize("zero_border", [False, True], ids=["mask", "zero"])
+@pytest.mark.parametrize("shape", [(2, 8, 8, 9, 11, 7), (1, 3, 12, 7, 5, 3), (2, 4, 16, 3, 2, 5)], ids=str)
+def test_bfloat16(isa, shape, zero_border):
+    tensors, g = inputs(*shape, True, dtype=torch.bfloat16, scale=0.5)
+    assert_matches(tensors, g, shape[-1], shape[1], zero_border)
+
+
+def test_large_logits_do_not_overflow(isa):
+    tensors, g = inputs(1, 8, 8, 9, 9, 7, True, scale=12.0)
+    assert_matches(tensors, g, 7, 8, False)
+
+
+@settings(max_examples=60, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
+@given(
+    batch=st.integers(0, 3),
+    heads=st.integers(1, 9),
+    d=st.integers(1, 20),
+    height=st.integers(1, 13),
+    width=st.integers(1, 13),
+    half=st.integers(0, 9),
+    relative=st.booleans(),
+    zero_border=st.booleans(),
+    build=st.sampled_from(fused.executable_isas()),
+)
+def test_any_shape(batch, heads, d, height, width, half, relative, zero_border, build):
+    fused.load(build)
+    kernel_size = 2 * half + 1
+    tensors, g = inputs(batch, heads, d, height, width, kernel_size, relative)
+    assert_matches(tensors, g, kernel_size, heads, zero_border)
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_empty_batch(kernel, relative):
+    tensors, g = inputs(0, 2, 4, 5, 6, 3, relative)
+    y, *gradients = with_gradients(kernel, tensors, g, 3, 2, False)
+    assert y.shape == (0, 8, 5, 6)
+    assert all(not t.any() for t in gradients)
+
+
+def test_nan_stays_in_its_window(isa):
+    tensors, _ = inputs(2, 8, 8, 12, 12, 3, True)
+    tensors[1][0, 3, 5, 5] = float("nan")
+    y = torch.ops.sasa_bench.fused_local_attention(*tensors, 3, 8, False)
+    hit = torch.zeros_like(y, dtype=torch.bool)
+    hit[0, :8, 4:7, 4:7] = True
+    assert torch.equal(y.isnan(), hit)
+
+
+def test_strides_do_not_matter(kernel):
+    tensors, g = inputs(2, 4, 8, 9, 10, 5, True)
+    want = with_gradients(kernel, tensors, g, 5, 4, False)
+    packed = torch.cat(tensors[:3], dim=1)
+    views = [
+        [*packed.chunk(3, dim=1), *tensors[3:]],
+        [t.to(memory_format=torch.channels_last) for t in tensors[:3]] + tensors[3:],
+        [t.transpose(2, 3).contiguous().transpose(2, 3) for t in tensors[:3]] + tensors[3:],
+        [t.flip(0).contiguous().flip(0) for t in tensors[:3]]
+        + [t.transpose(1, 2).contiguous().transpose(1, 2) for t in tensors[3:]],
+        [torch.cat([t, t], dim=3)[..., :10] for t in tensors[:3]] + tensors[3:],
+    ]
+    for view in views:
+        y = kernel(*view, 5, 4, False)
+        assert torch.equal(y, want[0])
+        leaves = [t.detach().requires_grad_() for t in view]
+        y = kernel(*leaves, 5, 4, False)
+        for strided in (g, g.to(memory_format=torch.channels_last), g.mT.contiguous().mT):
+            got = torch.autograd.grad(y, leaves, strided, retain_graph=True)
+            assert all(torch.equal(a, b) for a, b in zip(got, want[1:], strict=True))
+    scalar = torch.autograd.grad(kernel(*leaves, 5, 4, False).sum(), leaves)  # an expanded gradient, stride 0
+    ones = with_gradients(kernel, tensors, torch.ones_like(g), 5, 4, False)
+    assert all(torch.equal(a, b) for a, b in zip(scalar, ones[1:], strict=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 30, 9, 7), (2, 8, 8, 14, 14, 7), (3, 8, 4, 9, 9, 19), (1, 1, 5, 23, 3, 3)])
+def test_thread_count_does_not_change_a_bit(isa, shape):
+    tensors, g = inputs(*shape, True)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(
+                with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, shape[-1], shape[1], True)
+            )
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_builds_agree():
+    tensors, g = inputs(2, 4, 8, 9, 9, 5, True)
+    results = []
+    for build in fused.executable_isas():
+        fused.load(build)
+        results.append(with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, 5, 4, False))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("wanted", range(1, 32))
+def test_any_mix_of_required_gradients(kernel, wanted):
+    tensors, g = inputs(1, 2, 4, 5, 5, 3, True)
+    want = with_gradients(kernel, tensors, g, 3, 2, False)[1:]
+    leaves = [t.requires_grad_(bool(wanted >> i & 1)) for i, t in enumerate(tensors)]
+    kernel(*leaves, 3, 2, False).backward(g)
+    for i, (t, grad) in enumerate(zip(leaves, want, strict=True)):
+        if wanted >> i & 1:
+            assert torch.equal(t.grad, grad)
+        else:
+            assert t.grad is None
+
+
+def test_no_graph_without_grad(kernel):
+    tensors, _ = inputs(1, 2, 4, 5, 5, 3, True)
+    assert not kernel(*tensors, 3, 2, False).requires_grad
+    tensors[0].requires_grad_()
+    with torch.no_grad():
+        assert not kernel(*tensors, 3, 2, False).requires_grad
+
+
+def test_double_backward_is_refused(kernel):
+    tensors, g = inputs(1, 2, 4, 5, 5, 3, True)
+    q = tensors[0].requires_grad_()
+    (dq,) = torch.autograd.grad(kernel(*tensors, 3, 2, False), q, g, create_graph=True)
+    with pytest.raises(NotImplementedError, match="without create_graph=True"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(kernel, relative, dtype):
+    tensors, g = inputs(2, 2, 4, 5, 6, 3, relative, dtype=dtype)
+    torch.library.opcheck(kernel.default, (*tensors, 3, 2, False))
+    for t in tensors:
+        if t is not None:
+            t.requires_grad_()
+    torch.library.opcheck(kernel.default, (*tensors, 3, 2, False))
+    forward = torch.ops.sasa_bench.fused_local_attention_forward
+    torch.library.opcheck(forward.default, (*tensors, 3, 2, False))
+    with torch.no_grad():
+        y, *saved = forward(*tensors, 3, 2, False)
+        tensors = [None if t is None else t.detach() for t in tensors]
+        torch.library.opcheck(
+            torch.ops.sasa_bench.fused_local_attention_backward.default, (g, *tensors, y, *saved, 3, 2, False)
+        )
+
+
+def test_saved_statistics_are_those_of_the_softmax(kernel):
+    tensors, _ = inputs(2, 3, 4, 5, 6, 3, False)
+    _, top, total = torch.ops.sasa_bench.fused_local_attention_forward(*tensors, 1, 3, False)
+    q, k = (t.reshape(2, 3, 4, 5, 6) for t in tensors[:2])
+    torch.testing.assert_close(top * math.log(2), (q * k).sum(2))
+    assert torch.equal(total, torch.ones_like(total))
+
+
+def test_compiles_without_graph_breaks():
+    core = fused.attend(SimpleNamespace(kernel_size=5, heads=4, border="mask"))
+
+    class Layer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(48, 16) / 4)
+            self.row = torch.nn.Parameter(torch.randn(4, 2, 5))
+            self.col = torch.nn.Parameter(torch.randn(4, 2, 5))
+
+        def forward(self, x):
+            q, k, v = torch.einsum("oc,bchw->bohw", self.weight, x).chunk(3, dim=1)
+            return core(q, k, v, self.row, self.col)
+
+    layer = Layer()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for size in (8, 9):
+        x = torch.randn(2, 16, size, 7)
+        g = torch.randn(2, 16, size, 7)
+        want = torch.autograd.grad(layer(x), list(layer.parameters()), g)
+        got = torch.autograd.grad(compiled(x), list(layer.parameters()), g)
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_compiles_with_the_default_backend():
+    core = fused.attend(SimpleNamespace(kernel_size=3, heads=2, border="zero"))
+    tensors, _ = inputs(1, 2, 4, 6, 5, 3, True)
+    compiled = torch.compile(lambda q, k, v, row, col: core(q * 2, k, v, row, col) + 1, fullgraph=True)
+    torch.testing.assert_close(compiled(*tensors), core(tensors[0] * 2, *tensors[1:]) + 1)
+
+
+def bad(**changes):
+    names = ["q", "k", "v", "rel_row", "rel_col"]
+    tensors, _ = inputs(1, 2, 4, 5, 6, 3, True)
+    arguments = dict(zip(names, tensors, strict=True)) | {"kernel_size": 3, "heads": 2, "zero_border": False}
+    return arguments | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"q": torch.randn(8, 5, 6)}, ValueError, "4|dimensions"),
+        ({"k": torch.randn(1, 8, 5, 7)}, ValueError, "one shape"),
+        ({"v": torch.randn(2, 8, 5, 6)}, ValueError, "one shape"),
+        ({"v": torch.randn(1, 8, 5, 6).double()}, TypeError, "v must have q's dtype"),
+        ({"k": torch.randn(1, 8, 5, 6).bfloat16()}, TypeError, "k must have q's dtype"),
+        ({"rel_row": torch.randn(2, 2, 3).bfloat16()}, TypeError, "rel_row must have q's dtype"),
+        ({"rel_row": None}, ValueError, "only one"),
+        ({"rel_col": None}, ValueError, "only one"),
+        ({"rel_row": torch.randn(2, 2, 5)}, ValueError, r"\[2, 2, 3\]"),
+        ({"rel_col": torch.randn(2, 1, 3)}, ValueError, r"\[2, 2, 3\]"),
+        ({"rel_col": torch.randn(2, 2)}, ValueError, r"\[2, 2, 3\]"),
+        ({"heads": 3}, ValueError, "divide the channels"),
+        ({"heads": 0}, ValueError, "divide the channels"),
+        ({"heads": -2}, ValueError, "divide the channels"),
+        ({"kernel_size": 4}, ValueError, "odd"),
+        ({"kernel_size": 0}, ValueError, "odd"),
+        ({"kernel_size": -3}, ValueError, "odd"),
+        ({n: torch.randn(1, 8, 5, 6).double() for n in "qkv"}, TypeError, "float32 or bfloat16"),
+        ({n: torch.randn(1, 8, 0, 6) for n in "qkv"}, ValueError, "height and width"),
+        ({n: torch.zeros(1, 8, 5, 6, dtype=torch.int64) for n in "qkv"}, TypeError, "float32 or bfloat16"),
+        ({n: torch.randn(1, 0, 5, 6) for n in "qkv"}, ValueError, "divide the channels"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_bad_input(kernel, changes, error, message, device):
+    arguments = bad(**changes)
+    arguments = {n: t.to(device) if isinstance(t, torch.Tensor) else t for n, t in arguments.items()}
+    with pytest.raises(error, match=message):
+        kernel(**arguments)
+
+
+def test_bad_backward_input(kernel):
+    tensors, g = inputs(1, 2, 4, 5, 6, 3, True)
+    y, *saved = torch.ops.sasa_bench.fused_local_attention_forward(*tensors, 3, 2, False)
+    backward = torch.ops.sasa_bench.fused_local_attention_backward
+    with pytest.raises(ValueError, match="dy must have q's shape"):
+        backward(g[:, :4], *tensors, y, *saved, 3, 2, False)
+    with pytest.raises(TypeError, match="y must have q's dtype"):
+        backward(g, *tensors, y.bfloat16(), lse, 3, 2, False)
+    top, total = saved
+    with pytest.raises(ValueError, match="top must be"):
+        backward(g, *tensors, y, top[..., :3], total, 3, 2, False)
+    with pytest.raises(TypeError, match="sum must be float32"):
+        backward(g, *tensors, y, top, total.double(), 3, 2, False)
+
+
+def test_forced_build(monkeypatch):
+    for build in fused.executable_isas():
+        monkeypatch.setenv("SASA_BENCH_ISA", build)
+        assert fused.chosen_isa() == build
+        assert fused.missing() is None
+    monkeypatch.setenv("SASA_BENCH_ISA", "neon")
+    with pytest.raises(ValueError, match="avx512, avx2, portable"):
+        fused.chosen_isa()
+    monkeypatch.setattr(fused, "_cpu_flags", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setenv("SASA_BENCH_ISA", "avx512")
+    with pytest.raises(RuntimeError, match=r"lacks; choose one of avx2, portable"):
+        fused.load()
+    monkeypatch.delenv("SASA_BENCH_ISA")
+    assert fused.chosen_isa() == "avx2"
+
+
+def test_missing_names_the_command(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert fused.missing() is None
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in fused.missing()
+    assert "apt-get install" in fused.missing()
+    with pytest.raises(RuntimeError, match="no C\\+\\+ compiler"):
+        fused.load()
+    assert not list(tmp_path.iterdir())
+
+
+PEAK = """
+import resource, sys, torch
+sys.path.insert(0, {root!r})
+from sasa_bench.impls import fused
+fused.load()
+torch.set_num_threads(2)
+ops = torch.ops.sasa_bench
+tensors = [torch.randn(6, 64, 112, 112) for _ in range(3)] + [torch.randn(8, 4, 7), torch.randn(8, 4, 7)]
+small = [t[:1, :, :8, :8] for t in tensors[:3]] + tensors[3:]
+rest = (7, 8, False)
+y, *saved = ops.fused_local_attention_forward(*small, *rest)
+ops.fused_local_attention_backward(y, *small, y, *saved, *rest)
+def high_water(function):
+    open("/proc/self/clear_refs", "w").write("5")
+    status = lambda name: int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1]) * 1024
+    before = status("VmRSS")
+    kept = function()
+    return kept, status("VmHWM") - before
+size = sum(t.nbytes for t in tensors[:3])
+(y, *saved), peak = high_water(lambda: ops.fused_local_attention_forward(*tensors, *rest))
+print((peak - y.nbytes) / size)
+g = torch.randn_like(y)
+grads, peak = high_water(lambda: ops.fused_local_attention_backward(g, *tensors, y, *saved, *rest))
+print((peak - sum(t.nbytes for t in grads)) / size)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to reset VmHWM")
+def test_memory_stays_under_a_quarter_of_qkv(kernel):
+    script = PEAK.format(root=str(Path(fused.__file__).parents[2]))
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system at once
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120, env=environment
+    )
+    shares = [float(line) for line in run.stdout.split()]
+    assert len(shares) == 2
+    assert max(shares) < 0.25, shares
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to build the sanitized kernel with")
+@pytest.mark.parametrize("build", fused.executable_isas())
+def test_kernels_are_clean_under_sanitizers(tmp_path, build):
+    program = tmp_path / "sanitized"
+    subprocess.run(
+        [
+            "g++", "-std=c++20", "-O1", "-g1", "-Wno-psabi", "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all", "-DSASA_POISON", f"-DSASA_ISA={build}", *fused.ISAS[build][0],
+            f"-I{CSRC}", str(Path(__file__).parent / "sanitize_fused.cpp"), "-o", str(program),
+        ],
+        check=True,
+        timeout=300,
+    )
+    run = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "ok" in run.stdout
