@@ -17,6 +17,9 @@ from sasa_bench.case import Case
 from sasa_bench.check import compare, consult, poisoned_memory
 from sasa_bench.ops import LOCAL_ATTENTION, leaves, random_tensors, step
 
+QUICK = [name for name in impls.names() if impls.get(name).quick]
+SLOW = [name for name in impls.names() if not impls.get(name).quick]
+
 
 def agree(name: str, case: Case) -> None:
     """Assert that an implementation is within its error budget on fresh random input, or says why it cannot."""
@@ -47,7 +50,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("mode", ["forward", "backward", "training"])
-@pytest.mark.parametrize("name", impls.names())
+@pytest.mark.parametrize("name", QUICK)
 def test_an_implementation_agrees_with_the_reference(name: str, mode: str, shape: str) -> None:
     agree(name, Case(**{"channels": 8, "heads": 2, "batch": 2, "mode": mode} | SHAPES[shape]))
 
@@ -55,7 +58,7 @@ def test_an_implementation_agrees_with_the_reference(name: str, mode: str, shape
 @pytest.mark.parametrize("scope", ["layer", "core"])
 @pytest.mark.parametrize("border", ["mask", "zero"])
 @pytest.mark.parametrize("position", ["none", "absolute", "relative"])
-@pytest.mark.parametrize("name", impls.names())
+@pytest.mark.parametrize("name", QUICK)
 def test_every_position_and_border_is_the_same_function(name: str, position: str, border: str, scope: str) -> None:
     agree(
         name,
@@ -74,14 +77,14 @@ def test_every_position_and_border_is_the_same_function(name: str, position: str
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("mode", ["forward", "training"])
-@pytest.mark.parametrize("name", impls.names())
+@pytest.mark.parametrize("name", QUICK)
 def test_low_precision_stays_within_the_error_of_the_plain_reference(name: str, mode: str, dtype: str) -> None:
     agree(name, Case(dtype=dtype, mode=mode, channels=16, heads=2, kernel_size=5, resolution=9))
 
 
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
-@pytest.mark.parametrize("name", impls.names())
+@pytest.mark.parametrize("name", QUICK)
 def test_any_shape_agrees_with_the_reference(name: str, data: st.DataObject) -> None:
     heads = data.draw(st.integers(1, 4), "heads")
     case = Case(
@@ -95,6 +98,12 @@ def test_any_shape_agrees_with_the_reference(name: str, data: st.DataObject) -> 
         mode=data.draw(st.sampled_from(["forward", "training"]), "mode"),
     )
     agree(name, case)
+
+
+@pytest.mark.parametrize("shape", ["window larger than the image", "odd map, not square"])
+@pytest.mark.parametrize("name", SLOW)
+def test_one_that_is_slow_to_build_agrees_on_odd_shapes(name: str, shape: str) -> None:
+    agree(name, Case(**{"channels": 8, "heads": 2, "batch": 2} | SHAPES[shape]))
 
 
 @pytest.mark.parametrize("border", ["mask", "zero"])
@@ -160,9 +169,9 @@ def test_logits_are_a_dot_product_over_the_channels_of_a_head() -> None:
     t = random_tensors(LOCAL_ATTENTION, case, 11)
     scaled = t | {"k": t["k"].clone()}
     scaled["k"][:, 0] *= 3
-    for name in impls.names():
+    for name in QUICK:
         impl = impls.get(name)
-        if impl.op is not LOCAL_ATTENTION or impl.missing():
+        if impl.op is not LOCAL_ATTENTION or impl.missing() or impl.supports(case):
             continue
 
         def run(tensors: dict[str, Tensor], name: str = name) -> Tensor:

@@ -53,6 +53,7 @@ class Impl:
     computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
     attend    for local attention: case -> the core as a function of tensors, for use inside models
     layer     for local attention: case -> projections and core as one function, where that is faster
+    quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
     """
 
     name: str
@@ -64,6 +65,7 @@ class Impl:
     computes: Callable[[Case], Case] = _itself
     attend: Callable[[Case], Attend] | None = None
     layer: Callable[[Case], Layer] | None = None
+    quick: bool = True
 
 
 def local_attention(
@@ -114,6 +116,8 @@ BUILTIN = {
     "unfold": "sasa_bench.impls.unfold:IMPL",
     "blocked": "sasa_bench.impls.blocked:IMPL",
     "folded": "sasa_bench.impls.folded:IMPL",
+    "fused": "sasa_bench.impls.fused:IMPL",
+    "cuda": "sasa_bench.impls.cuda:IMPL",
     "onnx_unfold": "sasa_bench.impls.unfold:ONNX",
     "onnx_blocked": "sasa_bench.impls.blocked:ONNX",
     "onnx": "sasa_bench.impls.folded:ONNX",

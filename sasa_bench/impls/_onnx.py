@@ -119,7 +119,16 @@ def exported(
             return "ONNX Runtime runs the forward pass only"
         return supports(case) or _unsupported(case)
 
-    return Impl(name=name, op=op, summary=summary, build=build, supports=able, missing=missing, computes=computes)
+    return Impl(
+        name=name,
+        op=op,
+        summary=summary,
+        build=build,
+        supports=able,
+        missing=missing,
+        computes=computes,
+        quick=False,
+    )
 
 
 def exported_attention(

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from sasa_bench import nvrtc
+from sasa_bench.case import Case
+from sasa_bench.impls import local_attention as attention_impl
 
 SOURCE = Path(__file__).parent / "csrc" / "local_attention.cu"
 ELEMENTS = {torch.float32: "float", torch.float16: "__half", torch.bfloat16: "__nv_bfloat16"}
@@ -479,3 +481,16 @@ def attend(case: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor
 def describe() -> list[str]:
     """Lines for a person: device or what is missing, cached cubins, chosen tunables."""
     return nvrtc.describe()
+
+
+def _supports(case: Case) -> str | None:
+    return None if case.device == "cuda" else "the CUDA kernel needs --device cuda"
+
+
+IMPL = attention_impl(
+    "cuda",
+    "CUDA C++ kernels compiled by NVRTC for the GPU at hand; deterministic",
+    attend,
+    supports=_supports,
+    missing=missing,
+)

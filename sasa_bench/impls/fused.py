@@ -19,6 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sasa_bench.case import Case
+from sasa_bench.impls import local_attention
+
 CSRC = Path(__file__).parent / "csrc"
 
 # Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
@@ -200,3 +203,17 @@ def attend(case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | No
         return op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
 
     return core
+
+
+def _supports(case: Case) -> str | None:
+    if case.device != "cpu":
+        return f"the fused kernel runs on the CPU, not on {case.device}"
+    if case.dtype == "float16":
+        return "the fused kernel computes float32 and bfloat16"
+    return None
+
+
+IMPL = local_attention(
+    "fused", "one native CPU kernel, compiled here at first use; no tensor with K x K entries", attend,
+    supports=_supports, missing=missing,
+)  # fmt: skip
