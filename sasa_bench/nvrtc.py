@@ -234,11 +234,13 @@ class Runtime:
         stored = self.store.read().get(key, {}).get("chosen")
         chosen: Any = next((candidate for candidate in candidates if asdict(candidate) == stored), None)
         if chosen is None:
-            capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
-            if len(candidates) == 1 or capturing or os.environ.get("SASA_BENCH_TUNE") == "0":
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
                 return candidates[0]
-            chosen, medians = search(candidates, lambda candidate: self._seconds(lambda: run(candidate)))
-            self.store.add(key, asdict(chosen), min(medians))
+            if len(candidates) == 1 or os.environ.get("SASA_BENCH_TUNE") == "0":
+                chosen = candidates[0]
+            else:
+                chosen, medians = search(candidates, lambda candidate: self._seconds(lambda: run(candidate)))
+                self.store.add(key, asdict(chosen), min(medians))
         self._chosen[key] = chosen
         return chosen
 

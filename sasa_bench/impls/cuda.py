@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from math import ceil
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,7 +102,7 @@ class Runtime(Protocol):
     def choose(self, key: str, candidates: Sequence[Tunables], run: Callable[[Tunables], None]) -> Tunables: ...
 
 
-@lru_cache(maxsize=1)
+@cache
 def source() -> str:
     """The CUDA C++ source of all kernels."""
     return SOURCE.read_text()
@@ -200,7 +200,8 @@ def _fit(
             return None
 
 
-def candidates(kernel: str, function: Function, height: int, width: int) -> list[Tunables]:
+@cache
+def candidates(kernel: str, function: Function, height: int, width: int) -> tuple[Tunables, ...]:
     """Tunables worth measuring for an image size, the unmeasured default first.
 
     Raises:
@@ -215,7 +216,7 @@ def candidates(kernel: str, function: Function, height: int, width: int) -> list
             f"the CUDA kernels have no shared memory for {function.head_width} channels per head with "
             f"kernel_size {function.kernel_size}: use more heads or a smaller window."
         )
-    return list(found)[:MOST_CANDIDATES]
+    return tuple(found)[:MOST_CANDIDATES]
 
 
 def _tuned(
@@ -358,9 +359,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`cuda_local_attention`, and the base-2 logarithm of the softmax's denominator [B, heads, H, W]."""
     _check(q, k, v, rel_row, rel_col, kernel_size, heads)
-    runtime = nvrtc.runtime(q.device)
     q, k, v, rel_row, rel_col = _contiguous(q, k, v, rel_row, rel_col)
     with torch.cuda.device_of(q):
+        runtime = nvrtc.runtime(q.device)
         return run_forward(runtime, q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)
 
 
@@ -379,10 +380,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, rel_row and rel_col from that of y; the last two are empty without positions."""
     _check(q, k, v, rel_row, rel_col, kernel_size, heads)
-    runtime = nvrtc.runtime(q.device)
     dy, q, k, v, rel_row, rel_col, y = _contiguous(dy, q, k, v, rel_row, rel_col, y)
     axes = (kernel_size, heads, zero_border)
     with torch.cuda.device_of(q):
+        runtime = nvrtc.runtime(q.device)
         return run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum.contiguous(), *axes)
 
 

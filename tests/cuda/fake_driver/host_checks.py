@@ -159,6 +159,15 @@ def test_tunables_are_measured_once_and_remembered(log, tmp_path, monkeypatch):
     assert "pixels=" in described
 
 
+def test_the_default_stream(log, monkeypatch):
+    monkeypatch.setenv("SASA_BENCH_TUNE", "0")
+    inputs, _ = PROBLEM.inputs()
+    made = nvrtc.Runtime(0, stream=lambda: 0, seconds=FakeTimer())
+    y, _ = cuda.run_forward(made, *inputs, *AXES)
+    assert dense_reference.failures(PROBLEM, [y]) == []
+    assert "stream=(nil)" in log.read_text()
+
+
 def test_a_failing_launch_is_a_runtime_error(runtime):
     with pytest.raises(RuntimeError, match="does not run on FAKE"):
         runtime.launch(cuda.source(), "sum_positions<float, 3, 4>", 1, 32, [None, None, None, 1, 1, 1])
