@@ -18,7 +18,7 @@ from sasa_bench.record import read
 from sasa_bench.slurm import count_rows, load, submitted
 from sasa_bench.table import frame
 
-pytestmark = pytest.mark.timeout(360)
+pytestmark = pytest.mark.timeout(600)
 SUITE = Path(__file__).parent / "sweep.toml"
 ROWS, TASKS = 200, 7
 MEASURED = {
