@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sasa_bench.case import CHOICES, UserError, parse_value
-from sasa_bench.record import read
+from sasa_bench.record import Results, read
 from sasa_bench.suite import Suite, load
 
 ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
@@ -196,6 +196,7 @@ def _run_on_slurm(
         return ERROR
     merged = sweep.merged()
     _say("", merged.results.warnings)
+    _say_revisions(merged.results)
     write(merged.results, out)
     missing = sum(sweep.missing().values())
     click.echo(f"{out}: {len(merged.results.rows)} of {total} rows from {len(sweep.shards)} tasks")
@@ -259,16 +260,20 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
         raise
     _say("", merged.results.warnings)
     _say("kept once", merged.duplicates)
-    used = {row.machine for row in merged.results.rows}
-    revisions = sorted({machine.revision for key, machine in merged.results.machines.items() if key in used})
-    if len(revisions) > 1:
-        _say("", [f"the rows come from {len(revisions)} revisions of sasa-bench: {', '.join(revisions)}"])
+    _say_revisions(merged.results)
     out.parent.mkdir(parents=True, exist_ok=True)
     write(merged.results, out)
     kinds = len(merged.results.hardware())
     click.echo(
         f"{out}: {len(merged.results.rows)} rows from {len(files)} files, {kinds} kind{'s' * (kinds != 1)} of machine"
     )
+
+
+def _say_revisions(results: Results) -> None:
+    used = {row.machine for row in results.rows}
+    revisions = sorted({machine.revision for key, machine in results.machines.items() if key in used})
+    if len(revisions) > 1:
+        _say("", [f"the rows come from {len(revisions)} revisions of sasa-bench: {', '.join(revisions)}"])
 
 
 def _say(what: str, sentences: Sequence[str], most: int = 20) -> None:

@@ -18,7 +18,7 @@ from sasa_bench.record import read
 from sasa_bench.slurm import count_rows, load, submitted
 from sasa_bench.table import frame
 
-pytestmark = pytest.mark.timeout(360)
+pytestmark = pytest.mark.timeout(600)
 SUITE = Path(__file__).parent / "sweep.toml"
 ROWS, TASKS = 200, 7
 MEASURED = {
@@ -145,5 +145,6 @@ def test_a_sweep_loses_nothing_when_tasks_nodes_daemons_and_the_submitter_die(cl
     assert len(measured) == ROWS
     assert set(measured.values()) == {1}
     assert one_process.wait(timeout=240) == 0
+    assert "revisions of sasa-bench" not in submitter.said(), "the working tree changed during the test: run it again"
     pd.testing.assert_frame_equal(table_of(submitter.out), table_of(alone))
     wait_for(lambda: not cluster.run("squeue", "--noheader"), 60, "the queue is empty")
