@@ -6,9 +6,10 @@ SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 MAIN ?= main
 GATE ?=
+REFERENCE ?= reports/reference/cpu.jsonl
 RESULTS ?= reports/bench-$(STAMP).jsonl
 
-.PHONY: setup bench bench-gpu report gate test test-slurm lint clean
+.PHONY: setup bench bench-gpu report reference reference-pages tensorboard gate test test-slurm lint clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +31,19 @@ report: setup
 
 gate: setup
 	$(BIN)/sasa-bench gate --base $(shell git merge-base HEAD $(MAIN) 2>/dev/null || echo $(MAIN)) --head . $(GATE)
+
+# A full run of this machine; stopped, it goes on where it was.
+reference: setup
+	$(BIN)/sasa-bench run suites/*.toml --out $(REFERENCE) --resume
+	$(MAKE) reference-pages
+
+reference-pages: setup
+	$(BIN)/sasa-bench index $(dir $(REFERENCE))
+	$(BIN)/sasa-bench figure $(REFERENCE) --suite kernel_size --suite channels --suite resolution --out $(dir $(REFERENCE))figure.svg
+
+tensorboard: setup
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[tensorboard]'
+	$(BIN)/tensorboard --logdir $(lastword $(sort $(wildcard reports/profile-*)))/traces
 
 test: setup
 	$(BIN)/python -m pytest

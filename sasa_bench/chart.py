@@ -85,9 +85,9 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     run = [f"{RUN}:N"] if runs else []
     marks = alt.layer(
         *([_line_at_one(base)] if "time_vs_conv3x3" in quantities else []),
-        base.transform_filter("isValid(datum.low)")
-        .mark_rule(strokeWidth=2, opacity=0.45)
-        .encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour),
+        base.mark_rule(strokeWidth=2, opacity=0.45).encode(
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+        ),
         base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, detail=run),
         base.mark_point(
             filled=True, size=75, opacity=1, tooltip=alt.ExprRef(_tooltip(list(axes), axes, quantities, run))
@@ -96,7 +96,7 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
         .add_params(_toggles(names), _zoom()),
     )
     spread = [(name, QUANTITIES[name].spread) for name in quantities if QUANTITIES[name].spread]
-    low, high = ("".join(f"quantity == '{n}' ? datum.{s[i]} : " for n, s in spread if s) + "null" for i in (0, 1))
+    low, high = ("".join(f"quantity == '{n}' ? datum.{s[i]} : " for n, s in spread if s) + "datum.y" for i in (0, 1))
     chart = (
         marks.transform_calculate(y="+datum[quantity]", low=low, high=high, x="places[along]['' + datum[along]]")
         .transform_filter(" && ".join(["datum.y > 0", *_held(axes)]))

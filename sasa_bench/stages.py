@@ -55,7 +55,8 @@ class Stages(TorchDispatchMode):
             stage, made = self.forward.get(node._sequence_nr(), "other"), NOTHING
         else:
             stage, made = classify(name, roles)
-            self.forward[torch.autograd._get_sequence_nr() - 1] = stage
+            # The node of this operator was numbered before it runs; what it calls has no node and the same number.
+            self.forward.setdefault(torch.autograd._get_sequence_nr() - 1, stage)
         with nullcontext() if node is None and self.only_backward else record_function(PREFIX + stage):
             outputs = func(*args, **kwargs)
         for leaf in tree_leaves(outputs):

@@ -21,6 +21,7 @@ ORDER = (
     "machine",
     "record",
     "shard",
+    "trace",
     "ops",
     "impls",
     "attention",
@@ -29,14 +30,21 @@ ORDER = (
     "measure",
     "trial",
     "turns",
+    "stages",
+    "profile",
     "worker",
     "run",
     "slurm",
     "table",
     "paper",
     "plot",
+    "chart",
     "findings",
+    "page",
     "report",
+    "compare",
+    "index",
+    "profile_page",
     "doctor",
     "arms",
     "pairs",
@@ -61,6 +69,8 @@ WITHOUT_TORCH = (
     "findings",
     "report",
 )
+READERS = ("table", "plot", "chart", "findings", "page", "report", "compare", "index", "profile_page")
+WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "trace", *READERS)
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -149,9 +149,10 @@ def test_the_table_filters_and_sorts(browser: Browser, made: Path) -> None:
     assert len(shown) == 5
     assert all("blocked" in row for row in shown)
     title = "//span[@class='dt-column-title'][text()='time, ms']"
-    browser.driver.find_element(By.XPATH, title).click()
+    browser.ask("arguments[0].click()", browser.driver.find_element(By.XPATH, title))
     column = (
-        "var at = [...document.querySelectorAll('.dt-scroll-head th')].findIndex(h => h.textContent == 'time, ms');"
+        "var titles = [...document.querySelectorAll('.dt-scroll-head .dt-column-title')];"
+        "var at = titles.findIndex(title => title.textContent == 'time, ms');"
         "return [...document.querySelectorAll('#rows tbody tr')].map(r => parseFloat(r.cells[at].textContent))"
     )
     times = [time for time in browser.ask(column) if time is not None]
