@@ -74,6 +74,7 @@ FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_ty
 @click.option("--resume", is_flag=True, help="Finish the file that --out names; rows it has are not measured again.")
 @click.option("--budget", "budget_s", default=0.6, show_default=True, help="Seconds of samples for each row.")
 @click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option("--keep-models", type=click.Path(file_okay=False, path_type=Path), help="Keep exported models here.")
 def run(
     suites: tuple[Path, ...],
     device: str | None,
@@ -83,6 +84,7 @@ def run(
     resume: bool,
     budget_s: float,
     timeout_s: float,
+    keep_models: Path | None,
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench import machine as machines
@@ -105,7 +107,8 @@ def run(
         click.echo(f"sasa-bench: {warning}", err=True)
     specs = list(impls) or list(dict.fromkeys(impl for suite in loaded for impl in suite.impls))
     counts: dict[str, int] = {}
-    with Workers(timeout_s) as workers:
+    environment = {machines.KEEP_MODELS: str(keep_models.resolve())} if keep_models else {}
+    with Workers(timeout_s, environment) as workers:
         work = plan(loaded, impls, describe(workers, specs), known)
         total = work.done + work.rows
         try:
