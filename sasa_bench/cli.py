@@ -91,6 +91,7 @@ FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_ty
     is_flag=True,
     help="Run as an array job on Slurm; words such as partition=gpu gres=gpu:1 time=2:00:00 array=100%8 go to sbatch.",
 )
+@click.option("--keep-models", type=click.Path(file_okay=False, path_type=Path), help="Keep exported models here.")
 def run(
     suites: tuple[Path, ...],
     device: str | None,
@@ -102,6 +103,7 @@ def run(
     timeout_s: float,
     shard: tuple[int, int] | None,
     slurm: bool,
+    keep_models: Path | None,
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench import machine as machines
@@ -132,7 +134,8 @@ def run(
         click.echo(f"sasa-bench: {warning}", err=True)
     specs = list(impls) or list(dict.fromkeys(impl for suite in loaded for impl in suite.impls))
     counts: dict[str, int] = {}
-    with Workers(timeout_s) as workers:
+    environment = {machines.KEEP_MODELS: str(keep_models.resolve())} if keep_models else {}
+    with Workers(timeout_s, environment) as workers:
         infos = describe(workers, specs)
         if shard:
             loaded = list(cut(loaded, shard[1], impls, infos)[shard[0] - 1])

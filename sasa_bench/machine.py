@@ -25,6 +25,9 @@ WORKER_ENVIRONMENT = {
 thread costs a wake-up of 0.1 ms or more in a virtual machine, as much as a small kernel. The allocator keeps its heap,
 so that page faults are not timed."""
 
+KEEP_MODELS = "SASA_BENCH_KEEP_MODELS"
+"""Environment variable of a worker: the folder where models that were exported are kept; without it, none are."""
+
 LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "natten", "timm")
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "sve")
 HARDWARE = ("cpu", "cores", "isa", "gpu")

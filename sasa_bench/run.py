@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,16 +144,19 @@ def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int)
 
 
 class Workers:
-    """The worker in use; a new one is started when the last one died. `timeout_s` bounds each stage of its work."""
+    """The worker in use; a new one is started when the last one died.
 
-    def __init__(self, timeout_s: float) -> None:
-        self.timeout_s = timeout_s
+    `timeout_s` bounds each stage of its work; `environment` is added to its environment.
+    """
+
+    def __init__(self, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
+        self.timeout_s, self.environment = timeout_s, environment
         self.worker: Worker | None = None
 
     def get(self) -> Worker:
         """The live worker."""
         if self.worker is None:
-            self.worker = Worker(self.timeout_s)
+            self.worker = Worker(self.timeout_s, environment=self.environment)
         return self.worker
 
     def drop(self) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, Impl
+from sasa_bench.machine import KEEP_MODELS
 from sasa_bench.ops import LOCAL_ATTENTION, Op, Tensors, project
 
 if TYPE_CHECKING:
@@ -38,9 +39,6 @@ OPSET = 20
 
 IMAGES = ("x", "q", "k", "v")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-KEEP_MODELS = "SASA_BENCH_KEEP_MODELS"
-"""Environment variable: the folder where exported models are kept; nothing is kept without it."""
-
 SESSION_CONFIG = {"session.force_spinning_stop": "1"}
 """Worker threads spin between the nodes of a graph, and stop when a run ends. By default they spin on for a while, and
 take the cores from whatever runs next in the process: with five sessions taking turns on two cores a run of 3.4 ms took
@@ -147,18 +145,27 @@ def exported_attention(
     there is no dynamic layer with them.
     """
 
-    def function(case: Case) -> Function:
-        core = attend(case)
-        return lambda tensors: core(*project(case, tensors), tensors.get("rel_row"), tensors.get("rel_col"))
-
     def able(case: Case) -> str | None:
         if dynamic and case.position == "absolute" and case.scope == "layer":
             return "absolute embeddings have the size of one map: there is no model of every size with them"
         return supports(case)
 
     return exported(
-        name, summary, LOCAL_ATTENTION, function, dynamic=dynamic, supports=able, missing=missing, library=library
+        name,
+        summary,
+        LOCAL_ATTENTION,
+        lambda case: attention_function(case, attend),
+        dynamic=dynamic,
+        supports=able,
+        missing=missing,
+        library=library,
     )
+
+
+def attention_function(case: Case, attend: Callable[[Case], Attend]) -> Function:
+    """Projections, at scope "layer", and core."""
+    core = attend(case)
+    return lambda tensors: core(*project(case, tensors), tensors.get("rel_row"), tensors.get("rel_col"))
 
 
 def _unsupported(case: Case) -> str | None:
@@ -250,7 +257,7 @@ def load(
     """The model in ONNX Runtime, bound to `tensors` and to an output that is not yet written.
 
     Adds the figures session_s, seconds to load and optimise, and optimised_node_count. The model is kept in the folder
-    that SASA_BENCH_KEEP_MODELS names. Raises RuntimeError where the provider asked for is not the one that runs.
+    that KEEP_MODELS names. Raises RuntimeError where the provider asked for is not the one that runs.
     """
     import onnx
     import onnxruntime

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, local_attention
-from sasa_bench.impls._onnx import exported_attention
+from sasa_bench.impls import Attend, _onnx, local_attention
 
 BLOCK, SMALL_MAP = 4, 8
 """Side of a block of queries, pixels; a map of at most SMALL_MAP pixels a side is one block."""
@@ -63,4 +62,4 @@ def attend(case: Case) -> Attend:
 
 
 IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", attend)
-ONNX = exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend)
+ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend)

@@ -7,8 +7,7 @@ from collections.abc import Callable
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl
-from sasa_bench.impls._onnx import Function, exported
+from sasa_bench.impls import Impl, _onnx
 from sasa_bench.networks import modules as networks
 from sasa_bench.ops import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
 
@@ -23,7 +22,7 @@ def _build(case: Case, tensors: Tensors) -> Call:
     return lambda: F.conv2d(x, weight, padding=case.kernel_size // 2, groups=groups)
 
 
-def _function(case: Case) -> Function:
+def _function(case: Case) -> _onnx.Function:
     return lambda tensors: F.conv2d(tensors["x"], tensors["weight"], padding=case.kernel_size // 2)
 
 
@@ -59,6 +58,6 @@ DEPTHWISE_KXK = _convolution(
     "depthwise_kxk", "depthwise convolution with the window of the case", DEPTHWISE_CONVOLUTION
 )
 CONV1X1 = _convolution("conv1x1", "1 x 1 convolution: the floor that one projection sets", kernel_size=1)
-ONNX_CONV3X3 = exported(
+ONNX_CONV3X3 = _onnx.exported(
     "onnx_conv3x3", "3 x 3 convolution in ONNX Runtime", CONVOLUTION, _function, computes=_with_window(3)
 )

@@ -19,8 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, local_attention
-from sasa_bench.impls._onnx import exported_attention
+from sasa_bench.impls import Attend, _onnx, local_attention
 
 BLOCK = 4
 """Side of a block of queries, pixels."""
@@ -168,7 +167,7 @@ def attend_any_size(case: Case) -> Attend:
 
 
 IMPL = local_attention("folded", "blocks by matrix product; mask and positions are further channels of q and k", attend)
-ONNX = exported_attention("onnx", "the folded formulation in ONNX Runtime, for one size", attend)
-ONNX_DYNAMIC = exported_attention(
+ONNX = _onnx.exported_attention("onnx", "the folded formulation in ONNX Runtime, for one size", attend)
+ONNX_DYNAMIC = _onnx.exported_attention(
     "onnx_dynamic", "the folded formulation in ONNX Runtime, one model for every size", attend_any_size, dynamic=True
 )

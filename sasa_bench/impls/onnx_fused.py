@@ -26,8 +26,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend
-from sasa_bench.impls import _onnx as onnx_runtime
+from sasa_bench.impls import Attend, _onnx
 
 CSRC = Path(__file__).parent / "csrc"
 KERNELS = CSRC / "local_attention.h"
@@ -58,7 +57,7 @@ def header_folder() -> Path | None:
 
 def missing() -> str | None:
     """None, or what it takes to compile the operator and is not here."""
-    if absent := onnx_runtime.missing():
+    if absent := _onnx.missing():
         return absent
     if not KERNELS.is_file():
         return f"{KERNELS.name}, the kernel, is not in {CSRC}: install sasa-bench again"
@@ -135,7 +134,7 @@ def _supports(case: Case) -> str | None:
     return None
 
 
-IMPL = onnx_runtime.exported_attention(
+IMPL = _onnx.exported_attention(
     "onnx_fused",
     "the native CPU kernel as one node in ONNX Runtime",
     attend,
