@@ -65,6 +65,7 @@ def chosen_isa() -> str:
     return isa
 
 
+@cache
 def _build_name(part: str) -> str:
     """`part`'s library name: it changes with the sources, torch and the compiler's target."""
     digest = hashlib.sha256(repr((torch.__version__, platform.machine())).encode())
@@ -200,3 +201,22 @@ def attend(case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | No
         return op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
 
     return core
+
+
+def layer(case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The whole layer of a case: (x, w_qkv, rel_row, rel_col) -> y, differentiable once.
+
+    x and y are [batch, channels, height, width]; w_qkv [3 * channels, channels] holds the rows of all queries, then
+    all keys, then all values. The rest is as in `attend`. The projections are one batched product, whose images
+    spread over the threads; the kernel reads q, k and v out of it where they lie, and writes their gradients likewise.
+    """
+    load()
+    kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
+    op = torch.ops.sasa_bench.fused_packed_attention.default
+
+    def whole(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
+        batch, _, height, width = x.shape
+        qkv = torch.bmm(w_qkv.expand(batch, -1, -1), x.flatten(2)).unflatten(2, (height, width))
+        return op(qkv, rel_row, rel_col, kernel_size, heads, zero)[0]
+
+    return whole
