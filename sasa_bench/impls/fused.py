@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -68,6 +68,7 @@ def chosen_isa() -> str:
     return isa
 
 
+@cache
 def _build_name(part: str) -> str:
     """`part`'s library name: it changes with the sources, torch and the compiler's target."""
     digest = hashlib.sha256(repr((torch.__version__, platform.machine())).encode())
@@ -92,7 +93,7 @@ def _is_built(part: str) -> bool:
 
 
 @contextlib.contextmanager
-def _ninja_on_path():
+def _ninja_on_path() -> Iterator[None]:
     """ninja from the Python package is found although its environment is not activated."""
     before = os.environ.get("PATH", "")
     with contextlib.suppress(ImportError):
@@ -188,7 +189,7 @@ def missing() -> str | None:
     return _missing_tools()
 
 
-def attend(case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+def attend(case: Case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
     """The core of a case: (q, k, v, rel_row, rel_col) -> y, differentiable once.
 
     `case` has kernel_size, heads and border ("mask" or "zero"). q, k, v and y are [batch, channels, height, width]
@@ -205,6 +206,25 @@ def attend(case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | No
     return core
 
 
+def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The whole layer of a case: (x, w_qkv, rel_row, rel_col) -> y, differentiable once.
+
+    x and y are [batch, channels, height, width]; w_qkv [3 * channels, channels] holds the rows of all queries, then
+    all keys, then all values. The rest is as in `attend`. The projections are one batched product, whose images
+    spread over the threads; the kernel reads q, k and v out of it where they lie, and writes their gradients likewise.
+    """
+    load()
+    kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
+    op = torch.ops.sasa_bench.fused_packed_attention.default
+
+    def whole(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
+        batch, _, height, width = x.shape
+        qkv = torch.bmm(w_qkv.expand(batch, -1, -1), x.flatten(2)).unflatten(2, (height, width))
+        return op(qkv, rel_row, rel_col, kernel_size, heads, zero)[0]
+
+    return whole
+
+
 def _supports(case: Case) -> str | None:
     if case.device != "cpu":
         return f"the fused kernel runs on the CPU, not on {case.device}"
@@ -214,6 +234,10 @@ def _supports(case: Case) -> str | None:
 
 
 IMPL = local_attention(
-    "fused", "one native CPU kernel, compiled here at first use; no tensor with K x K entries", attend,
-    supports=_supports, missing=missing,
-)  # fmt: skip
+    "fused",
+    "one native CPU kernel, compiled here at first use; no tensor with K x K entries",
+    attend,
+    layer=layer,
+    supports=_supports,
+    missing=missing,
+)

@@ -12,6 +12,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "kernel_table.h"
 
@@ -202,9 +203,12 @@ void check_backward(const Tensor& dy, const Tensor& q, const Tensor& y, const Te
   }
 }
 
-Gradients backward_cpu(const Tensor& dy_, const Tensor& q, const Tensor& k, const Tensor& v,
-                       const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y_,
-                       const Tensor& top_, const Tensor& sum_, int64_t kernel_size, int64_t heads, bool zero_border) {
+// dq, dk and dv are given, with contiguous planes; returns the gradients of the relative embedding.
+std::tuple<Tensor, Tensor> backward_into(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dy_,
+                                         const Tensor& q, const Tensor& k, const Tensor& v,
+                                         const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                                         const Tensor& y_, const Tensor& top_, const Tensor& sum_, int64_t kernel_size,
+                                         int64_t heads, bool zero_border) {
   check(q, k, v, rel_row, rel_col, kernel_size, heads);
   check_backward(dy_, q, y_, top_, sum_, heads);
   const sasa::Table& t = table();
@@ -213,7 +217,6 @@ Gradients backward_cpu(const Tensor& dy_, const Tensor& q, const Tensor& k, cons
   const Tensor dy = with_contiguous_planes(dy_), y = with_contiguous_planes(y_);
   const Tensor top = with_contiguous_planes(top_), sum = with_contiguous_planes(sum_);
   const auto options = q.options().memory_format(at::MemoryFormat::Contiguous);
-  Tensor dq = at::empty(q.sizes(), options), dk = at::empty(q.sizes(), options), dv = at::empty(q.sizes(), options);
   Tensor drel_row = at::empty({0}, options), drel_col = at::empty({0}, options), parts;
   p.y = planes(y);
   p.dy = planes(dy);
@@ -236,7 +239,48 @@ Gradients backward_cpu(const Tensor& dy_, const Tensor& q, const Tensor& k, cons
     at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) t.reduce_relative(p, head);
     });
+  return {drel_row, drel_col};
+}
+
+Gradients backward_cpu(const Tensor& dy, const Tensor& q, const Tensor& k, const Tensor& v,
+                       const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
+                       const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
+  auto empty = [&] { return at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous)); };
+  Tensor dq = empty(), dk = empty(), dv = empty();
+  auto [drel_row, drel_col] = backward_into(dq, dk, dv, dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads,
+                                            zero_border);
   return {dq, dk, dv, drel_row, drel_col};
+}
+
+// The same for q, k and v that are the thirds of one tensor, whose gradient is then one tensor too: taken apart and
+// put together by autograd it would be copied.
+void check_packed(const Tensor& qkv) {
+  TORCH_CHECK_VALUE(qkv.dim() == 4 && qkv.sym_size(1) % 3 == 0,
+                    "fused_packed_attention: qkv must be [batch, 3 * channels, height, width], got ", qkv.sym_sizes(),
+                    "; concatenate q, k and v along dimension 1");
+}
+
+std::vector<Tensor> thirds(const Tensor& qkv) {
+  check_packed(qkv);
+  auto n = qkv.sym_size(1) / 3;
+  return {qkv.narrow_symint(1, 0, n), qkv.narrow_symint(1, n, n), qkv.narrow_symint(1, n * 2, n)};
+}
+
+Saved packed_cpu(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
+                 int64_t heads, bool zero_border) {
+  auto t = thirds(qkv);
+  return forward_cpu(t[0], t[1], t[2], rel_row, rel_col, kernel_size, heads, zero_border, true);
+}
+
+std::tuple<Tensor, Tensor, Tensor> packed_backward_cpu(const Tensor& dy, const Tensor& qkv,
+                                                       const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                                                       const Tensor& y, const Tensor& top, const Tensor& sum,
+                                                       int64_t kernel_size, int64_t heads, bool zero_border) {
+  Tensor dqkv = at::empty(qkv.sizes(), qkv.options().memory_format(at::MemoryFormat::Contiguous));
+  auto t = thirds(qkv), g = thirds(dqkv);
+  auto [drel_row, drel_col] = backward_into(g[0], g[1], g[2], dy, t[0], t[1], t[2], rel_row, rel_col, y, top, sum,
+                                            kernel_size, heads, zero_border);
+  return {dqkv, drel_row, drel_col};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -268,6 +312,22 @@ Gradients backward_meta(const Tensor& dy, const Tensor& q, const Tensor& k, cons
   return {like(q), like(q), like(q), like_optional(rel_row), like_optional(rel_col)};
 }
 
+Saved packed_meta(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                  int64_t kernel_size, int64_t heads, bool zero_border) {
+  auto t = thirds(qkv);
+  return attention_saving_meta(t[0], t[1], t[2], rel_row, rel_col, kernel_size, heads, zero_border);
+}
+
+std::tuple<Tensor, Tensor, Tensor> packed_backward_meta(const Tensor& dy, const Tensor& qkv,
+                                                        const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                                                        const Tensor& y, const Tensor& top, const Tensor& sum,
+                                                        int64_t kernel_size, int64_t heads, bool zero_border) {
+  auto t = thirds(qkv);
+  auto g = backward_meta(dy, t[0], t[1], t[2], rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+  return {at::empty_symint(qkv.sym_sizes(), qkv.options().memory_format(at::MemoryFormat::Contiguous)),
+          std::get<3>(g), std::get<4>(g)};
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Autograd
 
@@ -294,6 +354,20 @@ Gradients call_backward(const Tensor& dy, const Tensor& q, const Tensor& k, cons
                         const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
   static auto handle = op<decltype(backward_cpu)>("sasa_bench::fused_local_attention_backward");
   return handle.call(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+}
+
+Saved call_packed(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
+                  int64_t heads, bool zero_border) {
+  static auto handle = op<decltype(packed_cpu)>("sasa_bench::fused_packed_attention");
+  return handle.call(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
+}
+
+std::tuple<Tensor, Tensor, Tensor> call_packed_backward(const Tensor& dy, const Tensor& qkv,
+                                                        const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                                                        const Tensor& y, const Tensor& top, const Tensor& sum,
+                                                        int64_t kernel_size, int64_t heads, bool zero_border) {
+  static auto handle = op<decltype(packed_backward_cpu)>("sasa_bench::fused_packed_attention_backward");
+  return handle.call(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
 }
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
@@ -333,12 +407,51 @@ struct NoDoubleBackward : torch::autograd::Function<NoDoubleBackward> {
         call_backward(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
     return {dq, dk, dv, drow, dcol};
   }
-  static variable_list backward(torch::autograd::AutogradContext*, variable_list) {
+  static variable_list backward(torch::autograd::AutogradContext*, variable_list) { return refuse(); }
+
+  static variable_list refuse() {
     TORCH_CHECK_NOT_IMPLEMENTED(false,
                                 "fused_local_attention: the gradient of its gradient is not implemented; call "
                                 "backward() without create_graph=True, or use another implementation for double "
                                 "backward");
   }
+};
+
+struct PackedFunction : torch::autograd::Function<PackedFunction> {
+  static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& qkv, const OptionalTensor& rel_row,
+                               const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads, bool zero_border) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [y, top, sum] = call_packed(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
+    ctx->save_for_backward({qkv, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), y, top, sum});
+    ctx->saved_data["kernel_size"] = kernel_size;
+    ctx->saved_data["heads"] = heads;
+    ctx->saved_data["zero_border"] = zero_border;
+    ctx->mark_non_differentiable({top, sum});
+    return {y, top, sum};
+  }
+
+  static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
+    auto s = ctx->get_saved_variables();
+    auto [dqkv, drow, dcol] =
+        call_packed_backward(grads[0], s[0], optional(s[1]), optional(s[2]), s[3], s[4], s[5],
+                             ctx->saved_data["kernel_size"].toInt(), ctx->saved_data["heads"].toInt(),
+                             ctx->saved_data["zero_border"].toBool());
+    const bool relative = s[1].defined();
+    return {dqkv, relative ? drow : Tensor(), relative ? dcol : Tensor(), Tensor(), Tensor(), Tensor()};
+  }
+};
+
+struct NoDoublePackedBackward : torch::autograd::Function<NoDoublePackedBackward> {
+  static variable_list forward(torch::autograd::AutogradContext*, const Tensor& dy, const Tensor& qkv,
+                               const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
+                               const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads,
+                               bool zero_border) {
+    at::AutoDispatchBelowADInplaceOrView below;
+    auto [dqkv, drow, dcol] =
+        call_packed_backward(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+    return {dqkv, drow, dcol};
+  }
+  static variable_list backward(torch::autograd::AutogradContext*, variable_list) { return NoDoubleBackward::refuse(); }
 };
 
 bool differentiable(std::initializer_list<OptionalTensor> tensors) {
@@ -377,6 +490,29 @@ Gradients backward_autograd(const Tensor& dy, const Tensor& q, const Tensor& k, 
   return call_backward(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
 }
 
+Saved packed_autograd(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                      int64_t kernel_size, int64_t heads, bool zero_border) {
+  if (differentiable({qkv, rel_row, rel_col})) {
+    auto out = PackedFunction::apply(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
+    return {out[0], out[1], out[2]};
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return call_packed(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
+}
+
+std::tuple<Tensor, Tensor, Tensor> packed_backward_autograd(const Tensor& dy, const Tensor& qkv,
+                                                            const OptionalTensor& rel_row,
+                                                            const OptionalTensor& rel_col, const Tensor& y,
+                                                            const Tensor& top, const Tensor& sum, int64_t kernel_size,
+                                                            int64_t heads, bool zero_border) {
+  if (differentiable({dy, qkv, rel_row, rel_col, y, top, sum})) {
+    auto g = NoDoublePackedBackward::apply(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+    return {g[0], g[1], g[2]};
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return call_packed_backward(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
@@ -394,21 +530,35 @@ TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
       "Tensor y, Tensor top, Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dq, Tensor dk, Tensor dv, "
       "Tensor drel_row, Tensor drel_col)",
       {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fused_packed_attention(Tensor qkv, Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, "
+      "bool zero_border) -> (Tensor y, Tensor top, Tensor sum)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fused_packed_attention_backward(Tensor dy, Tensor qkv, Tensor? rel_row, Tensor? rel_col, Tensor y, Tensor top, "
+      "Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dqkv, Tensor drel_row, Tensor drel_col)",
+      {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, CPU, m) {
+  m.impl("fused_packed_attention", &packed_cpu);
+  m.impl("fused_packed_attention_backward", &packed_backward_cpu);
   m.impl("fused_local_attention", &attention_cpu);
   m.impl("fused_local_attention_forward", &attention_saving_cpu);
   m.impl("fused_local_attention_backward", &backward_cpu);
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, Meta, m) {
+  m.impl("fused_packed_attention", &packed_meta);
+  m.impl("fused_packed_attention_backward", &packed_backward_meta);
   m.impl("fused_local_attention", &attention_meta);
   m.impl("fused_local_attention_forward", &attention_saving_meta);
   m.impl("fused_local_attention_backward", &backward_meta);
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, Autograd, m) {
+  m.impl("fused_packed_attention", &packed_autograd);
+  m.impl("fused_packed_attention_backward", &packed_backward_autograd);
   m.impl("fused_local_attention", &attention_autograd);
   m.impl("fused_local_attention_forward", &attention_saving_autograd);
   m.impl("fused_local_attention_backward", &backward_autograd);
