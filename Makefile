@@ -1,9 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS ?= dev
+EXTRAS ?= dev,onnx,cuda-check
 SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
+GPU_IMPLS ?= naive unfold blocked cuda onnx conv3x3 conv_kxk depthwise_kxk conv1x1 global_attention
 MAIN ?= main
 GATE ?=
 REFERENCE ?= reports/reference/cpu.jsonl
@@ -23,7 +24,8 @@ bench: setup
 	$(BIN)/sasa-bench report $(RESULTS)
 
 bench-gpu: setup
-	$(BIN)/sasa-bench run $(SUITES:%=suites/%.toml) --device cuda --out $(RESULTS)
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS),cuda]'
+	$(BIN)/sasa-bench run $(SUITES:%=suites/%.toml) --device cuda $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
 
 report: setup
