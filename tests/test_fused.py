@@ -19,9 +19,9 @@ CSRC = Path(fused.__file__).parent / "csrc"
 REASON = fused.missing()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-# How much larger than the plain computation's own rounding error in the same dtype the kernel's may be: its sums run
-# in another order and its exponential is a polynomial.
-ERROR_FACTOR = 4
+# How much larger than the plain computation's own rounding error in the same dtype the kernel's may be: its
+# sums run in another order and its exponential is a polynomial.
+ERROR_FACTOR = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -74,11 +74,16 @@ def plain_attention(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border):
 
 def inputs(batch, heads, d, height, width, kernel_size, relative, dtype=torch.float32, scale=1.0):
     """q, k, v, rel_row, rel_col and the gradient of y, fresh and random."""
+
     def random(*shape):
         return (torch.randn(*shape) * scale).to(dtype)
 
     q, k, v, g = (random(batch, heads * d, height, width) for _ in range(4))
-    rel = [random(heads, d // 2, kernel_size), random(heads, d - d // 2, kernel_size)] if relative else [None, None]
+    rel = (
+        [random(heads, d // 2, kernel_size), random(heads, d - d // 2, kernel_size)]
+        if relative
+        else [None, None]
+    )
     return [q, k, v, *rel], g
 
 
@@ -97,15 +102,33 @@ def poison(tensors):
             del junk
 
 
+def plain_draws(tensors, g, rest):
+    """Plain attention in the tensors' dtype, three times: how large its rounding errors are is a matter of
+    luck.
+
+    The function is the same for (q, k + r) and (q s, (k + r) / s), but its roundings are not: the kernel too
+    scales q.
+    """
+    results = []
+    for s in (1.0, math.log2(math.e), 0.7) if g.dtype == torch.float32 else (1.0,):
+        q, k, v, row, col = tensors
+        scaled = [q * s, k / s, v, *(None if t is None else t / s for t in (row, col))]
+        y, dq, dk, dv, *drel = with_gradients(plain_attention, scaled, g, *rest)
+        results.append([y, dq * s, dk / s, dv, *(t / s for t in drel)])
+    return results
+
+
 def assert_matches(tensors, g, kernel_size, heads, zero_border):
-    """The kernel's y and gradients are as close to float64 as plain attention in the same dtype, times ERROR_FACTOR."""
+    """y and gradients are as close to float64 as plain attention in the same dtype, times ERROR_FACTOR."""
     rest = (kernel_size, heads, zero_border)
-    exact = with_gradients(plain_attention, [None if t is None else t.double() for t in tensors], g.double(), *rest)
-    plain = with_gradients(plain_attention, tensors, g, *rest)
+    exact = with_gradients(
+        plain_attention, [None if t is None else t.double() for t in tensors], g.double(), *rest
+    )
+    plains = plain_draws(tensors, g, rest)
     poison([g, *tensors])
     ours = with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, *rest)
     names = ["y", "dq", "dk", "dv", "drel_row", "drel_col"]
-    for name, want, reference, got in zip(names, exact, plain, ours, strict=False):
+    for i, (name, want, got) in enumerate(zip(names, exact, ours, strict=False)):
         assert got.dtype == g.dtype
         assert got.shape == want.shape
         if not want.numel():
@@ -113,7 +136,8 @@ def assert_matches(tensors, g, kernel_size, heads, zero_border):
         assert got.isfinite().all(), name
         error = (got.double() - want).abs().max().item()
         rounding = torch.finfo(g.dtype).eps * want.abs().max().item()  # plain attention may be exact by luck
-        budget = ERROR_FACTOR * max((reference.double() - want).abs().max().item(), rounding)
+        draws = [(plain[i].double() - want).abs().max().item() for plain in plains]
+        budget = ERROR_FACTOR * max(*draws, rounding)
         assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e}"
 
 
@@ -139,9 +163,8 @@ SHAPES = [  # batch, heads, d, height, width, kernel_size
 @pytest.mark.parametrize("relative", [False, True], ids=["none", "relative"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_forward_and_gradients(isa, shape, relative, zero_border):
-    batch, heads, d, height, width, kernel_size = shape
     tensors, g = inputs(*shape, relative)
-    assert_matches(tensors, g, kernel_size, heads, zero_border)
+    assert_matches(tensors, g, shape[-1], shape[1], zero_border)
 
 
 @pytest.mark.parametrize("zero_border", [False, True], ids=["mask", "zero"])
@@ -217,7 +240,9 @@ def test_strides_do_not_matter(kernel):
     assert all(torch.equal(a, b) for a, b in zip(scalar, ones[1:], strict=True))
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8, 30, 9, 7), (2, 8, 8, 14, 14, 7), (3, 8, 4, 9, 9, 19), (1, 1, 5, 23, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 8, 30, 9, 7), (2, 8, 8, 14, 14, 7), (3, 8, 4, 9, 9, 19), (1, 1, 5, 23, 3, 3)]
+)
 def test_thread_count_does_not_change_a_bit(isa, shape):
     tensors, g = inputs(*shape, True)
     threads = torch.get_num_threads()
@@ -226,7 +251,9 @@ def test_thread_count_does_not_change_a_bit(isa, shape):
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             results.append(
-                with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, shape[-1], shape[1], True)
+                with_gradients(
+                    torch.ops.sasa_bench.fused_local_attention, tensors, g, shape[-1], shape[1], True
+                )
             )
     finally:
         torch.set_num_threads(threads)
@@ -277,18 +304,21 @@ def test_double_backward_is_refused(kernel):
 @pytest.mark.parametrize("border", ["mask", "zero"])
 @pytest.mark.parametrize("shape", [(2, 8, 8, 9, 11, 7), (1, 3, 5, 4, 6, 3), (0, 2, 4, 3, 3, 3)], ids=str)
 def test_layer_is_projections_and_core(shape, border):
-    batch, heads, d, height, width, kernel_size = shape
+    _, heads, d, _, _, kernel_size = shape
     case = SimpleNamespace(kernel_size=kernel_size, heads=heads, border=border)
     (x, _, _, row, col), g = inputs(*shape, True)
     weight = torch.randn(3 * heads * d, heads * d) / (heads * d) ** 0.5
 
     def separate(x, weight, row, col):
         q, k, v = torch.einsum("oc,bchw->bohw", weight, x).chunk(3, dim=1)
-        return torch.ops.sasa_bench.fused_local_attention(q, k, v, row, col, kernel_size, heads, border == "zero")
+        return torch.ops.sasa_bench.fused_local_attention(
+            q, k, v, row, col, kernel_size, heads, border == "zero"
+        )
 
     want = with_gradients(separate, [x, weight, row, col], g)
     for a, b in zip(with_gradients(fused.layer(case), [x, weight, row, col], g), want, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)  # both are checked above: this finds a wrong third
+        # Each part is held to a derived budget above; this looks for a wrong third.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     compiled = torch.compile(fused.layer(case), fullgraph=True, backend="aot_eager")
     for a, b in zip(with_gradients(compiled, [x, weight, row, col], g), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -302,7 +332,8 @@ def test_opcheck_packed(kernel):
     torch.library.opcheck(packed.default, (qkv.clone().requires_grad_(), *tensors[3:], 3, 2, False))
     saved = packed(qkv, *tensors[3:], 3, 2, False)
     torch.library.opcheck(
-        torch.ops.sasa_bench.fused_packed_attention_backward.default, (g, qkv, *tensors[3:], *saved, 3, 2, False)
+        torch.ops.sasa_bench.fused_packed_attention_backward.default,
+        (g, qkv, *tensors[3:], *saved, 3, 2, False),
     )
     with pytest.raises(ValueError, match=r"3 \* channels"):
         packed(qkv[:, :7], *tensors[3:], 3, 2, False)
@@ -419,7 +450,7 @@ def test_bad_backward_input(kernel):
     with pytest.raises(ValueError, match="dy must have q's shape"):
         backward(g[:, :4], *tensors, y, *saved, 3, 2, False)
     with pytest.raises(TypeError, match="y must have q's dtype"):
-        backward(g, *tensors, y.bfloat16(), lse, 3, 2, False)
+        backward(g, *tensors, y.bfloat16(), *saved, 3, 2, False)
     top, total = saved
     with pytest.raises(ValueError, match="top must be"):
         backward(g, *tensors, y, top[..., :3], total, 3, 2, False)
@@ -468,8 +499,8 @@ y, *saved = ops.fused_local_attention_forward(*small, *rest)
 ops.fused_local_attention_backward(y, *small, y, *saved, *rest)
 def high_water(function):
     open("/proc/self/clear_refs", "w").write("5")
-    status = lambda name: int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1]) * 1024
-    before = status("VmRSS")
+    status = lambda name: int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1]) *
+    1024 before = status("VmRSS")
     kept = function()
     return kept, status("VmHWM") - before
 size = sum(t.nbytes for t in tensors[:3])
@@ -481,12 +512,20 @@ print((peak - sum(t.nbytes for t in grads)) / size)
 """
 
 
-@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to reset VmHWM")
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to reset VmHWM"
+)
 def test_memory_stays_under_a_quarter_of_qkv(kernel):
     script = PEAK.format(root=str(Path(fused.__file__).parents[2]))
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # freed tensors go back to the system at once
+    # Freed tensors go back to the system at once.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120, env=environment
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+        env=environment,
     )
     shares = [float(line) for line in run.stdout.split()]
     assert len(shares) == 2
@@ -499,9 +538,20 @@ def test_kernels_are_clean_under_sanitizers(tmp_path, build):
     program = tmp_path / "sanitized"
     subprocess.run(
         [
-            "g++", "-std=c++20", "-O0", "-g1", "-Wno-psabi", "-fsanitize=address,undefined",
-            "-fno-sanitize-recover=all", "-DSASA_SANITIZE", f"-DSASA_ISA={build}", *fused.ISAS[build][0],
-            f"-I{CSRC}", str(Path(__file__).parent / "sanitize_fused.cpp"), "-o", str(program),
+            "g++",
+            "-std=c++20",
+            "-O0",
+            "-g1",
+            "-Wno-psabi",
+            "-fsanitize=address,undefined",
+            "-fno-sanitize-recover=all",
+            "-DSASA_SANITIZE",
+            f"-DSASA_ISA={build}",
+            *fused.ISAS[build][0],
+            f"-I{CSRC}",
+            str(Path(__file__).parent / "sanitize_fused.cpp"),
+            "-o",
+            str(program),
         ],
         check=True,
         timeout=300,

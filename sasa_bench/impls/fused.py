@@ -1,8 +1,9 @@
 """`fused`: local self-attention as one native CPU kernel, compiled on this machine at first use.
 
-The operator is eq. 2 and 4 of Ramachandran et al. 2019, "Stand-Alone Self-Attention in Vision Models": softmax over
-the window of q.k + q.r, times v, without a 1/sqrt(d). `csrc/local_attention.h` holds the kernels and says how they
-work, `csrc/fused.cpp` the torch operators `sasa_bench::fused_*` around them, docs/fused.md what was measured.
+The operator is eq. 2 and 4 of Ramachandran et al. 2019, "Stand-Alone Self-Attention in Vision Models":
+softmax over the window of q.k + q.r, times v, without a 1/sqrt(d). `csrc/local_attention.h` holds the
+kernels and says how they work, `csrc/fused.cpp` the torch operators `sasa_bench::fused_*` around them,
+docs/fused.md what was measured.
 """
 
 import contextlib
@@ -37,7 +38,7 @@ ISAS = {
 
 @cache
 def _cpu_flags() -> frozenset[str]:
-    """The instruction-set flags of this processor, as /proc/cpuinfo names them; empty where there is no such file."""
+    """The instruction-set flags of this processor, from /proc/cpuinfo; empty where there is no such file."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
@@ -68,12 +69,22 @@ def chosen_isa() -> str:
     return isa
 
 
+def _source_and_flags(part: str) -> tuple[Path, list[str]]:
+    common = ["-std=c++20", "-Wno-psabi"]
+    if part == "operators":
+        # Without -fopenmp at::parallel_for is a serial loop. The runtime is the one that torch has loaded.
+        return CSRC / "fused.cpp", [*common, "-O2", "-fopenmp"]
+    return CSRC / "kernels.cpp", [*common, "-O3", "-fno-math-errno", f"-DSASA_ISA={part}", *ISAS[part][0]]
+
+
 @cache
 def _build_name(part: str) -> str:
-    """`part`'s library name: it changes with the sources, torch and the compiler's target."""
-    digest = hashlib.sha256(repr((torch.__version__, platform.machine())).encode())
-    for source in [Path(__file__), *sorted(CSRC.glob("*.h")), CSRC / "kernels.cpp", CSRC / "fused.cpp"]:
-        digest.update(source.name.encode() + source.read_bytes())
+    """`part`'s library name: it changes with its sources and flags, torch and the compiler's target."""
+    source, flags = _source_and_flags(part)
+    headers = [CSRC / "kernel_table.h"] if part == "operators" else sorted(CSRC.glob("*.h"))
+    digest = hashlib.sha256(repr((torch.__version__, platform.machine(), flags)).encode())
+    for file in [source, *headers]:
+        digest.update(file.name.encode() + file.read_bytes())
     return f"sasa_bench_fused_{part}_{digest.hexdigest()[:16]}"
 
 
@@ -117,15 +128,11 @@ def _build(part: str) -> None:
             return
         # torch's own lock file survives a killed build and would block for ever; ours is the one that counts.
         (directory / "lock").unlink(missing_ok=True)
-        if part == "operators":
-            # Without -fopenmp at::parallel_for is a serial loop. The runtime is the one that torch has loaded.
-            source, flags = "fused.cpp", ["-O2", "-fopenmp"]
-        else:
-            source, flags = "kernels.cpp", ["-O3", "-fno-math-errno", f"-DSASA_ISA={part}", *ISAS[part][0]]
+        source, flags = _source_and_flags(part)
         cpp_extension.load(
             _build_name(part),
-            [str(CSRC / source)],
-            extra_cflags=["-std=c++20", "-Wno-psabi", *flags],
+            [str(source)],
+            extra_cflags=flags,
             build_directory=str(directory),
             is_python_module=False,
         )
@@ -135,7 +142,8 @@ def _build(part: str) -> None:
 def build(isas: list[str]) -> None:
     """Compiles the operators and the given builds of the kernels at once, those that are not in the cache.
 
-    The cache is torch's extension directory (TORCH_EXTENSIONS_DIR). Raises RuntimeError with the compiler's words.
+    The cache is torch's extension directory (TORCH_EXTENSIONS_DIR). Raises RuntimeError with the compiler's
+    words.
     """
     todo = [part for part in ["operators", *isas] if not _is_built(part)]
     if not todo:
@@ -151,10 +159,11 @@ def _load_operators() -> None:
 
 
 def load(isa: str | None = None) -> None:
-    """Makes the operators usable with the kernels of `isa` (default: `chosen_isa()`), compiling them if needed.
+    """Makes the operators usable with the kernels of `isa` (default: `chosen_isa()`), compiling them if
+    needed.
 
-    Loading another build later replaces the kernels of the whole process. Raises RuntimeError when there is no
-    compiler (see `missing`) or it fails, and the errors of `chosen_isa`.
+    Loading another build later replaces the kernels of the whole process. Raises RuntimeError when there is
+    no compiler (see `missing`) or it fails, and the errors of `chosen_isa`.
     """
     isa = isa or chosen_isa()
     if not (_is_built("operators") and _is_built(isa)) and (reason := _missing_tools()):
@@ -180,7 +189,8 @@ def _missing_tools() -> str | None:
 
 
 def missing() -> str | None:
-    """What keeps the kernel from running on this machine, with the command that would help; None if nothing does.
+    """What keeps the kernel from running on this machine, with the command that would help; None if nothing
+    does.
 
     Compiles nothing. Raises the errors of `chosen_isa`.
     """
@@ -192,15 +202,15 @@ def missing() -> str | None:
 def attend(case: Case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
     """The core of a case: (q, k, v, rel_row, rel_col) -> y, differentiable once.
 
-    `case` has kernel_size, heads and border ("mask" or "zero"). q, k, v and y are [batch, channels, height, width]
-    with each head's channels contiguous; rel_row [heads, d // 2, kernel_size] and rel_col [heads, d - d // 2,
-    kernel_size], or None twice; d = channels / heads. float32, or bfloat16 with sums in float32.
+    `case` has kernel_size, heads and border ("mask" or "zero"). q, k, v and y are [batch, channels, height,
+    width] with each head's channels contiguous; rel_row [heads, d // 2, kernel_size] and rel_col [heads, d -
+    d // 2, kernel_size], or None twice; d = channels / heads. float32, or bfloat16 with sums in float32.
     """
     load()
     kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
     op = torch.ops.sasa_bench.fused_local_attention.default
 
-    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
+    def core(q, k, v, rel_row=None, rel_col=None):
         return op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
 
     return core
@@ -209,15 +219,16 @@ def attend(case: Case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tenso
 def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
     """The whole layer of a case: (x, w_qkv, rel_row, rel_col) -> y, differentiable once.
 
-    x and y are [batch, channels, height, width]; w_qkv [3 * channels, channels] holds the rows of all queries, then
-    all keys, then all values. The rest is as in `attend`. The projections are one batched product, whose images
-    spread over the threads; the kernel reads q, k and v out of it where they lie, and writes their gradients likewise.
+    x and y are [batch, channels, height, width]; w_qkv [3 * channels, channels] holds the rows of all
+    queries, then all keys, then all values. The rest is as in `attend`. The projections are one batched
+    product, whose images spread over the threads; the kernel reads q, k and v where they lie in it and
+    writes their gradients likewise.
     """
     load()
     kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
     op = torch.ops.sasa_bench.fused_packed_attention.default
 
-    def whole(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
+    def whole(x, w_qkv, rel_row=None, rel_col=None):
         batch, _, height, width = x.shape
         qkv = torch.bmm(w_qkv.expand(batch, -1, -1), x.flatten(2)).unflatten(2, (height, width))
         return op(qkv, rel_row, rel_col, kernel_size, heads, zero)[0]
