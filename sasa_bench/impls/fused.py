@@ -210,8 +210,9 @@ def attend(case: Case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tenso
     kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
     op = torch.ops.sasa_bench.fused_local_attention.default
 
-    def core(q, k, v, rel_row=None, rel_col=None):
-        return op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
+    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
+        y: Tensor = op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
+        return y
 
     return core
 
@@ -228,10 +229,11 @@ def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None]
     kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
     op = torch.ops.sasa_bench.fused_packed_attention.default
 
-    def whole(x, w_qkv, rel_row=None, rel_col=None):
+    def whole(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
         batch, _, height, width = x.shape
         qkv = torch.bmm(w_qkv.expand(batch, -1, -1), x.flatten(2)).unflatten(2, (height, width))
-        return op(qkv, rel_row, rel_col, kernel_size, heads, zero)[0]
+        y: Tensor = op(qkv, rel_row, rel_col, kernel_size, heads, zero)[0]
+        return y
 
     return whole
 
