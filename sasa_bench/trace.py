@@ -14,7 +14,10 @@ from sasa_bench.case import UserError
 
 STEP, STAGE, MEMORY = "ProfilerStep", "stage: ", "[memory]"
 OPERATORS, KERNELS = ("cpu_op", "Node"), ("kernel", "gpu_memcpy", "gpu_memset")
+PROFILER = "torch/profiler/profiler.py"
 US = 1e-6
+ROUNDING_US = 0.5
+"""How far a range may reach beyond the one it lies in."""
 
 
 class TraceError(UserError):
@@ -64,9 +67,15 @@ class Box:
 
 @dataclass(frozen=True)
 class Trace:
-    """A trace as read. `calls` is how many calls it holds: every figure of the functions below is for one call."""
+    """A trace as read.
+
+    spans    the outermost ranges of each thread
+    steps    the ranges of the profiler's steps, one a call; none where the writer marks no calls
+    calls    how many calls it holds: every figure of the functions below is for one call
+    """
 
     spans: list[Span]
+    steps: list[Span]
     kernels: list[Span]
     memory: list[tuple[float, int, int]]
     calls: int
@@ -79,7 +88,7 @@ def read(path: Path, calls: int) -> Trace:
         data = json.loads(raw)
         events = data["traceEvents"] if isinstance(data, dict) else data
         lanes: dict[Any, list[Span]] = {}
-        kernels, memory = [], []
+        steps, kernels, memory = [], [], []
         for event in events:
             if event.get("name") == MEMORY:
                 args = event["args"]
@@ -94,18 +103,20 @@ def read(path: Path, calls: int) -> Trace:
                 )
                 if span.kind in KERNELS:
                     kernels.append(span)
+                elif span.name.startswith(STEP):
+                    steps += [] if span.kind.startswith("gpu") else [span]
                 elif not span.name.startswith("PyTorch Profiler") and span.kind != "Trace":
                     lanes.setdefault((event.get("pid"), event.get("tid"), span.kind.startswith("gpu")), []).append(span)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise TraceError(f"{path} is no Chrome trace ({type(error).__name__}: {error})") from None
-    return Trace([root for lane in lanes.values() for root in _nest(lane)], kernels, sorted(memory), calls)
+    return Trace([root for lane in lanes.values() for root in _nest(lane)], steps, kernels, sorted(memory), calls)
 
 
 def _nest(lane: list[Span]) -> list[Span]:
     roots: list[Span] = []
     open_spans: list[Span] = []
     for span in sorted(lane, key=lambda s: (s.start_us, -s.length_us)):
-        while open_spans and open_spans[-1].end_us <= span.start_us:
+        while open_spans and open_spans[-1].end_us < span.end_us - ROUNDING_US:
             open_spans.pop()
         (open_spans[-1].inside if open_spans else roots).append(span)
         open_spans.append(span)
@@ -119,10 +130,17 @@ def walk(spans: Sequence[Span]) -> Iterator[Span]:
         yield from walk(span.inside)
 
 
-def _measured(trace: Trace) -> list[Span]:
-    """The steps of the profiler where it marks them, else everything: what lies outside is set-up."""
-    steps = [span for span in walk(trace.spans) if span.name.startswith(STEP)]
-    return steps or trace.spans
+def _measured(trace: Trace, spans: Sequence[Span]) -> Iterator[Span]:
+    """The outermost spans that lie within a step, less the profiler's own; everything where no steps are marked."""
+    for span in spans:
+        if PROFILER in span.name:
+            continue
+        if not trace.steps or any(
+            step.start_us <= span.start_us and span.end_us <= step.end_us + ROUNDING_US for step in trace.steps
+        ):
+            yield span
+        else:
+            yield from _measured(trace, span.inside)
 
 
 def _tops(spans: Sequence[Span]) -> Iterator[Span]:
@@ -235,8 +253,8 @@ def stages(trace: Trace) -> dict[str, float]:
 
 def memory(trace: Trace, most: int = 1500) -> list[tuple[float, int]]:
     """(seconds, bytes in use above the least) over the first call, thinned to `most` points that keep the peaks."""
-    steps = _measured(trace)
-    inside = [m for m in trace.memory if steps and steps[0].start_us <= m[0] <= steps[0].end_us] or list(trace.memory)
+    first = min(trace.steps, key=lambda step: step.start_us, default=None)
+    inside = [m for m in trace.memory if first is None or first.start_us <= m[0] <= first.end_us]
     if not inside:
         return []
     start, least = inside[0][0], min(total for _, _, total in inside)
@@ -248,11 +266,9 @@ def memory(trace: Trace, most: int = 1500) -> list[tuple[float, int]]:
 def flame(trace: Trace, least: float = 0.002) -> list[Box]:
     """Stacks of Python frames and operators added up over calls, without frames below `least` of the whole."""
     root: dict[str, Any] = {"length": 0.0, "inside": {}}
-    for step in _measured(trace):
-        nested = [step] if not step.name.startswith(STEP) else step.inside
-        root["length"] += step.length_us
-        for span in nested:
-            _add(root, span)
+    for span in _measured(trace, trace.spans):
+        root["length"] += span.length_us
+        _add(root, span)
     boxes: list[Box] = []
     scale = US / trace.calls
     _lay(root, 0.0, 0, least * root["length"], scale, boxes)

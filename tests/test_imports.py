@@ -54,23 +54,8 @@ ORDER = (
     "aa",
     "cli",
 )
-WITHOUT_TORCH = (
-    "case",
-    "flops",
-    "suite",
-    "intervals",
-    "machine",
-    "record",
-    "shard",
-    "slurm",
-    "table",
-    "paper",
-    "plot",
-    "findings",
-    "report",
-)
-READERS = ("table", "plot", "chart", "findings", "page", "report", "compare", "index", "profile_page")
-WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "trace", *READERS)
+READERS = ("table", "paper", "plot", "chart", "findings", "page", "report", "compare", "index", "profile_page")
+WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "shard", "trace", "slurm", *READERS)
 
 
 def imported_modules(path: Path) -> set[str]:
