@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
 from sasa_bench.intervals import interval_of_median
 
@@ -239,6 +238,10 @@ def _method(values: np.ndarray) -> str:
 
 
 def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    if not p_values:
-        return []
-    return [bool(flag) for flag in multipletests(p_values, alpha=alpha, method="holm")[0]]
+    """Which hypotheses to refuse at a family-wise level (Holm 1979): the i-th smallest p against alpha / (m - i + 1)."""
+    refused = [False] * len(p_values)
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > alpha / (len(p_values) - place):
+            break
+        refused[index] = True
+    return refused

@@ -7,8 +7,9 @@ import statistics
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
 
 from sasa_bench.decide import (
     CONTAMINATED,
@@ -22,6 +23,7 @@ from sasa_bench.decide import (
     WRONG,
     CaseVerdict,
     Rules,
+    _holm,
     confirm,
     contaminated,
     detectable,
@@ -92,6 +94,13 @@ def test_the_screen_suspects_the_slow_the_fast_and_the_noisy() -> None:
         "noisy": [0.3, -0.3, 0.2, -0.2, 0.0, 0.25, -0.25],
     }
     assert set(screen(head, RULES)) == {"slow", "fast", "noisy"}
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.2))
+@settings(max_examples=20, deadline=None)
+def test_holm_agrees_with_statsmodels(p_values: list[float], alpha: float) -> None:
+    """Written out because the library collects garbage in each call, which takes longer than everything else here."""
+    assert _holm(p_values, alpha) == multipletests(p_values, alpha=alpha, method="holm")[0].tolist()
 
 
 @given(st.lists(st.floats(-1, 1), min_size=9, max_size=31), st.floats(0.001, 0.05))
