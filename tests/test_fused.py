@@ -79,11 +79,7 @@ def inputs(batch, heads, d, height, width, kernel_size, relative, dtype=torch.fl
         return (torch.randn(*shape) * scale).to(dtype)
 
     q, k, v, g = (random(batch, heads * d, height, width) for _ in range(4))
-    rel = (
-        [random(heads, d // 2, kernel_size), random(heads, d - d // 2, kernel_size)]
-        if relative
-        else [None, None]
-    )
+    rel = [random(heads, d // 2, kernel_size), random(heads, d - d // 2, kernel_size)] if relative else [None, None]
     return [q, k, v, *rel], g
 
 
@@ -121,9 +117,7 @@ def plain_draws(tensors, g, rest):
 def assert_matches(tensors, g, kernel_size, heads, zero_border):
     """y and gradients are as close to float64 as plain attention in the same dtype, times ERROR_FACTOR."""
     rest = (kernel_size, heads, zero_border)
-    exact = with_gradients(
-        plain_attention, [None if t is None else t.double() for t in tensors], g.double(), *rest
-    )
+    exact = with_gradients(plain_attention, [None if t is None else t.double() for t in tensors], g.double(), *rest)
     plains = plain_draws(tensors, g, rest)
     poison([g, *tensors])
     ours = with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, *rest)
@@ -240,9 +234,7 @@ def test_strides_do_not_matter(kernel):
     assert all(torch.equal(a, b) for a, b in zip(scalar, ones[1:], strict=True))
 
 
-@pytest.mark.parametrize(
-    "shape", [(1, 8, 8, 30, 9, 7), (2, 8, 8, 14, 14, 7), (3, 8, 4, 9, 9, 19), (1, 1, 5, 23, 3, 3)]
-)
+@pytest.mark.parametrize("shape", [(1, 8, 8, 30, 9, 7), (2, 8, 8, 14, 14, 7), (3, 8, 4, 9, 9, 19), (1, 1, 5, 23, 3, 3)])
 def test_thread_count_does_not_change_a_bit(isa, shape):
     tensors, g = inputs(*shape, True)
     threads = torch.get_num_threads()
@@ -251,9 +243,7 @@ def test_thread_count_does_not_change_a_bit(isa, shape):
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             results.append(
-                with_gradients(
-                    torch.ops.sasa_bench.fused_local_attention, tensors, g, shape[-1], shape[1], True
-                )
+                with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, shape[-1], shape[1], True)
             )
     finally:
         torch.set_num_threads(threads)
@@ -311,9 +301,7 @@ def test_layer_is_projections_and_core(shape, border):
 
     def separate(x, weight, row, col):
         q, k, v = torch.einsum("oc,bchw->bohw", weight, x).chunk(3, dim=1)
-        return torch.ops.sasa_bench.fused_local_attention(
-            q, k, v, row, col, kernel_size, heads, border == "zero"
-        )
+        return torch.ops.sasa_bench.fused_local_attention(q, k, v, row, col, kernel_size, heads, border == "zero")
 
     want = with_gradients(separate, [x, weight, row, col], g)
     for a, b in zip(with_gradients(fused.layer(case), [x, weight, row, col], g), want, strict=True):
@@ -512,9 +500,7 @@ print((peak - sum(t.nbytes for t in grads)) / size)
 """
 
 
-@pytest.mark.skipif(
-    not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to reset VmHWM"
-)
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to reset VmHWM")
 def test_memory_stays_under_a_quarter_of_qkv(kernel):
     script = PEAK.format(root=str(Path(fused.__file__).parents[2]))
     # Freed tensors go back to the system at once.

@@ -50,9 +50,7 @@ def unfold_attention(q, k, v, rel_row, rel_col, kernel_size):
     windows = (F.unfold(t, kernel_size, padding=kernel_size // 2) for t in (k, v))
     k, v = (t.reshape(batch, HEADS, d, -1, height * width) for t in windows)
     rows, cols = rel_row[..., :, None], rel_col[..., None, :]
-    rel = torch.cat(
-        [rows.expand(-1, -1, -1, kernel_size), cols.expand(-1, -1, kernel_size, -1)], dim=1
-    ).flatten(2)
+    rel = torch.cat([rows.expand(-1, -1, -1, kernel_size), cols.expand(-1, -1, kernel_size, -1)], dim=1).flatten(2)
     weights = (q * (k + rel[None, ..., None])).sum(2, keepdim=True).softmax(3)
     return (weights * v).sum(3).reshape(batch, channels, height, width)
 
