@@ -23,7 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from sasa_bench.impls import _onnx as shared  # noqa: E402
-from sasa_bench.impls import folded, onnx_fused  # noqa: E402
+from sasa_bench.impls import gathered, onnx_fused  # noqa: E402
 
 EXPORTED = [name for name in impls.names() if name.startswith("onnx")]
 SMALL = Case(channels=12, heads=3, kernel_size=5, resolution="7x9", threads=1)
@@ -74,16 +74,18 @@ def test_the_graph_of_a_convolution_does_what_the_cost_model_counts() -> None:
     assert row["extra"]["graph_flops"] == row["flops"] == 2 * 9 * 12 * 12 * 2 * 7 * 9  # type: ignore[index]
 
 
-def test_the_graph_of_the_folded_formulation_multiplies_whole_halos() -> None:
-    """2 blocks x 3 blocks of 4 x 4 queries, halos of 8 x 8 keys, 4 + 2 x 8 channels in the first product."""
+def test_the_graph_of_the_gathered_formulation_multiplies_whole_halos() -> None:
+    """2 x 3 blocks of 4 x 4 queries and 8 x 8 keys; two products over 4 channels and the mask; relative: one more."""
     case = SMALL.with_(scope="core", position="none")
-    products = 2 * 3 * 6 * 16 * 64 * 2 * ((4 + 16) + 4)
-    assert judged("onnx", case)["extra"]["graph_flops"] == products  # type: ignore[index]
+    pairs = 2 * 3 * 6 * 16 * 64
+    assert judged("onnx", case)["extra"]["graph_flops"] == pairs * (2 * 4 + 2 * 4 + 1)  # type: ignore[index]
+    relative = judged("onnx", case.with_(position="relative"))
+    assert relative["extra"]["graph_flops"] == pairs * (3 * 2 * 4 + 2)  # type: ignore[index]
 
 
 def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
     case = SMALL.with_(scope="core")
-    function = shared.attention_function(case, folded.attend_any_size)
+    function = shared.attention_function(case, gathered.attend_any_size)
     tensors = random_tensors(LOCAL_ATTENTION, case, 1)
     model, figures = shared.export(function, case, leaves(tensors, case), dynamic=True)
     assert "graph_flops" not in figures

@@ -2,7 +2,7 @@
 
 csrc/onnx_fused.cpp wraps the kernels of csrc/local_attention.h as the operator sasa_bench::LocalAttention through the
 runtime's custom-operator interface. It is compiled on this machine at first use, into torch's extension directory
-(TORCH_EXTENSIONS_DIR), for this very processor. A file that contains the operator needs that library wherever it runs:
+(TORCH_EXTENSIONS_DIR) for this processor. A file that contains the operator needs that library wherever it runs:
 `session_options.register_custom_ops_library(path)`.
 
 The interface is declared in headers that come with the sources of ONNX Runtime and not with its Python package.
@@ -34,7 +34,10 @@ SOURCE = CSRC / "onnx_fused.cpp"
 HEADER = "onnxruntime_cxx_api.h"
 SYSTEM_FOLDERS = ("/usr/include/onnxruntime", "/usr/include/onnxruntime/core/session", "/usr/local/include/onnxruntime")
 HEADER_PACKAGE = "amd-quark"
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
+AVX2 = ("avx2", "fma")
+AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
+"""Instruction sets that the kernels are written for, as the processor and the compiler name them."""
 
 
 def header_folder() -> Path | None:
@@ -80,7 +83,8 @@ def library() -> str:
 
     headers = header_folder()
     assert headers is not None, missing()
-    digest = hashlib.sha256(repr((FLAGS, str(headers), _processor())).encode())
+    flags = (*FLAGS, *_instruction_set())
+    digest = hashlib.sha256(repr((flags, str(headers))).encode())
     for source in [SOURCE, *sorted(CSRC.glob("*.h"))]:
         digest.update(source.name.encode() + source.read_bytes())
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
@@ -90,7 +94,7 @@ def library() -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
             partial = built.with_suffix(".part")
-            command = ["g++", *FLAGS, f"-I{headers}", f"-I{CSRC}", str(SOURCE), "-o", str(partial)]
+            command = ["g++", *flags, f"-I{headers}", f"-I{CSRC}", str(SOURCE), "-o", str(partial)]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
@@ -99,12 +103,15 @@ def library() -> str:
     return str(built)
 
 
-def _processor() -> str:
+def _instruction_set() -> list[str]:
+    """Compiler flags for what this processor has of AVX2 and AVX-512; not all it has, which made it slower."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return ""
-    return next((line for line in lines if line.startswith("flags")), "")
+        return []
+    has = set(next((line for line in lines if line.startswith("flags")), "").split())
+    chosen = [name for group in (AVX2, AVX512) if has.issuperset(group) for name in group]
+    return [f"-m{name}" for name in chosen]
 
 
 def attend(case: Case) -> Attend:
