@@ -44,6 +44,11 @@ class Ratio:
         """Whether the interval excludes 1."""
         return self.low > 1 or self.high < 1
 
+    @property
+    def known(self) -> bool:
+        """Whether the interval is narrow enough to give the ratio as a figure: its ends differ by less than 2 times."""
+        return self.high < 2 * self.low
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -177,19 +182,21 @@ def _usual(points: Sequence[Point]) -> list[Point]:
 def _verdict(paired: Sequence[Point]) -> str:
     usual = _usual(paired)
     judged = [(ratio(best, point[BASELINE]), best, point[BASELINE]) for point in usual if (best := fastest(point))]
-    ratios = [r for r, _, _ in judged]
+    clear = [r for r, _, _ in judged if r.decided or r.known]
     windows = {_case(point).kernel_size for point in usual}
     where = "Over all windows" if len(windows) > 1 else f"With a {min(windows)}×{min(windows)} window"
     if windows == {PAPER.kernel_size}:
         where = "At the paper's 7×7 window"
-    if all(r.high < 1 for r in ratios):
-        said = f"{where}, local attention is faster than a 3×3 convolution: it takes {_middle(ratios)} of the time"
-    elif not any(r.decided for r in ratios):
-        said = f"{where}, local attention and a 3×3 convolution take the same time within the uncertainty"
+    if not any(r.decided for r in clear):
+        return f"{where}, local attention and a 3×3 convolution cannot be told apart by time."
+    if all(r.high < 1 for r in clear):
+        said = f"{where}, local attention is faster than a 3×3 convolution: it takes {_middle(clear)} of the time"
     else:
-        said = f"{where}, local attention takes {_middle(ratios)} times as long as a 3×3 convolution"
-    if len(ratios) > 1:
-        said += f" (median of {len(ratios)} cases; {_span(r.value for r in ratios)})"
+        said = f"{where}, local attention takes {_middle(clear)} times as long as a 3×3 convolution"
+    if len(clear) > 1:
+        said += f" (median of {len(clear)} cases; {_span(r.value for r in clear)})"
+    if len(clear) < len(judged):
+        said += f", {len(judged) - len(clear)} more being too noisy to tell"
     work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
     if work:
         said += f", for {_span(work)} of its FLOPs"
@@ -220,7 +227,7 @@ def _tiles(found: Answers, paired: Sequence[Point]) -> None:
         f"batch {case.batch}, {case.dtype}, {case.mode}"
     )
     note = f"95 %: {times(time.low)} to {times(time.high)}" if np.isfinite(time.high) else "too few samples for 95 %"
-    found.tiles.append(Tile("time", f"{times(time.value)}×", note))
+    found.tiles.append(Tile("time", f"{times(time.value)}×" if time.known else "too noisy", note))
     if best.flops and baseline.flops:
         found.tiles.append(Tile("FLOPs", f"{times(best.flops / baseline.flops)}×", "by the cost model"))
     if best.params and baseline.params:
@@ -338,7 +345,8 @@ def _crossings(swept: Swept) -> Iterator[str]:
         else:
             counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
-            yield f"Against `{target}`, of {len(ratios)} points: {words}; {span} times its time."
+            told = f"; {_span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
+            yield f"Against `{target}`, of {len(ratios)} points: {words}{told}."
 
 
 def _convolutions(point: Point) -> list[str]:
@@ -374,7 +382,7 @@ def _turns(panel: Panel, against: Sequence[Against], target: str) -> Iterator[st
 def _promises(swept: Swept) -> Iterator[str]:
     """The ratio that FLOPs alone would give, next to the measured one."""
     found = [(best, p[BASELINE]) for _, points in swept for p in points if BASELINE in p and (best := fastest(p))]
-    paired = [(a.flops / b.flops, ratio(a, b).value) for a, b in found if a.flops and b.flops]
+    paired = [(a.flops / b.flops, r.value) for a, b in found if a.flops and b.flops and (r := ratio(a, b)).known]
     if not paired:
         return
     yield (

@@ -16,6 +16,7 @@ import itables
 import itables.options
 import pandas as pd
 import vl_convert
+from itables import JavascriptFunction
 from itables.javascript import generate_init_offline_itables_html
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -25,6 +26,10 @@ from sasa_bench.machine import Machine
 from sasa_bench.table import render as as_file
 from sasa_bench.table import size
 
+BLANK = JavascriptFunction(
+    "function (value, type) { return type === 'display' && String(value) === 'NaN' ? '' : value; }"
+)
+"""Shows nothing where there is no number."""
 LARGEST_PLAIN = 1 << 20
 """A CSV with more bytes is embedded compressed."""
 
@@ -80,7 +85,10 @@ def sortable(shown: pd.DataFrame, identity: str, searched: Sequence[str], length
             classes="display compact nowrap",
             style="width:100%",
             columnControl=["order", ["search"]],
-            columnDefs=[{"targets": places, "columnControl": ["order", ["searchList"]]}],
+            columnDefs=[
+                {"targets": places, "columnControl": ["order", ["searchList"]]},
+                {"targets": "_all", "render": BLANK},
+            ],
             ordering={"indicators": False, "handler": True},
             layout={"topStart": "pageLength", "topEnd": {"search": {"placeholder": "in every column"}}},
         )

@@ -17,6 +17,7 @@ from sasa_bench.case import Case, UserError
 from sasa_bench.check import gradient_of_output
 from sasa_bench.ops import leaves, random_tensors, step
 from sasa_bench.stages import Stages
+from sasa_bench.trace import flops_key
 
 CALLS = 5
 """Calls in a trace, after as many that warm up."""
@@ -35,8 +36,8 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
     stages/NAME.json                 the same calls, each operator in the range of its stage; slower, for the shares
 
     The summary holds name, op, summary, calls, `time_s` (median of a call that is not profiled), the paths relative to
-    `folder` and `flops` by operator and call, as torch counts them. An implementation that works outside torch gives
-    its call a method `chrome_trace(path, calls)` that writes its own trace; it replaces both.
+    `folder` and `flops` a call by trace.flops_key, as torch counts them. The call of an implementation that works
+    outside torch may have a method `chrome_trace(path, calls)` that writes its own trace; it replaces both.
 
     Raises ProfileError where the implementation cannot do the case, UnknownImplError for an unknown one.
     """
@@ -75,7 +76,11 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
     with _named_ranges(found.name, case.device):
         profiler = _profile(run, case.device, detailed=True)
     profiler.export_chrome_trace(str(trace))
-    summary["flops"] = {e.key: e.flops / CALLS for e in profiler.key_averages() if e.flops}
+    summary["flops"] = {
+        flops_key(e.key, e.input_shapes): e.flops / CALLS
+        for e in profiler.key_averages(group_by_input_shape=True)
+        if e.flops
+    }
     stages = folder / "stages" / f"{found.name}.json"
     stages.parent.mkdir(parents=True, exist_ok=True)
 

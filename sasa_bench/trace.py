@@ -153,7 +153,7 @@ def _tops(spans: Sequence[Span]) -> Iterator[Span]:
 
 
 def operators(trace: Trace, flops: Mapping[str, float] | None = None) -> list[Operator]:
-    """Operators by name and input shapes, the costliest by self time first. `flops`: per call, by operator name."""
+    """Operators by name and input shapes, the costliest by self time first. `flops`: per call, by flops_key."""
     found: dict[tuple[str, str], list[float]] = {}
     moments = trace.memory
     at = 0
@@ -180,7 +180,6 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None) -> list[Op
     for span in spans:
         key = _label(span), _shapes(span)
         bytes_of[key] = bytes_of.get(key, 0.0) + allocated.get(id(span), 0.0)
-    names = [name for name, _ in found]
     return sorted(
         (
             Operator(
@@ -190,7 +189,7 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None) -> list[Op
                 self_s / trace.calls,
                 total_s / trace.calls,
                 bytes_of[name, shapes] / trace.calls,
-                (flops or {}).get(name) if names.count(name) == 1 else None,
+                (flops or {}).get(f"{name} {shapes}"),
             )
             for (name, shapes), (count, self_s, total_s) in found.items()
         ),
@@ -216,9 +215,18 @@ def _label(span: Span) -> str:
     return str(span.args.get("op_name") or span.name)
 
 
+def flops_key(name: str, input_shapes: Sequence[Sequence[int]]) -> str:
+    """An operator with its input shapes as one word."""
+    return f"{name} {_joined(input_shapes)}"
+
+
+def _joined(shapes: Sequence[Sequence[int]]) -> str:
+    return " ".join("×".join(map(str, dims)) for dims in shapes if dims)
+
+
 def _shapes(span: Span) -> str:
     if "Input Dims" in span.args:
-        return " ".join("×".join(map(str, dims)) for dims in span.args["Input Dims"] if dims)
+        return _joined(span.args["Input Dims"])
     typed = span.args.get("input_type_shape", [])
     return " ".join("×".join(map(str, dims)) for item in typed for dims in item.values())
 

@@ -64,7 +64,8 @@ def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
     case = Case(threads=2)
     rows = [factory.record(name, 0.002, noise=0.2, case=case) for name in ("unfold", "blocked", "conv3x3")]
     answers = found(tmp_path, rows)
-    assert "take the same time within the uncertainty" in answers.verdict
+    assert "cannot be told apart by time" in answers.verdict
+    assert "fastest" not in answers.verdict
     assert "No implementation of attention is faster than the others beyond the uncertainty." in sentences(answers)
     assert OPEN in {claim.verdict for claim in answers.claims}
 
