@@ -307,7 +307,11 @@ void interleave_as(const Planes& t, const Problem& p, int64_t first, int64_t cha
     for (int64_t c = 0; c < channels; ++c) {
       V r[LANES];
       const int64_t at = c * lanes.channel + from + i;
-      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE { r[l] = load_pixels(lanes.base[l] + at); });
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE {
+        r[l] = load_pixels(lanes.base[l] + at);
+        // LANES * channels streams are more than the hardware prefetcher follows.
+        __builtin_prefetch(lanes.base[l] + at + 64);
+      });
       transpose(r);
       V* o = out + i * channels + c;
       unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE { o[l * channels] = r[l] * scale; });
