@@ -219,40 +219,49 @@ class AttentionStem(nn.Module):
         height, width = x.shape[-2:]
         bottom, right = -height % STEM_WINDOW, -width % STEM_WINDOW
         x = F.pad(x, (0, right, 0, bottom))
-        q, k = (self._blocks(t) for t in F.conv2d(x, self.w_qk[:, :, None, None]).chunk(2, dim=1))
-        v = self._blocks(self._values(x))
-        half, block = self.head_dim // 2, STEM_WINDOW**2
-        grid = q.unflatten(-2, (STEM_WINDOW, STEM_WINDOW))
-        by_row = torch.einsum("...nijd,ndia->...nija", grid[..., :half], self.rel_row[:, :, self.offset])
-        by_column = torch.einsum("...nijd,ndjb->...nijb", grid[..., half:], self.rel_col[:, :, self.offset])
-        logits = q @ k.transpose(-1, -2) + (by_row[..., None] + by_column[..., None, :]).flatten(-4, -3).flatten(-2)
+        down, across = x.shape[-2] // STEM_WINDOW, x.shape[-1] // STEM_WINDOW
+        pixels = _blocks(x)
+        q, k = (self._heads(t) for t in F.linear(pixels, self.w_qk).chunk(2, dim=2))
+        v = self._heads(self._values(x, pixels))
+        logits = q @ k.transpose(2, 3) + self._positions(q)
         if bottom or right:
             inside = F.pad(x.new_ones(1, 1, height, width), (0, right, 0, bottom))
-            seen = F.pixel_unshuffle(inside, STEM_WINDOW)[0].permute(1, 2, 0).reshape(-1, 1, 1, block)
-            logits = logits.masked_fill(seen == 0, -torch.inf)
-        y = (logits.softmax(-1) @ v).unflatten(-2, (STEM_WINDOW, STEM_WINDOW))
-        down, across = x.shape[-2] // STEM_WINDOW, x.shape[-1] // STEM_WINDOW
-        y = y.unflatten(1, (down, across)).permute(0, 3, 6, 1, 4, 2, 5)
-        return y.reshape(len(x), self.out_channels, *x.shape[-2:])[:, :, :height, :width]
+            logits = logits.masked_fill(_blocks(inside).repeat(len(x), 1, 1).transpose(1, 2)[:, None] == 0, -torch.inf)
+        y = (logits.softmax(3) @ v).view(len(x), down, across, STEM_HEADS, STEM_WINDOW, STEM_WINDOW, self.head_dim)
+        y = y.permute(0, 3, 6, 1, 4, 2, 5).reshape(len(x), self.out_channels, *x.shape[-2:])
+        return y[:, :, :height, :width]
 
-    def _blocks(self, t: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, blocks, N, 16, d]."""
-        side = STEM_WINDOW
-        t = t.reshape(len(t), STEM_HEADS, self.head_dim, t.shape[-2] // side, side, t.shape[-1] // side, side)
-        return t.permute(0, 3, 5, 1, 4, 6, 2).flatten(4, 5).flatten(1, 2)
+    def _heads(self, t: Tensor) -> Tensor:
+        """[blocks, 16, C] -> [blocks, N, 16, d]."""
+        return t.unflatten(2, (STEM_HEADS, self.head_dim)).transpose(1, 2)
 
-    def _values(self, x: Tensor) -> Tensor:
+    def _positions(self, q: Tensor) -> Tensor:
+        """q . r of each query and key of a block, [blocks, N, 16, 16]."""
+        half, grid = self.head_dim // 2, q.unflatten(2, (STEM_WINDOW, STEM_WINDOW))
+        by_row = torch.einsum("xnijd,ndia->xnija", grid[..., :half], self.rel_row[:, :, self.offset])
+        by_column = torch.einsum("xnijd,ndjb->xnijb", grid[..., half:], self.rel_col[:, :, self.offset])
+        return (by_row[..., None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
+
+    def _values(self, x: Tensor, pixels: Tensor) -> Tensor:
+        """v [blocks, 16, C] of x [B, C_in, H, W], or of its `pixels` [blocks, 16, C_in]."""
         if self.values == "conv_values":
             before = (STEM_WINDOW - 1) // 2
             after = STEM_WINDOW - 1 - before
-            return F.conv2d(F.pad(x, (before, after, before, after)), self.w_v)
-        v = F.conv2d(x, self.w_v[:, :, None, None])
+            return _blocks(F.conv2d(F.pad(x, (before, after, before, after)), self.w_v))
         if self.values == "stand_alone":
-            return v
-        position = self.emb_row[:, :, None] + self.emb_col[:, None, :]
-        share = torch.einsum("cab,mc->mab", position, self.nu).softmax(0)
-        repeats = (1, x.shape[-2] // STEM_WINDOW, x.shape[-1] // STEM_WINDOW)
-        return (v.unflatten(1, (STEM_MIXTURES, -1)) * share.repeat(repeats)[:, None]).sum(1)
+            return F.linear(pixels, self.w_v)
+        position = (self.emb_row[:, :, None] + self.emb_col[:, None, :]).flatten(1)
+        share = (self.nu @ position).softmax(0)
+        # A pixel's place in its block decides its mixture, so the weights are mixed, once a place, and not the values.
+        mixed = torch.einsum("mp,moc->poc", share, self.w_v.unflatten(0, (STEM_MIXTURES, -1)))
+        return torch.einsum("xpc,poc->xpo", pixels, mixed)
+
+
+def _blocks(t: Tensor) -> Tensor:
+    """[B, C, H, W] -> [blocks, 16, C], the images' blocks one after the other."""
+    side = STEM_WINDOW
+    t = t.unflatten(3, (-1, side)).unflatten(2, (-1, side))
+    return t.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)
 
 
 class Residual(nn.Module):
