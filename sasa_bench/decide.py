@@ -238,7 +238,7 @@ def _method(values: np.ndarray) -> str:
 
 
 def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which hypotheses to refuse at a family-wise level (Holm 1979): the i-th smallest p against alpha / (m - i + 1)."""
+    """Which hypotheses to refuse at a family-wise level (Holm 1979): the i-th smallest p has alpha / (m - i + 1)."""
     refused = [False] * len(p_values)
     for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[index] > alpha / (len(p_values) - place):

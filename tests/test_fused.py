@@ -487,8 +487,8 @@ y, *saved = ops.fused_local_attention_forward(*small, *rest)
 ops.fused_local_attention_backward(y, *small, y, *saved, *rest)
 def high_water(function):
     open("/proc/self/clear_refs", "w").write("5")
-    status = lambda name: int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1]) *
-    1024 before = status("VmRSS")
+    status = lambda name: 1024 * int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1])
+    before = status("VmRSS")
     kept = function()
     return kept, status("VmHWM") - before
 size = sum(t.nbytes for t in tensors[:3])

@@ -23,6 +23,7 @@ ORDER = (
     "shard",
     "trace",
     "ops",
+    "nvrtc",
     "impls",
     "attention",
     "accuracy",
@@ -95,12 +96,14 @@ def test_readers_work_without_torch(module: str) -> None:
 
 
 def test_no_module_names_an_implementation_outside_its_own_file() -> None:
+    from sasa_bench.case import CHOICES
     from sasa_bench.flops import FORMULAS
     from sasa_bench.impls import names
 
     allowed = {
         "conv3x3",
         "onnx",
+        *CHOICES["device"],
         *FORMULAS,
     }  # the baseline of the ratio column, a library of that name, and an op called as its one implementation
     for path in PACKAGE.glob("*.py"):
