@@ -392,6 +392,7 @@ def gate(
     from sasa_bench.gate import run as run_gate
     from sasa_bench.gate_report import text, write_all
 
+    budget_s = _duration(budget)
     points = _points(suite, impls, pairs)
     folder = out or Path("reports") / f"gate-{datetime.now():%Y%m%d-%H%M%S}"
     arms = set_up(base, head, folder, base_python, head_python)
@@ -401,7 +402,7 @@ def gate(
         def say(phase: str, done: int, total: int) -> None:
             bar.update(task, completed=done, total=total, description=phase)
 
-        result = run_gate(arms, points, Rules(), _duration(budget), timeout_s, say, folder / "journal.jsonl")
+        result = run_gate(arms, points, Rules(), budget_s, timeout_s, say, folder / "journal.jsonl")
     write_all(result, folder)
     click.echo(text(result), nl=False)
     click.echo(f"{folder}/gate.html, .md, .xml, .json")

@@ -118,7 +118,12 @@ def wait_for_rows(path: Path, count: int) -> None:
 def test_ctrl_c_leaves_a_valid_file_and_says_how_to_go_on(tmp_path: Path, suite: Path) -> None:
     out = tmp_path / "a.jsonl"
     command = [sys.executable, "-m", "sasa_bench.cli", "run", str(suite), "-c", "kernel_size=1,3,5,7,9,11"]
-    process = subprocess.Popen([*command, "--out", str(out), "--budget", "0.5"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*command, "--out", str(out), "--budget", "0.5"],
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
+    )
     wait_for_rows(out, 3)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Browser
+from browser import Browser
 from torch.nn import functional as F
 
 from sasa_bench import trace

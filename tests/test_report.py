@@ -10,7 +10,7 @@ from pathlib import Path
 import factory
 import pandas as pd
 import pytest
-from conftest import Browser
+from browser import Browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
