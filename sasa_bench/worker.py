@@ -284,6 +284,8 @@ def _question(do: str) -> Callable[..., Any]:
 
 
 def _die_with_parent() -> None:
+    # Who ends a whole group of processes means the run: the parent, which must not take it for a crash of the case.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:

@@ -140,6 +140,14 @@ def test_a_worker_that_cannot_start_says_why() -> None:
     worker.close()
 
 
+def test_a_request_to_end_the_group_is_for_the_parent() -> None:
+    with Workers(20.0) as workers:
+        worker = workers.get()
+        worker.ask("describe", impls=["unfold"])
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ask("describe", impls=["unfold"])[0]["name"] == "unfold"
+
+
 def test_the_worker_dies_with_its_parent() -> None:
     code = (
         "import time; from sasa_bench.worker import Worker; w = Worker(60.0); "
