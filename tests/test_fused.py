@@ -488,9 +488,11 @@ small = [t[:1, :, :8, :8] for t in tensors[:3]] + tensors[3:]
 rest = (7, 8, False)
 y, *saved = ops.fused_local_attention_forward(*small, *rest)
 ops.fused_local_attention_backward(y, *small, y, *saved, *rest)
+def status(name):
+    line = next(l for l in open("/proc/self/status") if l.startswith(name))
+    return int(line.split()[1]) * 1024
 def high_water(function):
     open("/proc/self/clear_refs", "w").write("5")
-    status = lambda name: 1024 * int(next(l for l in open("/proc/self/status") if l.startswith(name)).split()[1])
     before = status("VmRSS")
     kept = function()
     return kept, status("VmHWM") - before

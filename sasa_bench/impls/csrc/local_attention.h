@@ -546,9 +546,18 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
         m[i] = vmax(t.row_logit[i * K + a] + t.col_logit[i * K + b], m[i]);
         any = true;
       });
+      // Row by row: one chain of K * K additions would lose digits.
+      V part = V{};
+      int64_t row = 0;
       t.outside(y0 + i, x, [&](int64_t a, int64_t b) {
-        sum[i] += exp2v(t.row_logit[i * K + a] + t.col_logit[i * K + b] - m[i]);
+        if (a != row) {
+          sum[i] += part;
+          part = V{};
+          row = a;
+        }
+        part += exp2v(t.row_logit[i * K + a] + t.col_logit[i * K + b] - m[i]);
       });
+      sum[i] += part;
       if (any) first = false;
     }
     if (!first)
@@ -928,8 +937,8 @@ inline void reduce_relative(const Problem& p, int64_t head) {
 template <class F>
 inline void with_width(int64_t d, F&& f) {
   switch (d) {
-    case 8: return f(std::integral_constant<int, 8>{});
 #ifndef SASA_SANITIZE
+    case 8: return f(std::integral_constant<int, 8>{});
     case 16: return f(std::integral_constant<int, 16>{});
     case 32: return f(std::integral_constant<int, 32>{});
     case 64: return f(std::integral_constant<int, 64>{});
