@@ -30,6 +30,11 @@ def _everything(case: Case) -> str | None:
     return None
 
 
+def layers_only(case: Case) -> str | None:
+    """Why an implementation of a single layer cannot do a case, for `supports`."""
+    return "this is a layer, not a network" if case.scope == "network" else None
+
+
 def _nothing_missing() -> str | None:
     return None
 

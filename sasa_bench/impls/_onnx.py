@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, Impl
+from sasa_bench.impls import Attend, Impl, layers_only
 from sasa_bench.machine import KEEP_MODELS
 from sasa_bench.ops import LOCAL_ATTENTION, Op, Tensors, project
 
@@ -111,8 +111,8 @@ def exported(
         return load(name, model, case, tensors, figures, library() if library else None)
 
     def able(case: Case) -> str | None:
-        if case.scope == "network":
-            return "this is a layer, not a network"
+        if reason := layers_only(case):
+            return reason
         if case.mode != "forward":
             return "ONNX Runtime runs the forward pass only"
         return supports(case) or _unsupported(case)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl, _onnx
+from sasa_bench.impls import Impl, _onnx, layers_only
 from sasa_bench.networks import modules as networks
 from sasa_bench.ops import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
 
@@ -26,10 +26,6 @@ def _function(case: Case) -> _onnx.Function:
     return lambda tensors: F.conv2d(tensors["x"], tensors["weight"], padding=case.kernel_size // 2)
 
 
-def _supports(case: Case) -> str | None:
-    return "this is a layer, not a network" if case.scope == "network" else None
-
-
 def _with_window(kernel_size: int) -> Callable[[Case], Case]:
     return lambda case: case.with_(kernel_size=kernel_size)
 
@@ -43,7 +39,7 @@ def _counterpart(case: Case) -> Case:
 
 def _convolution(name: str, summary: str, op: Op = CONVOLUTION, kernel_size: int | None = None) -> Impl:
     computes = _with_window(kernel_size) if kernel_size else lambda case: case
-    return Impl(name=name, op=op, summary=summary, build=_build, supports=_supports, computes=computes)
+    return Impl(name=name, op=op, summary=summary, build=_build, supports=layers_only, computes=computes)
 
 
 CONV3X3 = Impl(

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl
+from sasa_bench.impls import Impl, layers_only
 from sasa_bench.ops import GLOBAL_ATTENTION, Call, Tensors, project
 
 
@@ -22,15 +22,11 @@ def _build(case: Case, tensors: Tensors) -> Call:
     return call
 
 
-def _supports(case: Case) -> str | None:
-    return "this is a layer, not a network" if case.scope == "network" else None
-
-
 IMPL = Impl(
     name="global_attention",
     op=GLOBAL_ATTENTION,
     summary="every pixel attends to the whole map (scaled_dot_product_attention)",
     build=_build,
-    supports=_supports,
+    supports=layers_only,
     computes=lambda case: case.with_(position="none"),
 )
