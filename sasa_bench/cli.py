@@ -107,9 +107,9 @@ def run(
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench import machine as machines
-    from sasa_bench.measure import Settings
+    from sasa_bench.measurement import Settings
     from sasa_bench.record import Writer
-    from sasa_bench.run import Workers, describe, execute, open_results, plan
+    from sasa_bench.runner import Workers, describe, execute, open_results, plan
     from sasa_bench.shard import cut
 
     if budget_s <= 0 or timeout_s <= 0:
@@ -169,7 +169,7 @@ def _run_on_slurm(
     budget_s: float,
     timeout_s: float,
 ) -> int:
-    from sasa_bench.run import Workers, describe
+    from sasa_bench.runner import Workers, describe
     from sasa_bench.shard import write
     from sasa_bench.slurm import Measure, SlurmError, drive, last_words, open_sweep, parse_options, require_slurm
 
@@ -487,7 +487,7 @@ def profile(
     """Show where the time of one case of SUITE goes: stages, operators, stacks, memory; Chrome traces as well."""
     from sasa_bench.machine import available_cores
     from sasa_bench.profile_page import save
-    from sasa_bench.run import Workers
+    from sasa_bench.runner import Workers
 
     loaded = load(suite, _overrides(pairs, device))
     if len(loaded.cases) > 1:
@@ -603,9 +603,9 @@ def paper(
     if with_time and results is None:
         from sasa_bench import machine as machines
         from sasa_bench.impls import IN_NETWORKS, names
-        from sasa_bench.measure import Settings
+        from sasa_bench.measurement import Settings
         from sasa_bench.record import Writer
-        from sasa_bench.run import Workers, describe, execute, plan
+        from sasa_bench.runner import Workers, describe, execute, plan
 
         if device == "cuda":
             _require_cuda()

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from sasa_bench import machine as machines
 from sasa_bench.record import ImplInfo
-from sasa_bench.run import Workers
+from sasa_bench.runner import Workers
 from sasa_bench.table import size
 
 

@@ -285,8 +285,8 @@ class Measure:
 
 
 def _measure_rest(sweep: Sweep, index: int) -> None:
-    from sasa_bench.measure import Settings
-    from sasa_bench.run import Workers, describe, execute, plan
+    from sasa_bench.measurement import Settings
+    from sasa_bench.runner import Workers, describe, execute, plan
 
     path, suites = sweep.file(index), sweep.shards[index]
     machine = detect()

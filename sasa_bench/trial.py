@@ -13,7 +13,7 @@ from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
 from sasa_bench.flops import FORMULAS, cost
-from sasa_bench.measure import Step
+from sasa_bench.measurement import Step
 from sasa_bench.ops import leaves, random_tensors, step
 
 Oracles = dict[tuple[str, Case], Oracle]

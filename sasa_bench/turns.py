@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sasa_bench
 from sasa_bench.case import from_dict
-from sasa_bench.measure import Step, Timer, timer_for
+from sasa_bench.measurement import Step, Timer, timer_for
 from sasa_bench.trial import Oracles, Trial, prepare
 
 

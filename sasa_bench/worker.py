@@ -205,7 +205,7 @@ def main(events_fd: int) -> None:
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
-    from sasa_bench.measure import Settings, Step, interleave, peak_memory, timer_for
+    from sasa_bench.measurement import Settings, Step, interleave, peak_memory, timer_for
     from sasa_bench.trial import Oracles, first_line, prepare
 
     case, settings = request.case, Settings(**request.settings)
@@ -248,7 +248,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
 def _roof(device: str, dtype: str, threads: int) -> list[float]:
     import torch
 
-    from sasa_bench.measure import roof
+    from sasa_bench.measurement import roof
 
     torch.set_num_threads(threads)
     return list(roof(device, dtype))

@@ -236,7 +236,7 @@ def test_a_head_that_broke_is_seen_in_its_exact_figures(
 
 @pytest.mark.parametrize("clock", ["-1e-3", "float('nan')", "0.0"])
 def test_a_clock_that_does_not_run_forwards_loses_the_pair(tmp_path: Path, clock: str) -> None:
-    edit = substitute("measure.py", "return time.perf_counter() - start", f"return {clock}")
+    edit = substitute("measurement.py", "return time.perf_counter() - start", f"return {clock}")
     broken = checkout(tmp_path / "h", edit)
     arms = set_up(str(checkout(tmp_path / "b")), str(broken), tmp_path / "out")
     with pytest.raises((WorkerDied, ValueError)):

@@ -14,9 +14,9 @@ import pytest
 
 from sasa_bench.case import Case
 from sasa_bench.machine import detect
-from sasa_bench.measure import Settings
+from sasa_bench.measurement import Settings
 from sasa_bench.record import Record, Writer, read
-from sasa_bench.run import Workers, describe, execute, plan
+from sasa_bench.runner import Workers, describe, execute, plan
 from sasa_bench.suite import from_data
 from sasa_bench.worker import Request, Worker, WorkerDied, WorkerRefused
 

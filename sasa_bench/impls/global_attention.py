@@ -12,7 +12,8 @@ from sasa_bench.ops import GLOBAL_ATTENTION, Call, Tensors, project
 
 def _build(case: Case, tensors: Tensors) -> Call:
     def heads(t: Tensor) -> Tensor:
-        return t.reshape(len(t), case.heads, case.head_dim, -1).transpose(-1, -2)
+        # Without contiguous() torch falls back to the kernel that writes all (H W)^2 logits to memory.
+        return t.reshape(len(t), case.heads, case.head_dim, -1).transpose(-1, -2).contiguous()
 
     def call() -> Tensor:
         q, k, v = project(case, tensors)

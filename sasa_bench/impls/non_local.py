@@ -14,8 +14,9 @@ def _build(case: Case, tensors: Tensors) -> Call:
     x, w_qkv, w_out = tensors["x"], tensors["w_qkv"][:, :, None, None], tensors["w_out"][:, :, None, None]
 
     def call() -> Tensor:
-        q, k, v = F.conv2d(x, w_qkv).flatten(2).transpose(1, 2).chunk(3, dim=2)
-        y = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None], scale=1.0)[:, 0]
+        # Without contiguous() torch falls back to the kernel that writes all (H W)^2 logits to memory.
+        q, k, v = F.conv2d(x, w_qkv).flatten(2).transpose(1, 2).contiguous()[:, None].chunk(3, dim=3)
+        y = F.scaled_dot_product_attention(q, k, v, scale=1.0)[:, 0]
         return x + F.conv2d(y.transpose(1, 2).unflatten(2, (case.height, case.width)), w_out)
 
     return call

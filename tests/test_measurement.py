@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sasa_bench.intervals import half_width, interval_of_median
-from sasa_bench.measure import Samples, Settings, calibrate, interleave, measure, peak_memory, roof, wall_clock
+from sasa_bench.measurement import Samples, Settings, calibrate, interleave, measure, peak_memory, roof, wall_clock
 
 
 class FakeTimer:

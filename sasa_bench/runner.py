@@ -11,7 +11,7 @@ from typing import Any
 
 from sasa_bench.case import Case
 from sasa_bench.machine import Machine, available_cores
-from sasa_bench.measure import Settings
+from sasa_bench.measurement import Settings
 from sasa_bench.record import ImplInfo, Record, Results, ResultsError, Roof, Writer, read
 from sasa_bench.suite import Suite
 from sasa_bench.worker import Request, Worker, WorkerDied
