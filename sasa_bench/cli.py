@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,7 @@ def run(
         click.echo(f"sasa-bench: {warning}", err=True)
     specs = list(impls) or list(dict.fromkeys(impl for suite in loaded for impl in suite.impls))
     counts: dict[str, int] = {}
+    started = time.monotonic()
     environment = {machines.KEEP_MODELS: str(keep_models.resolve())} if keep_models else {}
     with Workers(timeout_s, environment) as workers:
         infos = describe(workers, specs)
@@ -157,6 +159,9 @@ def run(
             return ERROR
     said = ", ".join(f"{count} {status}" for status, count in counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {total} rows ({said})")
+    elapsed = time.monotonic() - started
+    shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in workers.spent_s.most_common())
+    click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -146,12 +147,19 @@ def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int)
 class Workers:
     """The worker in use; a new one is started when the last one died.
 
-    `timeout_s` bounds each stage of its work; `environment` is added to its environment.
+    `timeout_s` bounds each stage of its work; `environment` is added to its environment. `spent_s` holds the seconds
+    that each stage has taken, over all workers that were in use.
     """
 
     def __init__(self, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
         self.timeout_s, self.environment = timeout_s, environment
         self.worker: Worker | None = None
+        self._spent_before = Counter[str]()
+
+    @property
+    def spent_s(self) -> Counter[str]:
+        """Stage -> seconds."""
+        return self._spent_before + Counter(self.worker.spent_s if self.worker else {})
 
     def get(self) -> Worker:
         """The live worker."""
@@ -162,6 +170,7 @@ class Workers:
     def drop(self) -> None:
         """End the worker; the next `get` starts another."""
         if self.worker is not None:
+            self._spent_before = self.spent_s
             self.worker.close()
             self.worker = None
 

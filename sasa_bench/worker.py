@@ -54,7 +54,7 @@ class Request:
 
 
 class Worker:
-    """The parent's side."""
+    """The parent's side. `spent_s` holds the seconds that each stage has taken so far."""
 
     def __init__(
         self,
@@ -64,6 +64,7 @@ class Worker:
         cwd: Path | None = None,
     ) -> None:
         self.timeout_s = timeout_s
+        self.spent_s: dict[str, float] = dict.fromkeys(STAGES, 0.0)
         read_end, write_end = os.pipe()
         self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
         self.process = subprocess.Popen(
@@ -123,7 +124,9 @@ class Worker:
         impl, stage = None, "start"
         while True:
             limit = max(self.timeout_s, BUILD_TIMEOUT_S) if stage in ("start", "build") else self.timeout_s
-            line = self._line(time.monotonic() + limit)
+            since = time.monotonic()
+            line = self._line(since + limit)
+            self.spent_s[stage] += time.monotonic() - since
             if line is None:
                 self.kill()
                 reason = f"stage {stage!r} took longer than {limit:g} s and was stopped; --timeout allows more"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -62,6 +63,7 @@ def test_run_table_and_report_work_in_turn(tmp_path: Path, suite: Path) -> None:
     ran = sasa_bench("run", suite, "--out", out, *QUICK)
     assert ran.returncode == 0, ran.stderr
     assert "6 rows (6 ok)" in ran.stdout
+    assert re.search(r"^\d:\d\d:\d\d in all: .*\bcheck \d+%", ran.stdout, re.MULTILINE)
     table = sasa_bench("table", out, "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(table.stdout)))
     assert [(r["impl"], r["kernel_size"], r["status"]) for r in rows] == [

@@ -104,6 +104,23 @@ def test_a_hang_becomes_a_timeout_and_the_sweep_goes_on(tmp_path: Path) -> None:
     assert rows["conv3x3"].status == "ok"
 
 
+def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> None:
+    sleepy = tmp_path / "sleepy.py"
+    sleepy.write_text(FILE.format(name="sleepy", body="time.sleep(0.2); return call()"))
+    crashing = tmp_path / "crashing.py"
+    crashing.write_text(FILE.format(name="crashing", body=BODIES["crashing"]))
+    suite = from_data("s", {"title": "t", "impls": [str(sleepy), str(crashing)], "fixed": {"channels": 8}})
+    with Workers(20.0) as workers, Writer(tmp_path / "out.jsonl") as writer:
+        work = plan([suite], (), describe(workers, suite.impls))
+        (rows,) = execute(work, workers, writer, detect(), None, QUICK)
+        calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
+        assert [row.status for row in rows] == ["ok", "error"]
+        assert workers.spent_s["time"] > 0.2 * calls
+        assert workers.spent_s["check"] > 0.2
+        assert workers.spent_s["start"] > 0.1
+    assert workers.spent_s["time"] > 0.2 * calls
+
+
 @pytest.mark.parametrize("mode", ["forward", "backward", "training"])
 def test_an_ok_row_is_complete(tmp_path: Path, mode: str) -> None:
     row = run(tmp_path, ["unfold"], mode=mode)["unfold"]
