@@ -292,8 +292,19 @@ def test_double_backward_is_refused(kernel):
 
 
 @pytest.mark.parametrize("border", ["mask", "zero"])
-@pytest.mark.parametrize("shape", [(2, 8, 8, 9, 11, 7), (1, 3, 5, 4, 6, 3), (0, 2, 4, 3, 3, 3)], ids=str)
-def test_layer_is_projections_and_core(shape, border):
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 8, 8, 9, 11, 7),
+        (1, 16, 3, 30, 5, 5),
+        (3, 8, 1, 5, 6, 9),
+        (2, 8, 16, 7, 7, 7),
+        (1, 3, 5, 4, 6, 3),
+        (0, 8, 4, 3, 3, 3),
+    ],
+    ids=str,
+)
+def test_layer_is_projections_and_core(shape, border, isa):
     _, heads, d, _, _, kernel_size = shape
     case = SimpleNamespace(kernel_size=kernel_size, heads=heads, border=border)
     (x, _, _, row, col), g = inputs(*shape, True)
@@ -307,28 +318,41 @@ def test_layer_is_projections_and_core(shape, border):
     for a, b in zip(with_gradients(fused.layer(case), [x, weight, row, col], g), want, strict=True):
         # Each part is held to a derived budget above; this looks for a wrong third.
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    torch.compiler.reset()
     compiled = torch.compile(fused.layer(case), fullgraph=True, backend="aot_eager")
     for a, b in zip(with_gradients(compiled, [x, weight, row, col], g), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_opcheck_packed(kernel):
-    tensors, g = inputs(2, 2, 4, 5, 6, 3, True)
-    qkv = torch.cat(tensors[:3], dim=1)
-    packed = torch.ops.sasa_bench.fused_packed_attention
-    torch.library.opcheck(packed.default, (qkv, *tensors[3:], 3, 2, False))
-    torch.library.opcheck(packed.default, (qkv.clone().requires_grad_(), *tensors[3:], 3, 2, False))
-    saved = packed(qkv, *tensors[3:], 3, 2, False)
+@pytest.mark.parametrize("heads", [2, 8])
+def test_opcheck_layer(heads):
+    x, weight = torch.randn(2, 12, 5, 6), torch.randn(3 * 16, 12) / 3
+    d = 16 // heads
+    rel = torch.randn(heads, d // 2, 3), torch.randn(heads, d - d // 2, 3)
+    layer = torch.ops.sasa_bench.fused_attention_layer
+    torch.library.opcheck(layer.default, (x, weight, *rel, 3, heads, False))
     torch.library.opcheck(
-        torch.ops.sasa_bench.fused_packed_attention_backward.default,
-        (g, qkv, *tensors[3:], *saved, 3, 2, False),
+        layer.default, (x.clone().requires_grad_(), weight.clone().requires_grad_(), *rel, 3, heads, False)
     )
-    with pytest.raises(ValueError, match=r"3 \* channels"):
-        packed(qkv[:, :7], *tensors[3:], 3, 2, False)
-    leaf = qkv.clone().requires_grad_()
-    (dqkv,) = torch.autograd.grad(packed(leaf, *tensors[3:], 3, 2, False)[0], leaf, g, create_graph=True)
+    y, *saved = torch.ops.sasa_bench.fused_attention_layer_forward(x, weight, *rel, 3, heads, False)
+    torch.testing.assert_close(layer(x, weight, *rel, 3, heads, False), y)
+    torch.library.opcheck(
+        torch.ops.sasa_bench.fused_attention_layer_forward.default,
+        (x.clone().requires_grad_(), weight, *rel, 3, heads, False),
+    )
+    torch.library.opcheck(
+        torch.ops.sasa_bench.fused_attention_layer_backward.default,
+        (torch.randn_like(y), x, weight, *rel, *saved[:1], y, *saved[1:], 3, heads, False),
+    )
+    for bad in (weight[:47], weight[:, :11], weight[0]):
+        with pytest.raises(ValueError, match=r"3 \* output channels, 12"):
+            layer(x, bad, *rel, 3, heads, False)
+    with pytest.raises(TypeError, match="convert it with"):
+        layer(x, weight.double(), *rel, 3, heads, False)
+    leaf = x.clone().requires_grad_()
+    (dx,) = torch.autograd.grad(layer(leaf, weight, *rel, 3, heads, False).sum(), leaf, create_graph=True)
     with pytest.raises(NotImplementedError, match="without create_graph=True"):
-        dqkv.sum().backward()
+        dx.sum().backward()
 
 
 @pytest.mark.parametrize("relative", [False, True])

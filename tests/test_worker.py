@@ -114,7 +114,7 @@ def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> N
         work = plan([suite], (), describe(workers, suite.impls))
         (rows,) = execute(work, workers, writer, detect(), None, QUICK)
         calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
-        assert [row.status for row in rows] == ["ok", "error"]
+        assert sorted(row.status for row in rows) == ["error", "ok"]
         assert workers.spent_s["time"] > 0.2 * calls
         assert workers.spent_s["check"] > 0.2
         assert workers.spent_s["start"] > 0.1

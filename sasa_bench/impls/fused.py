@@ -221,18 +221,15 @@ def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None]
     """The whole layer of a case: (x, w_qkv, rel_row, rel_col) -> y, differentiable once.
 
     x and y are [batch, channels, height, width]; w_qkv [3 * channels, channels] holds the rows of all
-    queries, then all keys, then all values. The rest is as in `attend`. The projections are one batched
-    product, whose images spread over the threads; the kernel reads q, k and v where they lie in it and
-    writes their gradients likewise.
+    queries, then all keys, then all values. The rest is as in `attend`. Where heads fill the lanes of the
+    kernel, each task projects the rows that it needs next, in the layout that it computes in.
     """
     load()
     kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
-    op = torch.ops.sasa_bench.fused_packed_attention.default
+    op = torch.ops.sasa_bench.fused_attention_layer.default
 
     def whole(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
-        batch, _, height, width = x.shape
-        qkv = torch.bmm(w_qkv.expand(batch, -1, -1), x.flatten(2)).unflatten(2, (height, width))
-        y: Tensor = op(qkv, rel_row, rel_col, kernel_size, heads, zero)[0]
+        y: Tensor = op(x, w_qkv, rel_row, rel_col, kernel_size, heads, zero)
         return y
 
     return whole

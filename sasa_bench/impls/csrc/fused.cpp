@@ -8,6 +8,7 @@
 #include <dlfcn.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <optional>
 #include <string>
@@ -104,18 +105,26 @@ struct Inputs {
 
   Inputs(const Tensor& q_, const Tensor& k_, const Tensor& v_, const OptionalTensor& rel_row_,
          const OptionalTensor& rel_col_, int64_t kernel_size, int64_t heads, bool zero_border)
-      : q(with_contiguous_planes(q_)), k(with_contiguous_planes(k_)), v(with_contiguous_planes(v_)) {
-    problem.planes = q.size(0) * heads;
-    problem.heads = heads;
-    problem.channels = q.size(1) / heads;
-    problem.height = q.size(2);
-    problem.width = q.size(3);
-    problem.kernel = kernel_size;
-    problem.zero_border = zero_border;
-    problem.scalar = scalar(q);
+      : Inputs(q_, rel_row_, rel_col_, kernel_size, heads, zero_border) {
+    q = with_contiguous_planes(q_);
+    k = with_contiguous_planes(k_);
+    v = with_contiguous_planes(v_);
     problem.q = planes(q);
     problem.k = planes(k);
     problem.v = planes(v);
+  }
+
+  // All but q, k and v, which are of the shape and the dtype of `like`.
+  Inputs(const Tensor& like, const OptionalTensor& rel_row_, const OptionalTensor& rel_col_, int64_t kernel_size,
+         int64_t heads, bool zero_border) {
+    problem.planes = like.size(0) * heads;
+    problem.heads = heads;
+    problem.channels = like.size(1) / heads;
+    problem.height = like.size(2);
+    problem.width = like.size(3);
+    problem.kernel = kernel_size;
+    problem.zero_border = zero_border;
+    problem.scalar = scalar(like);
     if (rel_row_.has_value()) {
       problem.relative = true;
       rel_row = rel_row_->contiguous();
@@ -130,7 +139,7 @@ using Rows = void (*)(const sasa::Problem&, int64_t, int64_t, int64_t);
 
 // One task per group of planes where the groups fill the threads, else bands of rows of each group: a band reads the
 // rows around it once more, so there are no more of them than it takes.
-void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
+int64_t bands_of(const sasa::Table& t, const sasa::Problem& p) {
   const int64_t groups = (p.planes + t.lanes - 1) / t.lanes, blocks = (p.height + t.rows - 1) / t.rows;
   const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
   int64_t bands = 1;
@@ -139,6 +148,12 @@ void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
     while (groups * bands % threads != 0 && groups * bands < 4 * threads) ++bands;
     bands = std::min(bands, blocks);
   }
+  return bands;
+}
+
+void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
+  const int64_t groups = (p.planes + t.lanes - 1) / t.lanes, blocks = (p.height + t.rows - 1) / t.rows;
+  const int64_t bands = bands_of(t, p);
   at::parallel_for(0, groups * bands, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t band = task % bands;
@@ -153,23 +168,26 @@ void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
 
 using Saved = std::tuple<Tensor, Tensor, Tensor>;  // y, top, sum
 
-Saved forward_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
-                                       const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads,
-                                       bool zero_border, bool save) {
-  check(q, k, v, rel_row, rel_col, kernel_size, heads);
+Saved forward_into(const Tensor& y, Inputs& in, bool save) {
   const sasa::Table& t = table();
-  Inputs in(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
-  Tensor y = at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous));
+  sasa::Problem& p = in.problem;
   Tensor top, sum;
-  in.problem.y = planes(y);
+  p.y = planes(y);
   if (save) {
-    top = at::empty({q.size(0), heads, q.size(2), q.size(3)}, q.options().dtype(at::kFloat));
+    top = at::empty({y.size(0), p.heads, p.height, p.width}, y.options().dtype(at::kFloat));
     sum = at::empty_like(top);
-    in.problem.top = planes(top);
-    in.problem.sum = planes(sum);
+    p.top = planes(top);
+    p.sum = planes(sum);
   }
-  if (in.problem.planes) run(t, t.forward, in.problem);
+  if (p.planes) run(t, t.forward, p);
   return {y, top, sum};
+}
+
+Saved forward_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
+                  const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads, bool zero_border, bool save) {
+  check(q, k, v, rel_row, rel_col, kernel_size, heads);
+  Inputs in(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
+  return forward_into(at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous)), in, save);
 }
 
 Tensor attention_cpu(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
@@ -203,40 +221,31 @@ void check_backward(const Tensor& dy, const Tensor& q, const Tensor& y, const Te
   }
 }
 
-// dq, dk and dv are given, with contiguous planes; returns the gradients of the relative embedding.
-std::tuple<Tensor, Tensor> backward_into(const Tensor& dq, const Tensor& dk, const Tensor& dv, const Tensor& dy_,
-                                         const Tensor& q, const Tensor& k, const Tensor& v,
-                                         const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                                         const Tensor& y_, const Tensor& top_, const Tensor& sum_, int64_t kernel_size,
-                                         int64_t heads, bool zero_border) {
-  check(q, k, v, rel_row, rel_col, kernel_size, heads);
-  check_backward(dy_, q, y_, top_, sum_, heads);
+// Where q, k and v and their gradients are is in `in`; returns the gradients of the relative embedding.
+std::tuple<Tensor, Tensor> backward_into(Inputs& in, const Tensor& dy_, const Tensor& y_, const Tensor& top_,
+                                         const Tensor& sum_) {
   const sasa::Table& t = table();
-  Inputs in(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
   sasa::Problem& p = in.problem;
   const Tensor dy = with_contiguous_planes(dy_), y = with_contiguous_planes(y_);
   const Tensor top = with_contiguous_planes(top_), sum = with_contiguous_planes(sum_);
-  const auto options = q.options().memory_format(at::MemoryFormat::Contiguous);
+  const auto options = y.options().memory_format(at::MemoryFormat::Contiguous);
   Tensor drel_row = at::empty({0}, options), drel_col = at::empty({0}, options), parts;
   p.y = planes(y);
   p.dy = planes(dy);
   p.top = planes(top);
   p.sum = planes(sum);
-  p.dq = planes(dq);
-  p.dk = planes(dk);
-  p.dv = planes(dv);
   if (p.relative) {
-    drel_row = at::empty(rel_row->sizes(), options);
-    drel_col = at::empty(rel_col->sizes(), options);
+    drel_row = at::empty(in.rel_row.sizes(), options);
+    drel_col = at::empty(in.rel_col.sizes(), options);
     p.drel_row = drel_row.data_ptr();
     p.drel_col = drel_col.data_ptr();
     const int64_t groups = (p.planes + t.lanes - 1) / t.lanes, blocks = (p.height + t.rows - 1) / t.rows;
-    parts = at::empty({groups, blocks, p.kernel * p.channels, t.lanes}, q.options().dtype(at::kFloat));
+    parts = at::empty({groups, blocks, p.kernel * p.channels, t.lanes}, y.options().dtype(at::kFloat));
     p.drel_parts = parts.data_ptr();
   }
   if (p.planes) run(t, t.backward, p);
   if (p.relative)
-    at::parallel_for(0, heads, 1, [&](int64_t begin, int64_t end) {
+    at::parallel_for(0, p.heads, 1, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) t.reduce_relative(p, head);
     });
   return {drel_row, drel_col};
@@ -245,42 +254,171 @@ std::tuple<Tensor, Tensor> backward_into(const Tensor& dq, const Tensor& dk, con
 Gradients backward_cpu(const Tensor& dy, const Tensor& q, const Tensor& k, const Tensor& v,
                        const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
                        const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
+  check(q, k, v, rel_row, rel_col, kernel_size, heads);
+  check_backward(dy, q, y, top, sum, heads);
+  Inputs in(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
   auto empty = [&] { return at::empty(q.sizes(), q.options().memory_format(at::MemoryFormat::Contiguous)); };
   Tensor dq = empty(), dk = empty(), dv = empty();
-  auto [drel_row, drel_col] = backward_into(dq, dk, dv, dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads,
-                                            zero_border);
+  in.problem.dq = planes(dq);
+  in.problem.dk = planes(dk);
+  in.problem.dv = planes(dv);
+  auto [drel_row, drel_col] = backward_into(in, dy, y, top, sum);
   return {dq, dk, dv, drel_row, drel_col};
 }
 
-// The same for q, k and v that are the thirds of one tensor, whose gradient is then one tensor too: taken apart and
-// put together by autograd it would be copied.
-void check_packed(const Tensor& qkv) {
-  TORCH_CHECK_VALUE(qkv.dim() == 4 && qkv.sym_size(1) % 3 == 0,
-                    "fused_packed_attention: qkv must be [batch, 3 * channels, height, width], got ", qkv.sym_sizes(),
-                    "; concatenate q, k and v along dimension 1");
+// ---------------------------------------------------------------------------------------------------------------
+// The whole layer: q, k and v are one product of the weights and x, [images, 3 * channels * H * W], laid out for the
+// kernels where that pays: interleaved, which costs a copy of the weights and saves one of q, k and v.
+
+using SavedLayer = std::tuple<Tensor, Tensor, Tensor, Tensor>;        // y, qkv, top, sum
+using LayerGradients = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // dx, dw_qkv, drel_row, drel_col
+
+void check_layer_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& qkv, const Tensor& y,
+                          const Tensor& top, const Tensor& sum, int64_t heads) {
+  constexpr auto op = "fused_attention_layer_backward: ";
+  check_backward(dy, y, y, top, sum, heads);
+  TORCH_CHECK_VALUE(y.sym_size(0) == x.sym_size(0) && y.sym_size(1) * 3 == w.sym_size(0) &&
+                        y.sym_size(2) == x.sym_size(2) && y.sym_size(3) == x.sym_size(3),
+                    op, "y must be [", x.sym_size(0), ", ", w.sym_size(0) / 3, ", ", x.sym_size(2), ", ", x.sym_size(3),
+                    "], got ", y.sym_sizes(), "; pass the tensors of the forward pass");
+  TORCH_CHECK_VALUE(qkv.dim() == 2 && qkv.sym_size(0) == x.sym_size(0) &&
+                        qkv.sym_size(1) == y.sym_size(1) * 3 * y.sym_size(2) * y.sym_size(3) &&
+                        qkv.scalar_type() == x.scalar_type(),
+                    op, "qkv must be the one of fused_attention_layer, got ", qkv.scalar_type(), " ", qkv.sym_sizes());
 }
 
-std::vector<Tensor> thirds(const Tensor& qkv) {
-  check_packed(qkv);
-  auto n = qkv.sym_size(1) / 3;
-  return {qkv.narrow_symint(1, 0, n), qkv.narrow_symint(1, n, n), qkv.narrow_symint(1, n * 2, n)};
+void check_layer(const Tensor& x, const Tensor& w) {
+  constexpr auto op = "fused_attention_layer: ";
+  TORCH_CHECK_VALUE(x.dim() == 4, op, "x must be [batch, channels, height, width], got ", x.dim(),
+                    " dimensions; reshape it");
+  TORCH_CHECK_VALUE(w.dim() == 2 && w.sym_size(0) % 3 == 0 && w.sym_size(1) == x.sym_size(1), op,
+                    "w_qkv must be [3 * output channels, ", x.sym_size(1), "], got ", w.sym_sizes(),
+                    "; concatenate the weights of q, k and v along dimension 0");
+  TORCH_CHECK_TYPE(w.scalar_type() == x.scalar_type(), op, "w_qkv must have x's dtype ", x.scalar_type(), ", got ",
+                   w.scalar_type(), "; convert it with .to(x.dtype)");
+  TORCH_CHECK_VALUE(w.device() == x.device(), op, "w_qkv must be on x's device ", x.device(), ", got ", w.device(),
+                    "; move it with .to(x.device)");
 }
 
-Saved packed_cpu(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
-                 int64_t heads, bool zero_border) {
-  auto t = thirds(qkv);
-  return forward_cpu(t[0], t[1], t[2], rel_row, rel_col, kernel_size, heads, zero_border, true);
+Tensor empty_output(const Tensor& x, const Tensor& w) {
+  return at::empty_symint({x.sym_size(0), w.sym_size(0) / 3, x.sym_size(2), x.sym_size(3)},
+                          x.options().memory_format(at::MemoryFormat::Contiguous));
 }
 
-std::tuple<Tensor, Tensor, Tensor> packed_backward_cpu(const Tensor& dy, const Tensor& qkv,
-                                                       const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                                                       const Tensor& y, const Tensor& top, const Tensor& sum,
-                                                       int64_t kernel_size, int64_t heads, bool zero_border) {
-  Tensor dqkv = at::empty(qkv.sizes(), qkv.options().memory_format(at::MemoryFormat::Contiguous));
-  auto t = thirds(qkv), g = thirds(dqkv);
-  auto [drel_row, drel_col] = backward_into(g[0], g[1], g[2], dy, t[0], t[1], t[2], rel_row, rel_col, y, top, sum,
-                                            kernel_size, heads, zero_border);
-  return {dqkv, drel_row, drel_col};
+bool interleaves(const Tensor& x, int64_t heads) {
+  return x.scalar_type() == at::kFloat && heads % table().lanes == 0 &&
+         x.size(2) * x.size(3) >= 2 * x.size(1);
+}
+
+// The weights' rows from [q, k, v][head][channel] to [group of heads][q, k, v][channel][head], and back.
+Tensor by_lane(const Tensor& w, int64_t heads) {
+  const int64_t lanes = table().lanes, d = w.size(0) / (3 * heads);
+  return w.reshape({3, heads / lanes, lanes, d, w.size(1)}).permute({1, 0, 3, 2, 4}).reshape(w.sizes());
+}
+
+Tensor by_head(const Tensor& w, int64_t heads) {
+  const int64_t lanes = table().lanes, d = w.size(0) / (3 * heads);
+  return w.reshape({heads / lanes, 3, d, lanes, w.size(1)}).permute({1, 0, 3, 2, 4}).reshape(w.sizes());
+}
+
+Tensor spread(const Tensor& w, int64_t images) { return w.expand({images, w.size(0), w.size(1)}); }
+
+// Points q, k and v at the thirds of a tensor [images, 3 * channels, H * W], or into an interleaved one
+// [images, H * W, groups, 3, channels of a head, lanes]. Its data may be missing.
+void point(const sasa::Problem& p, sasa::Planes& q, sasa::Planes& k, sasa::Planes& v, const Tensor& qkv,
+           bool interleaved) {
+  const int64_t channels = p.heads * p.channels, pixels = p.height * p.width, lanes = table().lanes;
+  const int64_t third = interleaved ? p.channels * lanes : channels * pixels;
+  char* data = qkv.defined() ? static_cast<char*>(const_cast<void*>(qkv.const_data_ptr())) : nullptr;
+  for (sasa::Planes* part : {&q, &k, &v}) {
+    part->data = data;
+    part->image = 3 * channels * pixels;
+    part->channel = pixels;
+    part->pixel = interleaved ? 3 * channels : 0;
+    part->group = 3 * p.channels * lanes;
+    part->scalar = p.scalar;
+    if (data) data += third * qkv.element_size();
+  }
+}
+
+// What a task needs to project rows of its group itself.
+struct Projection {
+  Tensor x, w;  // [images, input channels, H * W], by lane [3 * channels, input channels]
+  int64_t groups, width;  // groups of heads of one image
+
+  static void rows(const void* context, int64_t group, int64_t from, int64_t to, float* out, int64_t pixel) {
+    const auto& self = *static_cast<const Projection*>(context);
+    const int64_t c = self.x.size(1), pixels = self.x.size(2), n = self.w.size(0) / self.groups;
+    const int64_t image = group / self.groups, count = (to - from) * self.width;
+    const at::InferenceMode no_graph;
+    auto view = [&](const float* data, at::IntArrayRef sizes, at::IntArrayRef strides) {
+      return at::from_blob(const_cast<float*>(data), sizes, strides, self.x.options());
+    };
+    const Tensor x = view(self.x.const_data_ptr<float>() + image * c * pixels + from * self.width, {count, c}, {1, pixels});
+    const Tensor w = view(self.w.const_data_ptr<float>() + group % self.groups * n * c, {c, n}, {1, c});
+    Tensor y = view(out, {count, n}, {pixel, 1});
+    at::mm_out(y, x, w);
+  }
+};
+
+SavedLayer layer_forward(const Tensor& x_, const Tensor& w_, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                         int64_t kernel_size, int64_t heads, bool zero_border, bool save) {
+  check_layer(x_, w_);
+  Tensor y = empty_output(x_, w_), qkv;
+  check(y, y, y, rel_row, rel_col, kernel_size, heads);
+  Inputs in(y, rel_row, rel_col, kernel_size, heads, zero_border);
+  sasa::Problem& p = in.problem;
+  const Tensor x = x_.contiguous().flatten(2);
+  const int64_t images = x.size(0), pixels = x.size(2);
+  const bool interleaved = interleaves(x_, heads);
+  const Tensor w = interleaved ? by_lane(w_, heads) : w_.contiguous();
+  // Tasks project what they need, while it is in cache; bands would project the rows around them once more.
+  const int64_t bands = bands_of(table(), p), twice = (bands - 1) * (kernel_size - 1);
+  const bool in_parts = interleaved && (bands == 1 || (!save && twice * 8 <= p.height));
+  const Projection projection{x, w, heads / table().lanes, p.width};
+  if (in_parts) {
+    if (save) qkv = at::empty({images, pixels, w.size(0)}, x.options());
+    p.project = &Projection::rows;
+    p.context = &projection;
+  } else {
+    qkv = interleaved ? at::bmm(x.transpose(1, 2), spread(w, images).transpose(1, 2)) : at::bmm(spread(w, images), x);
+  }
+  point(p, p.q, p.k, p.v, qkv, interleaved);
+  auto [same_y, top, sum] = forward_into(y, in, save);
+  return {y, save ? qkv.reshape({images, w.size(0) * pixels}) : Tensor(), top, sum};
+}
+
+SavedLayer layer_saving_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row,
+                            const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads, bool zero_border) {
+  return layer_forward(x, w, rel_row, rel_col, kernel_size, heads, zero_border, true);
+}
+
+Tensor layer_cpu(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                 int64_t kernel_size, int64_t heads, bool zero_border) {
+  return std::get<0>(layer_forward(x, w, rel_row, rel_col, kernel_size, heads, zero_border, false));
+}
+
+LayerGradients layer_backward_cpu(const Tensor& dy, const Tensor& x, const Tensor& w, const OptionalTensor& rel_row,
+                                  const OptionalTensor& rel_col, const Tensor& qkv, const Tensor& y, const Tensor& top,
+                                  const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
+  check_layer(x, w);
+  check(y, y, y, rel_row, rel_col, kernel_size, heads);
+  check_layer_backward(dy, x, w, qkv, y, top, sum, heads);
+  const bool interleaved = interleaves(x, heads);
+  const Tensor image = x.contiguous().flatten(2), saved = qkv.contiguous();
+  const int64_t images = image.size(0), pixels = image.size(2);
+  const auto shape = interleaved ? std::array{images, pixels, w.size(0)} : std::array{images, w.size(0), pixels};
+  Tensor dqkv = at::empty(shape, saved.options());
+  Inputs in(y, rel_row, rel_col, kernel_size, heads, zero_border);
+  sasa::Problem& p = in.problem;
+  point(p, p.q, p.k, p.v, saved, interleaved);
+  point(p, p.dq, p.dk, p.dv, dqkv, interleaved);
+  auto [drel_row, drel_col] = backward_into(in, dy, y, top, sum);
+  if (interleaved) dqkv = dqkv.transpose(1, 2);
+  const Tensor used = interleaved ? by_lane(w, heads) : w;
+  Tensor dx = at::bmm(spread(used.t(), images), dqkv).reshape(x.sizes());
+  Tensor dw = at::bmm(dqkv, image.transpose(1, 2)).sum(0);
+  return {dx, interleaved ? by_head(dw, heads) : dw, drel_row, drel_col};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -312,20 +450,33 @@ Gradients backward_meta(const Tensor& dy, const Tensor& q, const Tensor& k, cons
   return {like(q), like(q), like(q), like_optional(rel_row), like_optional(rel_col)};
 }
 
-Saved packed_meta(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                  int64_t kernel_size, int64_t heads, bool zero_border) {
-  auto t = thirds(qkv);
-  return attention_saving_meta(t[0], t[1], t[2], rel_row, rel_col, kernel_size, heads, zero_border);
+Tensor layer_meta(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                  int64_t kernel_size, int64_t heads, bool) {
+  check_layer(x, w);
+  Tensor y = empty_output(x, w);
+  check(y, y, y, rel_row, rel_col, kernel_size, heads);
+  return y;
 }
 
-std::tuple<Tensor, Tensor, Tensor> packed_backward_meta(const Tensor& dy, const Tensor& qkv,
-                                                        const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                                                        const Tensor& y, const Tensor& top, const Tensor& sum,
-                                                        int64_t kernel_size, int64_t heads, bool zero_border) {
-  auto t = thirds(qkv);
-  auto g = backward_meta(dy, t[0], t[1], t[2], rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
-  return {at::empty_symint(qkv.sym_sizes(), qkv.options().memory_format(at::MemoryFormat::Contiguous)),
-          std::get<3>(g), std::get<4>(g)};
+SavedLayer layer_saving_meta(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                      int64_t kernel_size, int64_t heads, bool zero_border) {
+  check_layer(x, w);
+  Tensor y = empty_output(x, w);
+  auto [same_y, top, sum] = attention_saving_meta(y, y, y, rel_row, rel_col, kernel_size, heads, zero_border);
+  Tensor qkv = at::empty_symint({x.sym_size(0), w.sym_size(0) * x.sym_size(2) * x.sym_size(3)}, x.options());
+  return {y, qkv, top, sum};
+}
+
+LayerGradients layer_backward_meta(const Tensor& dy, const Tensor& x, const Tensor& w, const OptionalTensor& rel_row,
+                                   const OptionalTensor& rel_col, const Tensor& qkv, const Tensor& y, const Tensor& top,
+                                   const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
+  check_layer(x, w);
+  check_layer_backward(dy, x, w, qkv, y, top, sum, heads);
+  auto g = backward_meta(dy, y, y, y, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+  auto like = [&](const Tensor& t) {
+    return at::empty_symint(t.sym_sizes(), t.options().memory_format(at::MemoryFormat::Contiguous));
+  };
+  return {like(x), like(w), std::get<3>(g), std::get<4>(g)};
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -356,18 +507,23 @@ Gradients call_backward(const Tensor& dy, const Tensor& q, const Tensor& k, cons
   return handle.call(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
 }
 
-Saved call_packed(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
-                  int64_t heads, bool zero_border) {
-  static auto handle = op<decltype(packed_cpu)>("sasa_bench::fused_packed_attention");
-  return handle.call(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
+Tensor call_layer(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+                  int64_t kernel_size, int64_t heads, bool zero_border) {
+  static auto handle = op<decltype(layer_cpu)>("sasa_bench::fused_attention_layer");
+  return handle.call(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
 }
 
-std::tuple<Tensor, Tensor, Tensor> call_packed_backward(const Tensor& dy, const Tensor& qkv,
-                                                        const OptionalTensor& rel_row, const OptionalTensor& rel_col,
-                                                        const Tensor& y, const Tensor& top, const Tensor& sum,
-                                                        int64_t kernel_size, int64_t heads, bool zero_border) {
-  static auto handle = op<decltype(packed_backward_cpu)>("sasa_bench::fused_packed_attention_backward");
-  return handle.call(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+SavedLayer call_layer_saving(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row,
+                             const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads, bool zero_border) {
+  static auto handle = op<decltype(layer_saving_cpu)>("sasa_bench::fused_attention_layer_forward");
+  return handle.call(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
+}
+
+LayerGradients call_layer_backward(const Tensor& dy, const Tensor& x, const Tensor& w, const OptionalTensor& rel_row,
+                                   const OptionalTensor& rel_col, const Tensor& qkv, const Tensor& y, const Tensor& top,
+                                   const Tensor& sum, int64_t kernel_size, int64_t heads, bool zero_border) {
+  static auto handle = op<decltype(layer_backward_cpu)>("sasa_bench::fused_attention_layer_backward");
+  return handle.call(dy, x, w, rel_row, rel_col, qkv, y, top, sum, kernel_size, heads, zero_border);
 }
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
@@ -417,39 +573,40 @@ struct NoDoubleBackward : torch::autograd::Function<NoDoubleBackward> {
   }
 };
 
-struct PackedFunction : torch::autograd::Function<PackedFunction> {
-  static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& qkv, const OptionalTensor& rel_row,
-                               const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads, bool zero_border) {
+struct LayerFunction : torch::autograd::Function<LayerFunction> {
+  static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& x, const Tensor& w,
+                               const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
+                               int64_t heads, bool zero_border) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [y, top, sum] = call_packed(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
-    ctx->save_for_backward({qkv, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), y, top, sum});
+    auto [y, qkv, top, sum] = call_layer_saving(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
+    ctx->save_for_backward({x, w, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), qkv, y, top, sum});
     ctx->saved_data["kernel_size"] = kernel_size;
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["zero_border"] = zero_border;
-    ctx->mark_non_differentiable({top, sum});
-    return {y, top, sum};
+    ctx->mark_non_differentiable({qkv, top, sum});
+    return {y, qkv, top, sum};
   }
 
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     auto s = ctx->get_saved_variables();
-    auto [dqkv, drow, dcol] =
-        call_packed_backward(grads[0], s[0], optional(s[1]), optional(s[2]), s[3], s[4], s[5],
-                             ctx->saved_data["kernel_size"].toInt(), ctx->saved_data["heads"].toInt(),
-                             ctx->saved_data["zero_border"].toBool());
-    const bool relative = s[1].defined();
-    return {dqkv, relative ? drow : Tensor(), relative ? dcol : Tensor(), Tensor(), Tensor(), Tensor()};
+    auto [dx, dw, drow, dcol] =
+        call_layer_backward(grads[0], s[0], s[1], optional(s[2]), optional(s[3]), s[4], s[5], s[6], s[7],
+                            ctx->saved_data["kernel_size"].toInt(), ctx->saved_data["heads"].toInt(),
+                            ctx->saved_data["zero_border"].toBool());
+    const bool relative = s[2].defined();
+    return {dx, dw, relative ? drow : Tensor(), relative ? dcol : Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
-struct NoDoublePackedBackward : torch::autograd::Function<NoDoublePackedBackward> {
-  static variable_list forward(torch::autograd::AutogradContext*, const Tensor& dy, const Tensor& qkv,
-                               const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& y,
-                               const Tensor& top, const Tensor& sum, int64_t kernel_size, int64_t heads,
-                               bool zero_border) {
+struct NoDoubleLayerBackward : torch::autograd::Function<NoDoubleLayerBackward> {
+  static variable_list forward(torch::autograd::AutogradContext*, const Tensor& dy, const Tensor& x, const Tensor& w,
+                               const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& qkv,
+                               const Tensor& y, const Tensor& top, const Tensor& sum, int64_t kernel_size,
+                               int64_t heads, bool zero_border) {
     at::AutoDispatchBelowADInplaceOrView below;
-    auto [dqkv, drow, dcol] =
-        call_packed_backward(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
-    return {dqkv, drow, dcol};
+    auto [dx, dw, drow, dcol] =
+        call_layer_backward(dy, x, w, rel_row, rel_col, qkv, y, top, sum, kernel_size, heads, zero_border);
+    return {dx, dw, drow, dcol};
   }
   static variable_list backward(torch::autograd::AutogradContext*, variable_list) { return NoDoubleBackward::refuse(); }
 };
@@ -490,27 +647,34 @@ Gradients backward_autograd(const Tensor& dy, const Tensor& q, const Tensor& k, 
   return call_backward(dy, q, k, v, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
 }
 
-Saved packed_autograd(const Tensor& qkv, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
+Tensor layer_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row, const OptionalTensor& rel_col,
                       int64_t kernel_size, int64_t heads, bool zero_border) {
-  if (differentiable({qkv, rel_row, rel_col})) {
-    auto out = PackedFunction::apply(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
-    return {out[0], out[1], out[2]};
-  }
+  if (differentiable({x, w, rel_row, rel_col}))
+    return LayerFunction::apply(x, w, rel_row, rel_col, kernel_size, heads, zero_border)[0];
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_packed(qkv, rel_row, rel_col, kernel_size, heads, zero_border);
+  return call_layer(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
 }
 
-std::tuple<Tensor, Tensor, Tensor> packed_backward_autograd(const Tensor& dy, const Tensor& qkv,
-                                                            const OptionalTensor& rel_row,
-                                                            const OptionalTensor& rel_col, const Tensor& y,
-                                                            const Tensor& top, const Tensor& sum, int64_t kernel_size,
-                                                            int64_t heads, bool zero_border) {
-  if (differentiable({dy, qkv, rel_row, rel_col, y, top, sum})) {
-    auto g = NoDoublePackedBackward::apply(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
-    return {g[0], g[1], g[2]};
+SavedLayer layer_saving_autograd(const Tensor& x, const Tensor& w, const OptionalTensor& rel_row,
+                                 const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads, bool zero_border) {
+  if (differentiable({x, w, rel_row, rel_col})) {
+    auto out = LayerFunction::apply(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
+    return {out[0], out[1], out[2], out[3]};
   }
   at::AutoDispatchBelowADInplaceOrView below;
-  return call_packed_backward(dy, qkv, rel_row, rel_col, y, top, sum, kernel_size, heads, zero_border);
+  return call_layer_saving(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
+}
+
+LayerGradients layer_backward_autograd(const Tensor& dy, const Tensor& x, const Tensor& w,
+                                       const OptionalTensor& rel_row, const OptionalTensor& rel_col, const Tensor& qkv,
+                                       const Tensor& y, const Tensor& top, const Tensor& sum, int64_t kernel_size,
+                                       int64_t heads, bool zero_border) {
+  if (differentiable({dy, x, w, rel_row, rel_col, qkv, y, top, sum})) {
+    auto g = NoDoubleLayerBackward::apply(dy, x, w, rel_row, rel_col, qkv, y, top, sum, kernel_size, heads, zero_border);
+    return {g[0], g[1], g[2], g[3]};
+  }
+  at::AutoDispatchBelowADInplaceOrView below;
+  return call_layer_backward(dy, x, w, rel_row, rel_col, qkv, y, top, sum, kernel_size, heads, zero_border);
 }
 
 }  // namespace
@@ -531,34 +695,42 @@ TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
       "Tensor drel_row, Tensor drel_col)",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "fused_packed_attention(Tensor qkv, Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, "
-      "bool zero_border) -> (Tensor y, Tensor top, Tensor sum)",
+      "fused_attention_layer(Tensor x, Tensor w_qkv, Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, "
+      "bool zero_border) -> Tensor",
       {at::Tag::pt2_compliant_tag});
   m.def(
-      "fused_packed_attention_backward(Tensor dy, Tensor qkv, Tensor? rel_row, Tensor? rel_col, Tensor y, Tensor top, "
-      "Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dqkv, Tensor drel_row, Tensor drel_col)",
+      "fused_attention_layer_forward(Tensor x, Tensor w_qkv, Tensor? rel_row, Tensor? rel_col, int kernel_size, "
+      "int heads, bool zero_border) -> (Tensor y, Tensor qkv, Tensor top, Tensor sum)",
+      {at::Tag::pt2_compliant_tag});
+  m.def(
+      "fused_attention_layer_backward(Tensor dy, Tensor x, Tensor w_qkv, Tensor? rel_row, Tensor? rel_col, Tensor qkv, "
+      "Tensor y, Tensor top, Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dx, Tensor dw_qkv, "
+      "Tensor drel_row, Tensor drel_col)",
       {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, CPU, m) {
-  m.impl("fused_packed_attention", &packed_cpu);
-  m.impl("fused_packed_attention_backward", &packed_backward_cpu);
+  m.impl("fused_attention_layer", &layer_cpu);
+  m.impl("fused_attention_layer_forward", &layer_saving_cpu);
+  m.impl("fused_attention_layer_backward", &layer_backward_cpu);
   m.impl("fused_local_attention", &attention_cpu);
   m.impl("fused_local_attention_forward", &attention_saving_cpu);
   m.impl("fused_local_attention_backward", &backward_cpu);
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, Meta, m) {
-  m.impl("fused_packed_attention", &packed_meta);
-  m.impl("fused_packed_attention_backward", &packed_backward_meta);
+  m.impl("fused_attention_layer", &layer_meta);
+  m.impl("fused_attention_layer_forward", &layer_saving_meta);
+  m.impl("fused_attention_layer_backward", &layer_backward_meta);
   m.impl("fused_local_attention", &attention_meta);
   m.impl("fused_local_attention_forward", &attention_saving_meta);
   m.impl("fused_local_attention_backward", &backward_meta);
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, Autograd, m) {
-  m.impl("fused_packed_attention", &packed_autograd);
-  m.impl("fused_packed_attention_backward", &packed_backward_autograd);
+  m.impl("fused_attention_layer", &layer_autograd);
+  m.impl("fused_attention_layer_forward", &layer_saving_autograd);
+  m.impl("fused_attention_layer_backward", &layer_backward_autograd);
   m.impl("fused_local_attention", &attention_autograd);
   m.impl("fused_local_attention_forward", &attention_saving_autograd);
   m.impl("fused_local_attention_backward", &backward_autograd);

@@ -364,6 +364,18 @@ inline void separate(const Planes& t, const Problem& p, int64_t first, int64_t c
     separate_as<float>(t, p, first, channels, from, count, in, scale);
 }
 
+// Where the group of planes from `first` on begins in an interleaved tensor.
+SASA_INLINE V* interleaved(const Planes& t, const Problem& p, int64_t first) {
+  return reinterpret_cast<V*>(static_cast<float*>(t.data) + (first / p.heads) * t.image +
+                              (first % p.heads) / LANES * t.group);
+}
+
+// count pixels of d vectors, ts apart -> out[pixel][channel], os apart, times scale.
+SASA_INLINE void copy_pixels(const V* t, int64_t ts, V* out, int64_t os, int64_t count, int64_t d, float scale = 1.0f) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < d; ++c) out[i * os + c] = t[i * ts + c] * scale;
+}
+
 // ---------------------------------------------------------------------------------------------------------------
 // Working memory
 
@@ -425,7 +437,14 @@ inline Arena& arena() {
   return a;
 }
 
-inline int64_t ring_rows(const Problem& p) { return std::min<int64_t>(p.height, p.kernel + ROWS - 1); }
+// Rows projected at once: enough pixels for an efficient product, few enough to stay in cache.
+inline int64_t projected_rows(const Problem& p) { return std::max<int64_t>(ROWS, (384 + p.width - 1) / p.width); }
+
+// Keys and values slide through a ring of so many rows, unless they are interleaved in memory already.
+inline int64_t ring_rows(const Problem& p) {
+  if (p.k.pixel && p.k.data) return 0;
+  return std::min<int64_t>(p.height, p.kernel + ROWS - 1 + (p.project ? projected_rows(p) : 0));
+}
 inline int64_t logit_keys(const Problem& p) {
   return std::max<int64_t>(CHUNK, std::min<int64_t>(p.kernel, p.width));
 }
@@ -435,12 +454,27 @@ struct Task {
   const Problem& p;
   int64_t first;  // plane in lane 0
   int64_t d, dr, dc, W, H, K, r;
+  int64_t ks;  // vectors from key to key
   V *rel_row = nullptr, *rel_col = nullptr;  // [K][dr], [K][dc]
   V *row_logit, *col_logit;                  // [ROWS][K]: of the block at hand
 
   Task(const Problem& p_, int64_t group)
       : p(p_), first(group * LANES), d(p_.channels), dr(p_.channels / 2), dc(p_.channels - p_.channels / 2),
-        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2) {}
+        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2), ks(p_.k.pixel ? p_.k.pixel / LANES : p_.channels) {}
+
+  // Rows of keys, values or a gradient of them: those of an interleaved tensor, or else a ring.
+  Rows rows(const Planes& t, Arena& a) const {
+    if (t.pixel) return {interleaved(t, p, first), H, W * ks};
+    const int64_t slots = ring_rows(p);
+    return {a.take(slots * W * d), slots, W * d};
+  }
+
+  // Rows of interleaved queries, keys and values side by side, as a projection writes them.
+  Rows projected(Arena& a) const {
+    if (p.q.data) return {interleaved(p.q, p, first), H, W * ks};
+    const int64_t slots = ring_rows(p);
+    return {a.take(slots * W * ks), slots, W * ks};
+  }
 
   static int64_t vectors(const Problem& p) { return p.kernel * p.channels + 2 * ROWS * p.kernel; }
 
@@ -466,6 +500,14 @@ struct Task {
       fill(p.rel_row, rel_row, dr);
       fill(p.rel_col, rel_col, dc);
     }
+  }
+
+  // Queries of nq rows from y0 on, times log2(e) -> out[query][channel].
+  void load_queries(int64_t y0, int nq, V* out) const {
+    if (p.q.pixel)
+      copy_pixels(interleaved(p.q, p, first) + y0 * W * ks, ks, out, d, nq * W, d, LOG2E);
+    else
+      interleave(p.q, p, first, d, y0 * W, nq * W, out, LOG2E);
   }
 
   // Row and column logits of the nq queries at q.
@@ -502,7 +544,7 @@ struct Task {
 // Forward
 
 struct Forward {
-  Rows k, v;
+  Rows qkv, k, v;  // qkv: where k and v are part of what a projection writes
   V* q;       // [ROWS][W][d]: queries times log2(e), replaced by the outputs
   V *top, *sum;  // [ROWS][W]: of the softmax
   V* logits;  // [ROWS][keys]
@@ -511,12 +553,20 @@ struct Forward {
 
   static int64_t vectors(const Problem& p) {
     int64_t row = p.width * p.channels;
-    return Task::vectors(p) + 2 * ring_rows(p) * row + ROWS * (row + 2 * p.width + logit_keys(p) + p.channels);
+    return Task::vectors(p) + (p.project ? 3 : 2) * ring_rows(p) * row +
+           ROWS * (row + 2 * p.width + logit_keys(p) + p.channels);
   }
-  void setup(const Problem& p, Arena& a) {
-    int64_t row = p.width * p.channels, slots = ring_rows(p);
-    k = {a.take(slots * row), slots, row};
-    v = {a.take(slots * row), slots, row};
+  void setup(const Task& t, Arena& a) {
+    const Problem& p = t.p;
+    const int64_t row = p.width * p.channels;
+    if (p.project) {
+      qkv = k = v = t.projected(a);
+      k.base += p.channels;
+      v.base += 2 * p.channels;
+    } else {
+      k = t.rows(p.k, a);
+      v = t.rows(p.v, a);
+    }
     keys = logit_keys(p);
     q = a.take(ROWS * row);
     top = a.take(ROWS * p.width);
@@ -579,7 +629,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
     }
     for (int64_t ky = ca; ky < cb; ++ky) {
       const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
-      const V* b = f.k(ky) + xa * d;
+      const V* b = f.k(ky) + xa * t.ks;
       with_count(hi - lo, [&](auto na) SASA_ALWAYS_INLINE {
         constexpr int NA = decltype(na)::value;
         V row[NA], top[NA];
@@ -594,7 +644,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
           qp[i] = q[lo + i];
         });
         dot<D, NA>(
-            qp, b, d, n, d,
+            qp, b, t.ks, n, d,
             [&](auto i, int64_t j) SASA_ALWAYS_INLINE { return row[i] + cl[i][j]; },
             [&](auto i, int64_t j, V s) SASA_ALWAYS_INLINE {
               wp[i][j] = s;
@@ -629,7 +679,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
       });
       for (int64_t ky = ca; ky < cb; ++ky) {
         const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
-        weighted<NC>(acc, lo, hi, w, (ky - ca) * n, f.v(ky) + xa * d + c0, d, n);
+        weighted<NC>(acc, lo, hi, w, (ky - ca) * n, f.v(ky) + xa * t.ks + c0, t.ks, n);
       }
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
@@ -654,19 +704,32 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
   Task t(p, group);
   t.setup(a);
   Forward f;
-  f.setup(p, a);
+  f.setup(t, a);
   int64_t loaded = std::max<int64_t>(0, from - t.r);
   for (int64_t y0 = from; y0 < to; y0 += ROWS) {
     const int nq = int(std::min<int64_t>(ROWS, to - y0));
     const int64_t need = std::min(t.H, y0 + nq + t.r);
-    f.k.runs(loaded, need, [&](int64_t y, int64_t count, V* out) {
-      interleave(p.k, p, t.first, t.d, y * t.W, count * t.W, out);
-    });
-    f.v.runs(loaded, need, [&](int64_t y, int64_t count, V* out) {
-      interleave(p.v, p, t.first, t.d, y * t.W, count * t.W, out);
-    });
-    loaded = std::max(loaded, need);
-    interleave(p.q, p, t.first, t.d, y0 * t.W, nq * t.W, f.q, LOG2E);
+    if (p.project && need > loaded) {
+      const int64_t until = std::min(t.H, std::max(need, loaded + projected_rows(p)));
+      f.qkv.runs(loaded, until, [&](int64_t y, int64_t count, V* out) {
+        p.project(p.context, group, y, y + count, reinterpret_cast<float*>(out), t.ks * LANES);
+      });
+      loaded = until;
+    } else if (!p.k.pixel) {
+      f.k.runs(loaded, need, [&](int64_t y, int64_t count, V* out) {
+        interleave(p.k, p, t.first, t.d, y * t.W, count * t.W, out);
+      });
+      f.v.runs(loaded, need, [&](int64_t y, int64_t count, V* out) {
+        interleave(p.v, p, t.first, t.d, y * t.W, count * t.W, out);
+      });
+      loaded = std::max(loaded, need);
+    }
+    if (p.project)
+      f.qkv.runs(y0, y0 + nq, [&](int64_t y, int64_t count, V* from) {
+        copy_pixels(from, t.ks, f.q + (y - y0) * t.W * t.d, t.d, count * t.W, t.d, LOG2E);
+      });
+    else
+      t.load_queries(y0, nq, f.q);
     for (int64_t x = 0; x < t.W; ++x) forward_pixel<D>(t, f, y0, nq, x);
     separate(p.y, p, t.first, t.d, y0 * t.W, nq * t.W, f.q);
     if (p.top.data) {
@@ -697,9 +760,13 @@ struct Backward {
     return Task::vectors(p) + 4 * ring_rows(p) * row + 2 * ROWS * (row + p.width + logit_keys(p) + p.kernel) +
            ROWS * p.channels;
   }
-  void setup(const Problem& p, Arena& a) {
-    int64_t row = p.width * p.channels, slots = ring_rows(p);
-    for (Rows* ring : {&k, &v, &dk, &dv}) *ring = {a.take(slots * row), slots, row};
+  void setup(const Task& t, Arena& a) {
+    const Problem& p = t.p;
+    const int64_t row = p.width * p.channels;
+    k = t.rows(p.k, a);
+    v = t.rows(p.v, a);
+    dk = t.rows(p.dk, a);
+    dv = t.rows(p.dv, a);
     keys = logit_keys(p);
     q = a.take(ROWS * row);
     dy = a.take(ROWS * row);
@@ -774,11 +841,11 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
           cs[i_] = f.col_sum + i * K + b0;
         });
         dot<D, NA>(
-            qp, f.k(ky) + xa * d, d, n, d,
+            qp, f.k(ky) + xa * t.ks, t.ks, n, d,
             [&](auto i, int64_t j) SASA_ALWAYS_INLINE { return row[i] + cl[i][j]; },
             [&](auto i, int64_t j, V s) SASA_ALWAYS_INLINE { Pp[i][j] = exp2v(s - top[i]); });
         dot<D, NA>(
-            gp, f.v(ky) + xa * d, d, n, d,
+            gp, f.v(ky) + xa * t.ks, t.ks, n, d,
             [&](auto, int64_t) SASA_ALWAYS_INLINE { return V{}; },
             [&](auto i, int64_t j, V s) SASA_ALWAYS_INLINE {
               s = (s - delta[i]) * Pp[i][j];
@@ -790,8 +857,8 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
           f.row_sum[(lo + i) * K + ky - (y0 + lo + i) + r] += total[i];
         });
         if (scatter) {
-          outer<D, NA>(Sp, qp, f.dk(ky) + xa * d, d, n, d);
-          outer<D, NA>(Pp, gp, f.dv(ky) + xa * d, d, n, d);
+          outer<D, NA>(Sp, qp, f.dk(ky) + xa * t.ks, t.ks, n, d);
+          outer<D, NA>(Pp, gp, f.dv(ky) + xa * t.ks, t.ks, n, d);
         }
       });
     }
@@ -805,7 +872,7 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
       });
       for (int64_t ky = ca; ky < cb; ++ky) {
         const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
-        weighted<NC>(acc, lo, hi, dS, (ky - ca) * n, f.k(ky) + xa * d + c0, d, n);
+        weighted<NC>(acc, lo, hi, dS, (ky - ca) * n, f.k(ky) + xa * t.ks + c0, t.ks, n);
       }
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
@@ -853,7 +920,7 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
   Task t(p, group);
   t.setup(a);
   Backward f;
-  f.setup(p, a);
+  f.setup(t, a);
   const int64_t d = t.d, W = t.W;
   const int64_t begin = std::max<int64_t>(0, from - t.r) / ROWS * ROWS, end = std::min(t.H, to + t.r);
   int64_t loaded = std::max<int64_t>(0, from - t.r), flushed = from;
@@ -867,6 +934,11 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       if (ka >= kb) continue;
     }
     auto flush = [&](int64_t until) {
+      if (p.dk.pixel) {
+        if (until > flushed) copy_pixels(f.dk(flushed), t.ks, f.dk(flushed), t.ks, (until - flushed) * W, d, LN2);
+        flushed = std::max(flushed, until);
+        return;
+      }
       f.dk.runs(flushed, until, [&](int64_t y, int64_t count, V* in) {
         separate(p.dk, p, t.first, d, y * W, count * W, in, LN2);
       });
@@ -876,14 +948,20 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       flushed = std::max(flushed, until);
     };
     flush(std::min(ka, to));
-    f.k.runs(loaded, kb, [&](int64_t y, int64_t count, V* out) {
-      interleave(p.k, p, t.first, d, y * W, count * W, out);
-      std::memset(static_cast<void*>(f.dk(y)), 0, size_t(count * W * d) * sizeof(V));
-    });
-    f.v.runs(loaded, kb, [&](int64_t y, int64_t count, V* out) {
-      interleave(p.v, p, t.first, d, y * W, count * W, out);
-      std::memset(static_cast<void*>(f.dv(y)), 0, size_t(count * W * d) * sizeof(V));
-    });
+    if (p.k.pixel) {
+      for (int64_t y = std::max(loaded, from); y < std::min(kb, to); ++y)
+        for (int64_t x = 0; x < W; ++x)
+          for (V* g : {f.dk(y), f.dv(y)}) std::memset(static_cast<void*>(g + x * t.ks), 0, size_t(d) * sizeof(V));
+    } else {
+      f.k.runs(loaded, kb, [&](int64_t y, int64_t count, V* out) {
+        interleave(p.k, p, t.first, d, y * W, count * W, out);
+        std::memset(static_cast<void*>(f.dk(y)), 0, size_t(count * W * d) * sizeof(V));
+      });
+      f.v.runs(loaded, kb, [&](int64_t y, int64_t count, V* out) {
+        interleave(p.v, p, t.first, d, y * W, count * W, out);
+        std::memset(static_cast<void*>(f.dv(y)), 0, size_t(count * W * d) * sizeof(V));
+      });
+    }
     loaded = std::max(loaded, kb);
 
     interleave(p.y, p, t.first, d, y0 * W, nq * W, f.q);
@@ -898,7 +976,7 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       }
       f.delta[i] = s;
     }
-    interleave(p.q, p, t.first, d, y0 * W, nq * W, f.q, LOG2E);
+    t.load_queries(y0, nq, f.q);
     if (own && p.relative) {
       V* part = static_cast<V*>(p.drel_parts) + (group * ((t.H + ROWS - 1) / ROWS) + y0 / ROWS) * t.K * d;
       std::memset(static_cast<void*>(part), 0, size_t(t.K * d) * sizeof(V));
@@ -906,7 +984,10 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       f.drel_col = part + t.K * t.dr;
     }
     for (int64_t x = 0; x < W; ++x) backward_pixel<D>(t, f, y0, nq, x, ka, kb, own, from, to);
-    if (own) separate(p.dq, p, t.first, d, y0 * W, nq * W, f.q);
+    if (own && p.dq.pixel)
+      copy_pixels(f.q, d, interleaved(p.dq, p, t.first) + y0 * W * t.ks, t.ks, nq * W, d);
+    else if (own)
+      separate(p.dq, p, t.first, d, y0 * W, nq * W, f.q);
     if (y0 + ROWS >= end) flush(to);
   }
   a.release_large();
