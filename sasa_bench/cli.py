@@ -659,7 +659,12 @@ def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None)
 
 @cli.command()
 def doctor() -> None:
-    """Show what this machine can run, and what would unlock the rest."""
+    """Show what this machine can run, and what would unlock the rest.
+
+    Processor, GPU and what NVML says of it, compiler, libraries; then each implementation with what it lacks, its
+    native builds, and the tunables that were measured here and are kept in SASA_BENCH_CACHE. Compiles and measures
+    nothing.
+    """
     from sasa_bench.doctor import lines
 
     for line in lines():
