@@ -16,6 +16,7 @@ from pathlib import Path
 
 import factory
 import pytest
+from fake_nvml import FakeNvml
 
 from sasa_bench.cli import main
 from sasa_bench.impls import names
@@ -251,6 +252,19 @@ def test_make_bench_gpu_ends_where_the_command_does(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
     assert log.read_text() == "run\n"
     assert not (tmp_path / "a.jsonl").exists()
+
+
+def test_without_nvml_a_gpu_run_says_what_is_absent_and_goes_on(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sasa_bench import nvml, nvrtc
+
+    monkeypatch.setattr(nvrtc, "no_device", lambda: None)  # in this process, not in the worker
+    monkeypatch.setattr(nvml, "_pynvml", lambda: FakeNvml(unsupported={"nvmlInit"}))
+    ran = sasa_bench("run", suite, "--device", "cuda", "--energy", "--out", tmp_path / "a.jsonl", *QUICK)
+    assert ran.returncode == 0
+    assert "throttled samples stay in: NVML tells nothing" in ran.stderr
+    assert len(read([tmp_path / "a.jsonl"]).rows) == 6
 
 
 def test_energy_is_read_on_a_gpu_only(suite: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,19 @@ def test_the_worker_times_cuda_by_this_module_and_the_cpu_by_the_wall_clock(monk
     matrix = torch.ones(64, 64)
     rows = worker._sample("cpu", {"a": lambda: matrix @ matrix}, Settings(budget_s=0.01), lambda name: None, 0)
     assert set(rows["a"]) == {"samples_s", "inner_count"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_real_gpu_a_copy_that_fits_into_the_cache_is_slower_when_cold() -> None:
+    device = gpu.current()
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    source = torch.ones(cache // 8, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    row = gpu.sample(device, {"copy": lambda: target.copy_(source)}, Settings(energy_s=2.0))["copy"]
+    assert 0 < statistics.median(row["samples_s"]) < statistics.median(row["cold_samples_s"])
+    if device.watch is not None and device.watch.energy_j() is not None:
+        assert row["extra"]["energy_j"] > 0
 
 
 def test_cold_times_stand_in_columns_of_their_own(tmp_path: Path) -> None:
