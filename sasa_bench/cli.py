@@ -18,6 +18,8 @@ from sasa_bench.record import Results, read
 from sasa_bench.suite import Suite, load
 
 ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
+ENERGY_S = 2.0
+"""Seconds of calls whose energy is read with --energy."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -92,6 +94,7 @@ FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_ty
     is_flag=True,
     help="Run as an array job on Slurm; words such as partition=gpu gres=gpu:1 time=2:00:00 array=100%8 go to sbatch.",
 )
+@click.option("--energy", is_flag=True, help="On CUDA, also read the joules of a call; two seconds more for each row.")
 @click.option("--keep-models", type=click.Path(file_okay=False, path_type=Path), help="Keep exported models here.")
 def run(
     suites: tuple[Path, ...],
@@ -104,10 +107,12 @@ def run(
     timeout_s: float,
     shard: tuple[int, int] | None,
     slurm: bool,
+    energy: bool,
     keep_models: Path | None,
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench import machine as machines
+    from sasa_bench import nvml
     from sasa_bench.measurement import Settings
     from sasa_bench.record import Writer
     from sasa_bench.runner import Workers, describe, execute, open_results, plan
@@ -121,7 +126,10 @@ def run(
     suites = tuple(path for path in suites if path not in wishes)
     loaded = [load(path, _overrides(pairs, device)) for path in suites]
     _distinct(loaded)
-    if not slurm and any(case.device == "cuda" for suite in loaded for case in suite.cases):
+    on_gpu = any(case.device == "cuda" for suite in loaded for case in suite.cases)
+    if energy and (slurm or not on_gpu):
+        raise click.UsageError("--energy reads a counter of the GPU at hand: give --device cuda, without --slurm")
+    if on_gpu and not slurm:
         _require_cuda()
     part = "-{}of{}".format(*shard) if shard else ""
     path = out or Path("reports") / f"{loaded[0].name}-{datetime.now():%Y%m%d-%H%M%S}{part}.jsonl"
@@ -133,9 +141,12 @@ def run(
     known = open_results(path, resume, machine)
     for warning in known.warnings if known else ():
         click.echo(f"sasa-bench: {warning}", err=True)
+    if on_gpu and (reason := nvml.absent()):
+        _say("", [f"clocks and power are not recorded, and throttled samples stay in: {reason}"])
     specs = list(impls) or list(dict.fromkeys(impl for suite in loaded for impl in suite.impls))
     counts: dict[str, int] = {}
     started = time.monotonic()
+    settings = Settings(budget_s=budget_s, energy_s=ENERGY_S if energy else 0.0)
     environment = {machines.KEEP_MODELS: str(keep_models.resolve())} if keep_models else {}
     with Workers(timeout_s, environment) as workers:
         infos = describe(workers, specs)
@@ -146,7 +157,7 @@ def run(
         try:
             with Writer(path) as writer, _progress() as bar:
                 task = bar.add_task("", total=total, completed=work.done)
-                for rows in execute(work, workers, writer, machine, known, Settings(budget_s=budget_s)):
+                for rows in execute(work, workers, writer, machine, known, settings):
                     for row in rows:
                         counts[row.status] = counts.get(row.status, 0) + 1
                     last = rows[0]
@@ -230,14 +241,10 @@ def _distinct(suites: Sequence[Suite]) -> None:
 
 
 def _require_cuda() -> None:
-    import torch
+    from sasa_bench.nvrtc import no_device
 
-    if not torch.cuda.is_available():
-        build = "a build without CUDA" if torch.version.cuda is None else f"built for CUDA {torch.version.cuda}"
-        raise click.UsageError(
-            f"--device cuda needs an NVIDIA GPU with its driver and a CUDA build of torch; torch {torch.__version__} "
-            f"({build}) finds no device here. Use --device cpu, or see `sasa-bench doctor`"
-        )
+    if reason := no_device():
+        raise click.UsageError(f"--device cuda: {reason.rstrip('.')}, or use --device cpu")
 
 
 def _progress() -> Progress:
@@ -657,7 +664,12 @@ def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None)
 
 @cli.command()
 def doctor() -> None:
-    """Show what this machine can run, and what would unlock the rest."""
+    """Show what this machine can run, and what would unlock the rest.
+
+    Processor, GPU and what NVML says of it, compiler, libraries; then each implementation with what it lacks, its
+    native builds, and the tunables that were measured here and are kept in SASA_BENCH_CACHE. Compiles and measures
+    nothing.
+    """
     from sasa_bench.doctor import lines
 
     for line in lines():

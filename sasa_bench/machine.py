@@ -7,13 +7,15 @@ import json
 import os
 import platform
 import subprocess
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import cpuinfo
 import psutil
+
+from sasa_bench import nvml
 
 WORKER_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "300000",
@@ -28,14 +30,21 @@ so that page faults are not timed."""
 KEEP_MODELS = "SASA_BENCH_KEEP_MODELS"
 """Environment variable of a worker: the folder where models that were exported are kept; without it, none are."""
 
-LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "natten", "timm")
+LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "nvidia-ml-py", "natten", "timm")
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "sve")
 HARDWARE = ("cpu", "cores", "isa", "gpu")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """cores: CPUs this process may use; memory_bytes: of the machine, to the GiB; commit: revision of sasa-bench."""
+    """Hardware, software and revision.
+
+    cores         CPUs this process may use
+    memory_bytes  of the machine, to the GiB
+    commit        revision of sasa-bench
+    gpu_limits    nvml.Gpu.limits: power limit and highest clocks
+    gpu_state     nvml.Gpu.state when the machine was looked at, or {"absent": why NVML could not be read}
+    """
 
     cpu: str
     cores: int
@@ -49,6 +58,8 @@ class Machine:
     environment: dict[str, str]
     commit: str
     dirty: bool
+    gpu_limits: dict[str, float] = field(default_factory=dict)
+    gpu_state: dict[str, Any] = field(default_factory=dict)
 
     @property
     def hardware_id(self) -> str:
@@ -60,8 +71,12 @@ class Machine:
 
     @property
     def id(self) -> str:
-        """Names hardware, software and revision together."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+        """Names hardware, software, revision and the GPU's limits together."""
+        values = self.to_dict()
+        del values["gpu_state"]  # it changes from minute to minute
+        if not self.gpu_limits:  # as in files from before there were any
+            del values["gpu_limits"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def revision(self) -> str:
@@ -83,6 +98,14 @@ def detect() -> Machine:
     info = cpuinfo.get_cpu_info()
     flags = set(info.get("flags", ()))
     gpu, driver = _gpu()
+    limits: dict[str, float] = {}
+    state: dict[str, Any] = {}
+    if gpu:
+        try:
+            found = nvml.find()
+            gpu, driver, limits, state = found.name or gpu, found.driver, found.limits(), found.state()
+        except nvml.NvmlAbsentError as error:
+            state = {"absent": str(error)}
     commit, dirty = _revision(Path(__file__).parent)
     return Machine(
         cpu=info.get("brand_raw") or platform.processor() or platform.machine(),
@@ -97,6 +120,8 @@ def detect() -> Machine:
         environment=WORKER_ENVIRONMENT,
         commit=commit,
         dirty=dirty,
+        gpu_limits=limits,
+        gpu_state=state,
     )
 
 

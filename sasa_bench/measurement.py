@@ -60,6 +60,8 @@ class Settings:
     budget_s     time for the samples of one implementation of one case
     least, most  samples
     precision    stop when half the 95 % interval of the median is within this share of the median
+    most_discarded  samples thrown away before an implementation is given up, if they are half of all or more
+    energy_s     on CUDA, time of the block of calls whose energy is read; 0 reads none
     """
 
     warmup_s: float = 0.05
@@ -68,18 +70,28 @@ class Settings:
     least: int = 7
     most: int = 101
     precision: float = 0.02
+    most_discarded: int = 20
+    energy_s: float = 0.0
 
 
 @dataclass
 class Samples:
-    """Seconds per call, one value a round; `inner_count` calls make one value."""
+    """Seconds per call, one value a round; `inner_count` calls make one value. `discarded` counts those not kept."""
 
     inner_count: int
     seconds: list[float] = field(default_factory=list)
     spent_s: float = 0.0
+    discarded: int = 0
+
+    def hopeless(self, settings: Settings) -> bool:
+        """Whether at least half of the samples were thrown away, and as many as the settings or the budget allow."""
+        over = self.discarded >= 3 and self.spent_s >= 4 * settings.budget_s
+        return self.discarded >= max(1, len(self.seconds)) and (over or self.discarded >= settings.most_discarded)
 
     def enough(self, settings: Settings) -> bool:
-        """Narrow enough, or out of budget. Calls that outlast the budget many times get three samples."""
+        """Narrow enough, out of budget or hopeless. Calls that outlast the budget many times get three samples."""
+        if self.hopeless(settings):
+            return True
         count = len(self.seconds)
         if count >= settings.most or (count >= 3 and self.spent_s >= 4 * settings.budget_s):
             return True
@@ -113,16 +125,20 @@ def interleave(
     settings: Settings,
     before_sample: Callable[[str], None] = lambda name: None,
     seed: int = 0,
+    counts: Mapping[str, int] | None = None,
+    keep: Callable[[], bool] = lambda: True,
 ) -> dict[str, Samples]:
     """Sample every step in rounds, each round in a random order, until each has enough.
 
-    Drift of the machine so hits all steps alike. `before_sample` is told which step is about to run.
+    Drift of the machine so hits all steps alike. `before_sample` is told which step is about to run. `counts` are the
+    calls of a sample by name, for steps that are warm; else they are found by `calibrate`. `keep` is asked after each
+    sample whether it counts.
     """
     shuffle = random.Random(seed).shuffle
     samples = {}
     for name, step in steps.items():
         before_sample(name)
-        samples[name] = Samples(calibrate(timer, step, settings))
+        samples[name] = Samples(counts[name] if counts else calibrate(timer, step, settings))
     running = list(steps)
     while running:
         shuffle(running)
@@ -131,7 +147,10 @@ def interleave(
             sample = samples[name]
             seconds = timer(steps[name], sample.inner_count)
             sample.spent_s += seconds
-            sample.seconds.append(seconds / sample.inner_count)
+            if keep():
+                sample.seconds.append(seconds / sample.inner_count)
+            else:
+                sample.discarded += 1
         running = [name for name in running if not samples[name].enough(settings)]
     return samples
 

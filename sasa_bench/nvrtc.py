@@ -29,17 +29,27 @@ Argument = torch.Tensor | int | None
 Candidate = TypeVar("Candidate")
 
 
-def missing() -> str | None:
-    """What keeps CUDA kernels from running on this machine and what would unlock them; None if nothing."""
-    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
-        return f"cuda-core is not installed, which compiles and launches the kernels: {EXTRA}."
+def no_device() -> str | None:
+    """Why torch cannot use a GPU on this machine and what would help; None if it can."""
     if torch.version.cuda is None:
         return (
             f"torch {torch.__version__} is a build without CUDA: install a CUDA build of torch on a machine "
             "with an NVIDIA GPU and its driver."
         )
     if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU: install the NVIDIA driver (nvidia-smi must list the device)."
+        return (
+            f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no NVIDIA GPU: install the NVIDIA "
+            "driver (nvidia-smi must list the device)."
+        )
+    return None
+
+
+def missing() -> str | None:
+    """What keeps CUDA kernels from running on this machine and what would unlock them; None if nothing."""
+    if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
+        return f"cuda-core is not installed, which compiles and launches the kernels: {EXTRA}."
+    if reason := no_device():
+        return reason
     try:
         nvrtc_version()
     except RuntimeError as error:
@@ -283,11 +293,15 @@ def runtime(device: torch.device) -> Runtime:
 
 
 def describe() -> list[str]:
-    """Lines for a person: what is missing or which devices there are, cached cubins, chosen tunables."""
+    """Lines for a person: what is missing, and `details`."""
+    reason = missing()
+    return [*([f"CUDA kernels cannot run: {reason}"] if reason else []), *details()]
+
+
+def details() -> list[str]:
+    """Lines for a person: which devices there are, cached cubins, chosen tunables."""
     lines = []
-    if reason := missing():
-        lines.append(f"CUDA kernels cannot run: {reason}")
-    else:
+    if missing() is None:
         for index in range(torch.cuda.device_count()):
             found = torch.cuda.get_device_properties(index)
             arch = f"sm_{found.major}{found.minor}"

@@ -18,6 +18,7 @@ from sasa_bench.check import gradient_of_output
 from sasa_bench.ops import leaves, random_tensors, step
 from sasa_bench.stages import Stages
 from sasa_bench.trace import flops_key
+from sasa_bench.trial import no_device
 
 CALLS = 5
 """Calls in a trace, after as many that warm up."""
@@ -42,9 +43,7 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
     Raises ProfileError where the implementation cannot do the case, UnknownImplError for an unknown one.
     """
     found = registry.get(impl)
-    reason = found.supports(case) or found.missing()
-    if case.device == "cuda" and not torch.cuda.is_available():
-        reason = reason or f"no CUDA device: torch {torch.__version__} finds none on this machine"
+    reason = found.supports(case) or no_device(case) or found.missing()
     if reason:
         raise ProfileError(f"{found.name} cannot run {case.describe()}: {reason}")
     if case.threads:

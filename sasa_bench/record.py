@@ -28,7 +28,8 @@ class Record:
     """One case x implementation.
 
     samples_s holds seconds per call, one value for each round, each the mean of `inner_count` calls. A row that is not
-    ok has a reason and no samples. max_abs_err and err_budget belong to the output nearest to (or furthest over) its
+    ok has a reason and no samples. cold_samples_s, where there are any, are seconds of single calls that found none of
+    their data in the GPU's L2 cache. max_abs_err and err_budget belong to the output nearest to (or furthest over) its
     budget. `extra` holds figures that only some implementations have, by column name.
     """
 
@@ -40,6 +41,7 @@ class Record:
     reason: str = ""
     samples_s: tuple[float, ...] = ()
     inner_count: int = 0
+    cold_samples_s: tuple[float, ...] = ()
     flops: int | None = None
     params: int | None = None
     min_bytes: int | None = None
@@ -58,14 +60,22 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored."""
-        return {"kind": "row"} | asdict(self) | {"samples_s": list(self.samples_s)}
+        return (
+            {"kind": "row"}
+            | asdict(self)
+            | {
+                "samples_s": list(self.samples_s),
+                "cold_samples_s": list(self.cold_samples_s),
+            }
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
         """The inverse of to_dict."""
         known = {f.name for f in fields(cls)}
         plain = {name: value for name, value in values.items() if name in known}
-        return cls(**plain | {"case": from_dict(values["case"]), "samples_s": tuple(values["samples_s"])})
+        samples = {name: tuple(values.get(name, ())) for name in ("samples_s", "cold_samples_s")}
+        return cls(**plain | samples | {"case": from_dict(values["case"])})
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sasa_bench.record import COLUMNS, Results, ResultsError, read
 
 FORMATS = ("text", "markdown", "csv", "parquet")
 BASELINE = "conv3x3"
+COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
 _FLOATS = ("time_median_s", "time_p20_s", "time_p80_s", "max_abs_err", "err_budget", "flops_per_s")
 _COUNTS = ("sample_count", "flops", "params", "min_bytes", "peak_memory_bytes")
 
@@ -32,7 +33,8 @@ def load(*paths: str | Path) -> pd.DataFrame:
 def frame(results: Results) -> pd.DataFrame:
     """The tidy table of `results`.
 
-    time_median_s, time_p20_s, time_p80_s: quantiles over rounds of the seconds per call.
+    time_median_s, time_p20_s, time_p80_s: quantiles over rounds of the seconds per call, caches warm.
+    time_cold_s, time_cold_p20_s, time_cold_p80_s: the same of cold calls; only where rows have them.
     flops_per_s: flops / time_median_s.
     roofline_fraction: least time by the measured peak and bandwidth of the machine / time_median_s.
     time_vs_conv3x3: time_median_s / that of conv3x3 for the same case, suite and machine.
@@ -58,6 +60,8 @@ def frame(results: Results) -> pd.DataFrame:
             if roof and record.flops and record.min_bytes:
                 least = max(record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s)
                 row["roofline_fraction"] = least / middle
+        if record.cold_samples_s:
+            row |= dict(zip(COLD, np.quantile(record.cold_samples_s, (0.5, 0.2, 0.8)), strict=True))
         row |= {
             "sample_count": len(record.samples_s),
             "flops": record.flops,
@@ -72,7 +76,8 @@ def frame(results: Results) -> pd.DataFrame:
             "started_at": record.started_at,
         }
         rows.append(row | record.extra)
-    extras = list(dict.fromkeys(name for record in results.rows for name in record.extra))
+    extras = list(COLD) if any(record.cold_samples_s for record in results.rows) else []
+    extras += dict.fromkeys(name for record in results.rows for name in record.extra)
     table = pd.DataFrame(rows, columns=[*COLUMNS, *extras])
     for name in _FLOATS:
         table[name] = table[name].astype("float64")

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
-from sasa_bench import impls
+from sasa_bench import impls, nvrtc
 from sasa_bench.case import Case
 from sasa_bench.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
 from sasa_bench.flops import FORMULAS, cost
@@ -41,7 +39,7 @@ def prepare(
         computed = impl.computes(case)
         if impl.op.name in FORMULAS:
             row |= asdict(cost(impl.op.name, computed))
-        reason = impl.supports(case) or _no_device(case) or impl.missing()
+        reason = impl.supports(case) or no_device(case) or impl.missing()
         if reason:
             return Trial(row | {"status": "skipped", "reason": reason}, None)
         if not judge:
@@ -87,10 +85,10 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _no_device(case: Case) -> str | None:
-    if case.device == "cuda" and not torch.cuda.is_available():
-        return f"no CUDA device: torch {torch.__version__} finds none on this machine"
-    return None
+def no_device(case: Case) -> str | None:
+    """None, or why torch cannot use the device of a case on this machine and what would help."""
+    reason = nvrtc.no_device() if case.device == "cuda" else None
+    return f"no CUDA device: {reason}" if reason else None
 
 
 def _finite(value: float) -> float | None:

@@ -21,10 +21,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from sasa_bench.case import Case, UserError, from_dict
 from sasa_bench.machine import WORKER_ENVIRONMENT
+
+if TYPE_CHECKING:
+    from sasa_bench.measurement import Settings, Step
 
 STAGES = ("start", "build", "check", "memory", "time")
 BUILD_TIMEOUT_S = 900.0
@@ -208,7 +211,7 @@ def main(events_fd: int) -> None:
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
-    from sasa_bench.measurement import Settings, Step, interleave, peak_memory, timer_for
+    from sasa_bench.measurement import Settings, peak_memory
     from sasa_bench.trial import Oracles, first_line, prepare
 
     case, settings = request.case, Settings(**request.settings)
@@ -238,14 +241,28 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
                 announce(name, "memory")
                 step()
                 rows[name]["peak_memory_bytes"], rows[name]["memory_source"] = peak_memory(step, case.device)
-            samples = interleave(timer_for(case.device), steps, settings, announce, request.seed)
+            found = _sample(case.device, steps, settings, announce, request.seed)
         except Exception as error:
             del steps[at]
             yield at, rows.pop(at) | {"status": "error", "reason": first_line(error)}
             continue
         for name, row in rows.items():
-            yield name, row | {"samples_s": samples[name].seconds, "inner_count": samples[name].inner_count}
+            yield name, row | found[name] | {"extra": row["extra"] | found[name].get("extra", {})}
         return
+
+
+def _sample(
+    device: str, steps: Mapping[str, Step], settings: Settings, announce: Callable[[str], None], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Record fields of each step, by name."""
+    from sasa_bench.measurement import interleave, timer_for
+
+    if device == "cuda":
+        from sasa_bench import gpu
+
+        return gpu.sample(gpu.current(), steps, settings, announce, seed)
+    samples = interleave(timer_for(device), steps, settings, announce, seed)
+    return {name: {"samples_s": found.seconds, "inner_count": found.inner_count} for name, found in samples.items()}
 
 
 def _roof(device: str, dtype: str, threads: int) -> list[float]:
@@ -257,7 +274,7 @@ def _roof(device: str, dtype: str, threads: int) -> list[float]:
     return list(roof(device, dtype))
 
 
-def _describe(impls: list[str] | None = None) -> list[dict[str, Any]]:
+def _describe(impls: list[str] | None = None, details: bool = False) -> list[dict[str, Any]]:
     from sasa_bench import impls as registry
 
     found = []
@@ -269,7 +286,15 @@ def _describe(impls: list[str] | None = None) -> list[dict[str, Any]]:
             "summary": impl.summary,
             "index": registry.index(impl.name),
         }
-        found.append(info | {"missing": impl.missing()})
+        try:
+            info["missing"] = impl.missing()
+        except Exception as error:
+            info["missing"] = str(error)
+        try:
+            info["details"] = impl.details() if details else []
+        except Exception as error:
+            info["details"] = [f"no details: {error}"]
+        found.append(info)
     return found
 
 

@@ -18,6 +18,7 @@ ORDER = (
     "flops",
     "suite",
     "intervals",
+    "nvml",
     "machine",
     "record",
     "shard",
@@ -29,6 +30,7 @@ ORDER = (
     "accuracy",
     "check",
     "measurement",
+    "gpu",
     "trial",
     "turns",
     "stages",
@@ -56,7 +58,19 @@ ORDER = (
     "cli",
 )
 READERS = ("table", "paper", "plot", "chart", "findings", "page", "report", "compare", "index", "profile_page")
-WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "shard", "trace", "slurm", *READERS)
+WITHOUT_TORCH = (
+    "case",
+    "flops",
+    "suite",
+    "intervals",
+    "nvml",
+    "machine",
+    "record",
+    "shard",
+    "trace",
+    "slurm",
+    *READERS,
+)
 
 
 def imported_modules(path: Path) -> set[str]:

@@ -191,6 +191,26 @@ def test_a_trace_of_onnx_runtime_is_read_in_the_same_form(tmp_path: Path) -> Non
     assert "MatMul" in page
 
 
+@pytest.mark.parametrize(("name", "expected"), [("onnx", {"MatMul", "Softmax"}), ("onnx_conv3x3", {"Conv"})])
+def test_onnx_runtime_profiles_itself(name: str, expected: set[str], tmp_path: Path) -> None:
+    from sasa_bench import impls
+
+    if reason := impls.get(name).missing():
+        pytest.skip(reason)
+    summary = capture(name, SMALL, tmp_path)
+    found = read(tmp_path, summary)
+    operators = trace.operators(found)
+    assert expected <= {operator.name for operator in operators}
+    assert not any(operator.name.startswith("aten::") for operator in operators)
+    assert all(operator.count == int(operator.count) for operator in operators), "calls that warm up are in the trace"
+    runs = [span for span in trace.walk(found.spans) if span.name == "model_run"]
+    assert len(runs) == summary["calls"]
+    inside = sum(operator.self_s for operator in operators) * summary["calls"]
+    assert 0 < inside <= sum(run.length_us for run in runs) * 1e-6
+    page = save(tmp_path, SMALL, [summary]).read_text()
+    assert all(operator in page for operator in expected)
+
+
 def test_an_implementation_may_write_its_own_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 

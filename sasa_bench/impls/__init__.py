@@ -39,6 +39,10 @@ def _nothing_missing() -> str | None:
     return None
 
 
+def _no_details() -> list[str]:
+    return []
+
+
 def _itself(case: Case) -> Case:
     return case
 
@@ -58,6 +62,7 @@ class Impl:
     computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
     attend    for local attention: case -> the core as a function of tensors, for use inside models
     layer     for local attention: case -> projections and core as one function, where that is faster
+    details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
     """
 
@@ -70,6 +75,7 @@ class Impl:
     computes: Callable[[Case], Case] = _itself
     attend: Callable[[Case], Attend] | None = None
     layer: Callable[[Case], Layer] | None = None
+    details: Callable[[], list[str]] = _no_details
     quick: bool = True
 
 
@@ -81,6 +87,7 @@ def local_attention(
     layer: Callable[[Case], Layer] | None = None,
     supports: Callable[[Case], str | None] = _everything,
     missing: Callable[[], str | None] = _nothing_missing,
+    details: Callable[[], list[str]] = _no_details,
 ) -> Impl:
     """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 
@@ -111,6 +118,7 @@ def local_attention(
         missing=missing,
         attend=attend,
         layer=layer,
+        details=details,
     )
     return impl
 

@@ -7,6 +7,7 @@ their parameters as tensors in every call.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
@@ -48,22 +49,44 @@ take the cores from whatever runs next in the process: with five sessions taking
 class Session:
     """A loaded model with its inputs bound to the memory of torch tensors; a call runs it and returns y [B, C, H, W].
 
-    y is the same memory in every call. `figures` are the row's own columns, see `export` and `load`.
+    y is the same memory in every call. `figures` are the row's own columns, see `export` and `load`. `profiled` loads
+    the model once more, with the runtime's profiler on, which writes to a file that begins with its argument.
     """
 
-    def __init__(self, session: onnxruntime.InferenceSession, inputs: Tensors, y: Tensor, figures: dict[str, Any]):
-        self.session, self.inputs, self.y, self.figures = session, inputs, y, figures
-        self.binding = session.io_binding()
+    def __init__(
+        self,
+        session: onnxruntime.InferenceSession,
+        inputs: Tensors,
+        y: Tensor,
+        figures: dict[str, Any],
+        profiled: Callable[[str], onnxruntime.InferenceSession],
+    ):
+        self.session, self.inputs, self.y, self.figures, self.profiled = session, inputs, y, figures, profiled
+        self.binding = self._bind(session)
+
+    def _bind(self, session: onnxruntime.InferenceSession) -> onnxruntime.IOBinding:
+        binding = session.io_binding()
         kinds = element_types()
-        for name, tensor in inputs.items():
-            self.binding.bind_input(
-                name, tensor.device.type, 0, kinds[tensor.dtype], tuple(tensor.shape), tensor.data_ptr()
-            )
-        self.binding.bind_output("y", y.device.type, 0, kinds[y.dtype], tuple(y.shape), y.data_ptr())
+        for name, tensor in (*self.inputs.items(), ("y", self.y)):
+            bind = binding.bind_output if tensor is self.y else binding.bind_input
+            bind(name, tensor.device.type, 0, kinds[tensor.dtype], tuple(tensor.shape), tensor.data_ptr())
+        return binding
 
     def __call__(self) -> Tensor:
         self.session.run_with_iobinding(self.binding)
         return self.y
+
+    def chrome_trace(self, path: Path, calls: int) -> None:
+        """Write the runtime's own profile of `calls` calls, after as many that warm up; see profile.capture."""
+        with tempfile.TemporaryDirectory() as scratch:
+            session = self.profiled(f"{scratch}/profile")
+            binding = self._bind(session)
+            for _ in range(2 * calls):
+                session.run_with_iobinding(binding)
+            events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        starts = sorted(event["ts"] for event in events if event.get("name") == "model_run")
+        kept = [event for event in events if event["ts"] >= starts[-calls]]
+        path.write_text(json.dumps({"traceEvents": kept, "displayTimeUnit": "ms"}), encoding="utf-8")
 
 
 class _Module(nn.Module):
@@ -269,19 +292,29 @@ def load(
         path.write_bytes(content)
     provider = PROVIDERS[case.device]
     started = time.perf_counter()
+
+    def start(options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        if library:
+            options.register_custom_ops_library(library)
+        return onnxruntime.InferenceSession(content, options, providers=[_provider(case)])
+
+    def profiled(prefix: str) -> onnxruntime.InferenceSession:
+        options = session_options(case)
+        options.enable_profiling = True
+        options.profile_file_prefix = prefix
+        return start(options)
+
     with tempfile.TemporaryDirectory() as scratch:
         optimised = Path(scratch) / "optimised.onnx"
         options = session_options(case)
-        if library:
-            options.register_custom_ops_library(library)
         options.optimized_model_filepath = str(optimised)
-        session = onnxruntime.InferenceSession(content, options, providers=[_provider(case)])
+        session = start(options)
         figures["session_s"] = time.perf_counter() - started
         figures["optimised_node_count"] = node_count(onnx.load(optimised, load_external_data=False).graph)
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"ONNX Runtime fell back from {provider} to {session.get_providers()[0]}")
     inputs = {key: tensors[key] for key in IMAGES if key in tensors}
-    return Session(session, inputs, torch.empty_like(next(iter(inputs.values()))), figures)
+    return Session(session, inputs, torch.empty_like(next(iter(inputs.values()))), figures, profiled)
 
 
 def session_options(case: Case) -> onnxruntime.SessionOptions:

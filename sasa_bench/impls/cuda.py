@@ -494,4 +494,5 @@ IMPL = attention_impl(
     attend,
     supports=_supports,
     missing=missing,
+    details=nvrtc.details,
 )

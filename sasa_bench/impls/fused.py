@@ -243,6 +243,18 @@ def _supports(case: Case) -> str | None:
     return None
 
 
+def details() -> list[str]:
+    """A line for each build: whether this processor runs it, whether it is compiled, which one is used."""
+    chosen, lines = chosen_isa(), []
+    for isa, (_, needed) in ISAS.items():
+        if lacking := sorted(needed - _cpu_flags()):
+            state = f"not on this processor, which lacks {', '.join(lacking)}"
+        else:
+            state = "compiled" if _is_built("operators") and _is_built(isa) else "compiled at first use"
+        lines.append(f"build {isa}: {state}{', in use' if isa == chosen else ''}")
+    return lines
+
+
 IMPL = local_attention(
     "fused",
     "one native CPU kernel, compiled here at first use; no tensor with K x K entries",
@@ -250,4 +262,5 @@ IMPL = local_attention(
     layer=layer,
     supports=_supports,
     missing=missing,
+    details=details,
 )

@@ -1,7 +1,7 @@
 """What the compiled kernels cost, read from their machine code: registers, spills, shared memory, loads.
 
 python tests/cuda/machine_code.py          compiles the shipped specialisations and rewrites resources.csv
-python tests/cuda/machine_code.py --all    compiles every candidate of the search and lists those that spill
+python tests/cuda/machine_code.py --all    the same for every candidate of the search, in candidates.csv; resumes
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from sasa_bench.impls import cuda
 from sasa_bench.impls.cuda import Function, Tunables
 
 TABLE = Path(__file__).parent / "resources.csv"
+EVERY_CANDIDATE = Path(__file__).parent / "candidates.csv"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 INSTRUCTION = r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)"
 KERNELS = ("forward", "backward_queries", "backward_keys")
@@ -176,11 +177,7 @@ def cost(kernel: str, function: Function, side: int, tunables: Tunables, arch: s
     fused = sum(count * n for name, n in loop.items() if (count := FUSED.get(name.split(".")[0])))
     spills = len(re.findall(r"\s(?:STL|LDL)[.\s]", listing))
     return {
-        "arch": arch,
-        "kernel": kernel,
-        "function": str(function),
-        "image": f"{side}x{side}",
-        **{name: str(value) for name, value in vars(tunables).items()},
+        **identity(kernel, function, side, tunables, arch),
         "threads": str(tunables.threads),
         "registers": str(registers),
         "shared_bytes": str(shared),
@@ -196,15 +193,21 @@ def cost(kernel: str, function: Function, side: int, tunables: Tunables, arch: s
     }
 
 
-def read_table() -> list[dict[str, str]]:
+def identity(kernel: str, function: Function, side: int, tunables: Tunables, arch: str) -> dict[str, str]:
+    """The columns that say which specialisation a row is of."""
+    plan = {name: str(value) for name, value in vars(tunables).items()}
+    return {"arch": arch, "kernel": kernel, "function": str(function), "image": f"{side}x{side}", **plan}
+
+
+def read_table(path: Path = TABLE) -> list[dict[str, str]]:
     """The committed rows."""
-    with open(TABLE, newline="") as file:
+    with open(path, newline="") as file:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def write_table(rows: list[dict[str, str]]) -> None:
+def write_table(rows: list[dict[str, str]], path: Path = TABLE) -> None:
     """Writes the rows, below the version of the compiler that they hold for."""
-    with open(TABLE, "w", newline="") as file:
+    with open(path, "w", newline="") as file:
         file.write(f"# NVRTC {nvrtc.nvrtc_version()}; rewritten by tests/cuda/machine_code.py\n")
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -213,16 +216,20 @@ def write_table(rows: list[dict[str, str]]) -> None:
 
 def main() -> None:
     every_candidate = "--all" in sys.argv
-    chosen = list(specialisations(every_candidate))
-    made = []
+    path = EVERY_CANDIDATE if every_candidate else TABLE
+    chosen = [(*item, arch) for item in specialisations(every_candidate) for arch in ARCHITECTURES]
+    known = {}
+    if every_candidate and path.exists() and f"NVRTC {nvrtc.nvrtc_version()};" in path.read_text():
+        known = {tuple(row[name] for name in identity(*chosen[0])): row for row in read_table(path)}
     for number, item in enumerate(chosen):
-        rows = [cost(*item, arch) for arch in ARCHITECTURES]
-        made += rows
-        print(f"{number + 1}/{len(chosen)} {item[0]} {item[1]}", file=sys.stderr, flush=True)
+        key = tuple(identity(*item).values())
+        if key in known:
+            continue
+        known[key] = cost(*item)
+        print(f"{number + 1}/{len(chosen)} {item[0]} {item[1]} {item[4]}", file=sys.stderr, flush=True)
         if every_candidate:
-            print(*(f"{row}\n" for row in rows if row["spill_instructions"] != "0"), end="", flush=True)
-    if not every_candidate:
-        write_table(made)
+            write_table([known[k] for i in chosen if (k := tuple(identity(*i).values())) in known], path)
+    write_table([known[tuple(identity(*item).values())] for item in chosen], path)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def test_everything_that_needs_a_driver_through_the_fake(tmp_path):
 
 def test_missing_says_what_would_unlock_it(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "install a CUDA build of torch" in nvrtc.missing()
+    assert "install a CUDA build of torch" in nvrtc.missing() == nvrtc.no_device()
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "NVIDIA driver" in cuda.missing()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import machine_code
 import pytest
 from machine_code import ARCHITECTURES, TABLE
@@ -35,6 +37,27 @@ def test_machine_code_costs_what_the_table_says(specialisation, arch):
 
 def test_the_table_holds_nothing_else():
     assert len(machine_code.read_table()) == len(SPECIALISATIONS) * len(ARCHITECTURES)
+
+
+def test_the_table_of_candidates_holds_every_one_and_agrees_with_the_shipped():
+    rows = machine_code.read_table(machine_code.EVERY_CANDIDATE)
+    every = [
+        machine_code.identity(*item, arch)
+        for item in machine_code.specialisations(every_candidate=True)
+        for arch in ARCHITECTURES
+    ]
+    assert [{name: row[name] for name in every[0]} for row in rows] == every
+    assert TABLE.read_text().splitlines()[0] == machine_code.EVERY_CANDIDATE.read_text().splitlines()[0]
+    assert [row for row in rows if row in machine_code.read_table()] == machine_code.read_table()
+
+
+def test_candidates_drawn_at_random_cost_what_their_table_says():
+    rows = machine_code.read_table(machine_code.EVERY_CANDIDATE)
+    if f"NVRTC {nvrtc.nvrtc_version()};" not in machine_code.EVERY_CANDIDATE.read_text():
+        pytest.skip(f"the table holds for another NVRTC than {nvrtc.nvrtc_version()}")
+    for item in random.sample(list(machine_code.specialisations(every_candidate=True)), 3):
+        arch = random.choice(ARCHITECTURES)
+        assert machine_code.cost(*item, arch) in rows
 
 
 def test_the_hot_loop_is_found_across_a_branch():
