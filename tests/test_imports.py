@@ -19,12 +19,14 @@ ORDER = (
     "suite",
     "intervals",
     "machine",
+    "benchmark_json",
     "record",
     "shard",
     "trace",
     "ops",
     "nvrtc",
     "impls",
+    "starter",
     "attention",
     "accuracy",
     "check",
@@ -36,7 +38,10 @@ ORDER = (
     "worker",
     "runner",
     "slurm",
+    "exports",
     "table",
+    "library",
+    "pytest_plugin",
     "paper",
     "plot",
     "chart",
@@ -55,8 +60,33 @@ ORDER = (
     "aa",
     "cli",
 )
-READERS = ("table", "paper", "plot", "chart", "findings", "page", "report", "compare", "index", "profile_page")
-WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "shard", "trace", "slurm", *READERS)
+READERS = (
+    "exports",
+    "table",
+    "paper",
+    "plot",
+    "chart",
+    "findings",
+    "page",
+    "report",
+    "compare",
+    "index",
+    "profile_page",
+)
+WITHOUT_TORCH = (
+    "case",
+    "flops",
+    "suite",
+    "intervals",
+    "machine",
+    "benchmark_json",
+    "record",
+    "shard",
+    "trace",
+    "slurm",
+    "pytest_plugin",
+    *READERS,
+)
 
 
 def imported_modules(path: Path) -> set[str]:
