@@ -77,7 +77,7 @@ def _spec(impl: object) -> str:
 
 
 def _suites(cases: Measurable | Iterable[Measurable], impls: Sequence[str]) -> list[Suite]:
-    given = [cases] if isinstance(cases, Case | Suite | str | Path) else list(cases)
+    given = list(cases) if isinstance(cases, Iterable) and not isinstance(cases, str) else [cases]
     bare = [item for item in given if isinstance(item, Case)]
     suites = []
     for item in given:

@@ -85,7 +85,7 @@ class SuiteTest(pytest.Function):
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
         """Where the test comes from: the suite file."""
-        return self.path, None, self.name
+        return self.path, 0, self.name
 
 
 def _test(suite: Suite, case: Case, spec: str, oracles: Oracles) -> Callable[[Any], None]:
