@@ -36,10 +36,12 @@ FIXTURE_PLUGINS = ("benchmark", "codspeed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add --impl."""
-    parser.getgroup("sasa-bench").addoption(
-        "--impl", action="append", metavar="NAME|FILE.py", help="Measure suites with this implementation; repeatable."
-    )
+    """Add --impl, unless another folder of suites did so."""
+    group = parser.getgroup("sasa-bench")
+    if not any("--impl" in option.names() for option in group.options):
+        group.addoption(
+            "--impl", action="append", metavar="NAME|FILE.py", help="Measure suites with this instead; repeatable."
+        )
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
@@ -58,7 +60,19 @@ def _is_suite(path: Path) -> bool:
 
 
 class SuiteFile(pytest.File):
-    """A suite file: its tests are its cases, each with every implementation."""
+    """A suite file: its tests are its cases, each with every implementation.
+
+    `oracles` holds what is expected of `case`, the one that was run last.
+    """
+
+    case: Case | None = None
+    oracles: Oracles
+
+    def oracles_of(self, case: Case) -> Oracles:
+        """What is expected of a case so far; that of any other is forgotten."""
+        if case != self.case:
+            self.case, self.oracles = case, {}
+        return self.oracles
 
     def collect(self) -> Iterator[SuiteTest]:
         """The tests of the file, those of one case beside each other."""
@@ -71,12 +85,11 @@ class SuiteFile(pytest.File):
             suite = load(self.path)
         except UserError as error:
             raise self.CollectError(str(error)) from None
-        oracles: Oracles = {}
         for case in suite.cases:
             swept = "-".join(f"{axis}:{getattr(case, axis)}" for axis in suite.axes) or "one"
             for impl in self.config.getoption("impl", None) or suite.impls:
                 name = Path(impl).stem if impl.endswith(".py") else impl
-                test = _test(suite, case, impl, oracles)
+                test = _test(self, suite, case, impl)
                 yield SuiteTest.from_parent(self, name=f"{name}[{swept}]", callobj=test)
 
 
@@ -88,7 +101,7 @@ class SuiteTest(pytest.Function):
         return self.path, 0, self.name
 
 
-def _test(suite: Suite, case: Case, spec: str, oracles: Oracles) -> Callable[[Any], None]:
+def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any], None]:
     def measured(benchmark: Any) -> None:
         from sasa_bench import impls
         from sasa_bench.benchmark_json import extra_info
@@ -99,17 +112,14 @@ def _test(suite: Suite, case: Case, spec: str, oracles: Oracles) -> Callable[[An
 
         resolved = case if case.threads else case.with_(threads=available_cores())
         impl = impls.get(spec)
-        for key in [key for key in oracles if key[1] != impl.computes(resolved)]:
-            del oracles[key]
         with _threads(resolved.threads):
-            trial = prepare(spec, resolved, random.SystemRandom().randrange(1 << 31), lambda stage: None, oracles)
+            seed = random.SystemRandom().randrange(1 << 31)
+            trial = prepare(spec, resolved, seed, lambda stage: None, file.oracles_of(resolved))
+            reason = f"{trial.row['status']}: {trial.row['reason']}"
+            if trial.row["status"] == "skipped":
+                pytest.skip(reason)
             if trial.step is None:
-                end = pytest.skip if trial.row["status"] == "skipped" else pytest.fail
-                end(
-                    f"{trial.row['status']}: {trial.row['reason']}",
-                    **({} if end is pytest.skip else {"pytrace": False}),
-                )
-            assert trial.step is not None
+                pytest.fail(reason, pytrace=False)
             peak, source = peak_memory(trial.step, resolved.device)
             if hasattr(benchmark, "extra_info"):
                 machine = _machine()

@@ -126,7 +126,8 @@ def test_a_later_run_is_compared_with_a_saved_one_and_k_selects(
 
 
 def test_another_implementation_is_measured_in_place_of_those_of_the_suite(folder: Path) -> None:
-    ran = run_pytest(folder, "suites/mine.toml", "--collect-only", "-q", "--impl", "forward.py", "--impl", "blocked")
+    chosen = ("--impl", "forward.py", "--impl", "blocked")
+    ran = run_pytest(folder, "suites/mine.toml", "--collect-only", "-q", *chosen)
     assert ran.stdout.split("\n\n")[0].splitlines() == [
         f"suites/mine.toml::{name}[mode:{mode}]" for mode in ("forward", "training") for name in ("forward", "blocked")
     ]
@@ -148,6 +149,15 @@ def test_a_suite_that_cannot_be_collected_says_why(
     ran = run_pytest(tmp_path, "-p", "sasa_bench.pytest_plugin", *arguments, "-p", "no:cacheprovider")
     assert ran.returncode == 2
     assert words in ran.stdout
+
+
+def test_two_folders_of_suites_go_together(folder: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for file in ("conftest.py", "mine.toml"):
+            (tmp_path / name / file).write_text((folder / "suites" / file).read_text())
+    ran = run_pytest(tmp_path, "one", "two", "--collect-only", "-q", "-p", "no:cacheprovider", "--impl", "unfold")
+    assert "4 tests collected" in ran.stdout
 
 
 def test_suites_are_left_alone_where_nobody_asked(tmp_path: Path) -> None:
