@@ -10,7 +10,7 @@ GATE ?=
 REFERENCE ?= reports/reference/cpu.jsonl
 RESULTS ?= reports/bench-$(STAMP).jsonl
 
-.PHONY: setup bench bench-gpu report reference reference-pages tensorboard gate test test-slurm lint clean
+.PHONY: setup bench bench-gpu report reference reference-pages tensorboard api gate test test-slurm lint clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +46,9 @@ reference-pages: setup
 tensorboard: setup
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[tensorboard]'
 	$(BIN)/tensorboard --logdir $(lastword $(sort $(wildcard reports/profile-*)))/traces
+
+api: setup
+	$(BIN)/python docs/api.py docs/api.html
 
 test: setup
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -72,6 +72,19 @@ def _shard(context: click.Context, parameter: click.Parameter, text: str | None)
     return int(number), int(count)
 
 
+@cli.command()
+@click.argument("path", metavar="FILE.py", type=click.Path(path_type=Path))
+def new(path: Path) -> None:
+    """Write a commented file to start a kernel of your own from; it runs as it is."""
+    from sasa_bench.starter import write
+
+    write(path)
+    out = path.with_suffix(".jsonl").name
+    click.echo(f"{path}: measure it with")
+    click.echo(f"  sasa-bench run suites/smoke.toml --impl {path} --impl unfold --out {out}")
+    click.echo(f"  sasa-bench table {out}")
+
+
 SUITES = click.argument("suites", nargs=-1, required=True, type=click.Path(path_type=Path))
 CASE = click.option("-c", "pairs", multiple=True, metavar="FIELD=VALUE[,VALUE]", help="Hold or sweep an axis.")
 FILES = click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
@@ -300,16 +313,22 @@ def _say(what: str, sentences: Sequence[str], most: int = 20) -> None:
 
 @cli.command()
 @FILES
-@click.option("--format", "form", default="text", help="text, markdown, csv or parquet.")
+@click.option(
+    "--format", "form", default="text", help="text, markdown, csv, parquet, github-action-benchmark or bencher."
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
 def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
     """Print results as a tidy table; csv and parquet hold every column in base units."""
+    from sasa_bench.exports import EXPORTS
     from sasa_bench.table import frame, render
 
     results = read(files)
     for warning in results.warnings:
         click.echo(f"sasa-bench: {warning}", err=True)
     content = render(frame(results), form)
+    timeless = sum(not row.samples_s for row in results.rows)
+    if form in EXPORTS and timeless:
+        click.echo(f"sasa-bench: {timeless} rows have no time and were left out", err=True)
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_bytes(content)

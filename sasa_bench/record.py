@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from sasa_bench import benchmark_json
 from sasa_bench.case import AXES, Case, UserError, from_dict
 from sasa_bench.machine import Machine
 
@@ -162,6 +163,8 @@ class Results:
 def read(paths: Sequence[Path]) -> Results:
     """Everything in these files. A truncated last line is left out with a warning.
 
+    A file that pytest-benchmark wrote of suites is read as well.
+
     Raises ResultsError for a file that is missing or not a results file.
     """
     results = Results()
@@ -177,6 +180,10 @@ def _read_into(results: Results, path: Path) -> None:
         raise ResultsError(f"{path}: no such results file; `sasa-bench run` writes one") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ResultsError(f"{path} cannot be read as a results file: {error}") from None
+    document = benchmark_json.parse(text)
+    if document is not None:
+        _read_benchmarks(results, path, document)
+        return
     lines = text.splitlines()
     seen_any = False
     for number, line in enumerate(lines, 1):
@@ -196,6 +203,27 @@ def _read_into(results: Results, path: Path) -> None:
             ) from None
     if not seen_any:
         raise ResultsError(f"{path} is empty: the run that wrote it stopped before its first line")
+
+
+def _read_benchmarks(results: Results, path: Path, document: dict[str, Any]) -> None:
+    before = len(results.rows)
+    try:
+        for line in benchmark_json.lines(document):
+            _take(results, line)
+    except KeyError as error:
+        hint = "it was saved without its samples" if error.args == ("data",) else f"it lacks {error}"
+        raise ResultsError(
+            f"{path} of pytest-benchmark cannot be used, {hint}: write it with --benchmark-json, or add "
+            "--benchmark-save-data"
+        ) from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{path} of pytest-benchmark cannot be used ({type(error).__name__}: {error})") from None
+    taken = len(results.rows) - before
+    others = len(document["benchmarks"]) - taken
+    if not taken:
+        raise ResultsError(f"{path} of pytest-benchmark holds no case of a suite: `pytest suites/` measures them")
+    if others:
+        results.warnings.append(f"{path}: {others} benchmarks that are no cases of a suite were left out")
 
 
 def _take(results: Results, line: dict[str, Any]) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from sasa_bench.case import AXES
-from sasa_bench.record import COLUMNS, Results, ResultsError, read
+from sasa_bench.case import AXES, CHOICES, Case
+from sasa_bench.exports import EXPORTS
+from sasa_bench.record import COLUMNS, STATUSES, Results, ResultsError, read
 
-FORMATS = ("text", "markdown", "csv", "parquet")
+FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
 BASELINE = "conv3x3"
 COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
 _FLOATS = ("time_median_s", "time_p20_s", "time_p80_s", "max_abs_err", "err_budget", "flops_per_s")
@@ -23,11 +24,40 @@ _COUNTS = ("sample_count", "flops", "params", "min_bytes", "peak_memory_bytes")
 
 
 def load(*paths: str | Path) -> pd.DataFrame:
-    """Results files as a table with typed columns, the ones of record.COLUMNS and those of single implementations.
+    """Results files as a table: a row for each case and implementation, times in seconds, memory in bytes.
 
-    Raises ResultsError for a file that is missing or not a results file.
+    The columns are those of `sasa-bench table --format csv`, and figures that only some implementations have. Words are
+    categories: `impl` in the order of the registry, axes such as `dtype` in that of their choices, `resolution` (a
+    word, "28" or "28x56") by pixels. Counts are Int64, times and errors float64, `started_at` a time in UTC. What a row
+    does not have, such as the time of one that is not "ok", is missing.
+
+    Files of `sasa-bench run` and of pytest-benchmark are read alike. Raises ResultsError for a file that is missing or
+    not a results file.
     """
-    return frame(read([Path(path) for path in paths]))
+    results = read([Path(path) for path in paths])
+    return _typed(frame(results), results)
+
+
+def _typed(table: pd.DataFrame, results: Results) -> pd.DataFrame:
+    order: dict[str, Sequence[str]] = {**CHOICES, "status": STATUSES}
+    order["impl"] = sorted(results.impls, key=lambda name: results.impls[name].index)
+    order["resolution"] = sorted(table["resolution"].unique(), key=_pixels)
+    for name in COLUMNS:
+        if name == "started_at":
+            table[name] = pd.to_datetime(table[name], utc=True, format="ISO8601", errors="coerce")
+        elif name != "reason" and not pd.api.types.is_numeric_dtype(table[name]):
+            found = table[name].dropna().unique()
+            known = [value for value in order.get(name, ()) if name in CHOICES or name == "status" or value in found]
+            categories = [*known, *(value for value in found if value not in known)]
+            table[name] = pd.Categorical(table[name], categories)
+    extras = [name for name in table.columns if name not in COLUMNS]
+    table[extras] = table[extras].convert_dtypes()
+    return table
+
+
+def _pixels(resolution: str) -> tuple[int, int]:
+    case = Case(resolution=resolution)
+    return case.height * case.width, case.height
 
 
 def frame(results: Results) -> pd.DataFrame:
@@ -104,8 +134,10 @@ def varying_axes(table: pd.DataFrame) -> list[str]:
 def render(table: pd.DataFrame, form: str) -> bytes:
     """The table as a file: csv and parquet hold every column in base units; text and markdown what a person reads.
 
-    Raises ResultsError for an unknown form.
+    The forms of exports.EXPORTS are for services that follow benchmarks. Raises ResultsError for an unknown form.
     """
+    if form in EXPORTS:
+        return EXPORTS[form](table).encode()
     if form == "csv":
         return table.to_csv(index=False).encode()
     if form == "parquet":

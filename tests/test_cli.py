@@ -19,7 +19,7 @@ import pytest
 from fake_nvml import FakeNvml
 
 from sasa_bench.cli import main
-from sasa_bench.impls import names
+from sasa_bench.impls import get, names
 from sasa_bench.record import read
 
 SUITE = """
@@ -179,7 +179,8 @@ def test_unlike_machines_are_not_put_in_one_report(tmp_path: Path) -> None:
         (["run"], ["SUITES"]),
         (["table", "{suite}"], ["mine.toml", "not a line of a results file"]),
         (["table", "nowhere.jsonl"], ["nowhere.jsonl"]),
-        (["table", "{results}", "--format", "xls"], ["xls", "parquet"]),
+        (["table", "{results}", "--format", "xls"], ["xls", "parquet", "bencher"]),
+        (["new", "{suite}"], ["mine.toml", ".py"]),
         (["report", "nowhere.jsonl"], ["nowhere.jsonl"]),
         (["dance"], ["dance"]),
     ],
@@ -331,6 +332,24 @@ def test_a_kernel_in_a_file_is_measured_beside_the_others(tmp_path: Path, suite:
     assert sasa_bench("run", suite, "--impl", mine, "--impl", "conv3x3", "--out", out, *QUICK).returncode == 0
     assert [(row.impl, row.status) for row in read([out]).rows][:2] == [("mine", "ok"), ("conv3x3", "ok")]
     assert json.loads(out.read_text().splitlines()[0])["kind"] == "machine"
+
+
+def test_new_writes_a_kernel_and_says_how_to_run_it(tmp_path: Path) -> None:
+    mine = tmp_path / "swift.py"
+    made = sasa_bench("new", mine)
+    assert made.returncode == 0
+    assert f"sasa-bench run suites/smoke.toml --impl {mine}" in made.stdout
+    assert get(str(mine)).name == "swift"
+    again = sasa_bench("new", mine)
+    assert (again.returncode, "there already" in again.stderr) == (1, True)
+
+
+def test_an_export_says_how_many_rows_have_no_time(tmp_path: Path) -> None:
+    rows = [*factory.sweep(), factory.failed("naive", "error", "boom")]
+    ran = sasa_bench("table", factory.results_file(tmp_path / "a.jsonl", rows), "--format", "bencher")
+    assert ran.returncode == 0
+    assert len(json.loads(ran.stdout)) == 12
+    assert "1 rows have no time" in ran.stderr
 
 
 def test_a_truncated_file_is_reported_and_read(tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
-from sasa_bench import impls, suite
+from sasa_bench import impls, starter, suite
 from sasa_bench.cli import cli
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +36,18 @@ def test_the_implementation_it_shows_is_an_implementation(tmp_path: Path) -> Non
     path = tmp_path / "my_kernel.py"
     path.write_text(text)
     assert impls.get(str(path)).name == "my_kernel"
+
+
+def test_the_script_it_shows_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (text,) = code_blocks("py")
+    monkeypatch.chdir(tmp_path)
+    starter.write(Path("my_kernel.py"))
+    exec(text, {})
+    *table, seconds = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:3] for line in table[1:]] == [["my_kernel", "ok"], ["conv3x3", "ok"]]
+    assert float(seconds) > 0
 
 
 def test_every_command_and_option_it_shows_exists() -> None:

@@ -1,0 +1,172 @@
+"""Suites as benchmarks of pytest: one test for each case and implementation of a suite file.
+
+Needs pytest-benchmark or pytest-codspeed, which give the fixture `benchmark`. It is off unless asked for: two lines in
+a conftest.py beside the suites turn it on,
+
+    from sasa_bench.pytest_plugin import pytest_addoption, pytest_collect_file
+    __all__ = ["pytest_addoption", "pytest_collect_file"]
+
+and so does `pytest -p sasa_bench.pytest_plugin FOLDER`. Everything runs in the process of pytest: a kernel that crashes
+ends it, and the allocator and OpenMP are set as the environment says.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from sasa_bench.case import Case
+    from sasa_bench.machine import Machine
+    from sasa_bench.suite import Suite
+    from sasa_bench.trial import Oracles
+
+FIXTURE_PLUGINS = ("benchmark", "codspeed")
+"""The plug-ins that give the fixture `benchmark`, as pytest knows them."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --impl, unless another folder of suites did so."""
+    group = parser.getgroup("sasa-bench")
+    if not any("--impl" in option.names() for option in group.options):
+        group.addoption(
+            "--impl", action="append", metavar="NAME|FILE.py", help="Measure suites with this instead; repeatable."
+        )
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
+    """A collector for a suite file; None for any other."""
+    if file_path.suffix == ".toml" and _is_suite(file_path):
+        return SuiteFile.from_parent(parent, path=file_path)
+    return None
+
+
+def _is_suite(path: Path) -> bool:
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return True  # a suite that does not parse should say so
+    return "impls" in data or "axes" in data
+
+
+class SuiteFile(pytest.File):
+    """A suite file: its tests are its cases, each with every implementation.
+
+    `oracles` holds what is expected of `case`, the one that was run last.
+    """
+
+    case: Case | None = None
+    oracles: Oracles
+
+    def oracles_of(self, case: Case) -> Oracles:
+        """What is expected of a case so far; that of any other is forgotten."""
+        if case != self.case:
+            self.case, self.oracles = case, {}
+        return self.oracles
+
+    def collect(self) -> Iterator[SuiteTest]:
+        """The tests of the file, those of one case beside each other."""
+        from sasa_bench.case import UserError
+        from sasa_bench.suite import load
+
+        if not any(self.config.pluginmanager.hasplugin(name) for name in FIXTURE_PLUGINS):
+            raise self.CollectError("suites need the fixture `benchmark`: pip install pytest-benchmark")
+        try:
+            suite = load(self.path)
+        except UserError as error:
+            raise self.CollectError(str(error)) from None
+        for case in suite.cases:
+            swept = "-".join(f"{axis}:{getattr(case, axis)}" for axis in suite.axes) or "one"
+            for impl in self.config.getoption("impl", None) or suite.impls:
+                name = Path(impl).stem if impl.endswith(".py") else impl
+                test = _test(self, suite, case, impl)
+                yield SuiteTest.from_parent(self, name=f"{name}[{swept}]", callobj=test)
+
+
+class SuiteTest(pytest.Function):
+    """One case and implementation."""
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where the test comes from: the suite file."""
+        return self.path, 0, self.name
+
+
+def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any], None]:
+    def measured(benchmark: Any) -> None:
+        from sasa_bench import impls
+        from sasa_bench.benchmark_json import extra_info
+        from sasa_bench.machine import available_cores
+        from sasa_bench.measurement import peak_memory
+        from sasa_bench.record import ImplInfo, Record
+        from sasa_bench.trial import prepare
+
+        resolved = case if case.threads else case.with_(threads=available_cores())
+        impl = impls.get(spec)
+        with _threads(resolved.threads):
+            seed = random.SystemRandom().randrange(1 << 31)
+            trial = prepare(spec, resolved, seed, lambda stage: None, file.oracles_of(resolved))
+            reason = f"{trial.row['status']}: {trial.row['reason']}"
+            if trial.row["status"] == "skipped":
+                pytest.skip(reason)
+            if trial.step is None:
+                pytest.fail(reason, pytrace=False)
+            peak, source = peak_memory(trial.step, resolved.device)
+            if hasattr(benchmark, "extra_info"):
+                machine = _machine()
+                row = Record(
+                    suite=suite.name,
+                    impl=impl.name,
+                    op=impl.op.name,
+                    case=resolved,
+                    started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+                    **trial.row | {"peak_memory_bytes": peak, "memory_source": source},
+                )
+                info = ImplInfo(impl.name, impl.op.name, impl.summary, impls.index(impl.name))
+                benchmark.extra_info.update(extra_info(row.to_dict(), asdict(info), machine))
+                benchmark.group = f"{suite.name}: {case.describe()}"
+            benchmark(_to_its_end(trial.step, resolved.device))
+
+    return measured
+
+
+def _to_its_end(step: Callable[[], object], device: str) -> Callable[[], object]:
+    if device != "cuda":
+        return step
+    import torch
+
+    def waited() -> object:
+        result = step()
+        torch.cuda.synchronize()
+        return result
+
+    return waited
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _machine() -> Machine:
+    from sasa_bench.machine import WORKER_ENVIRONMENT, detect
+
+    environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
+    return replace(detect(), environment=environment)
