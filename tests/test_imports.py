@@ -45,6 +45,7 @@ ORDER = (
     "report",
     "compare",
     "index",
+    "history",
     "profile_page",
     "doctor",
     "arms",
@@ -55,7 +56,19 @@ ORDER = (
     "aa",
     "cli",
 )
-READERS = ("table", "paper", "plot", "chart", "findings", "page", "report", "compare", "index", "profile_page")
+READERS = (
+    "table",
+    "paper",
+    "plot",
+    "chart",
+    "findings",
+    "page",
+    "report",
+    "compare",
+    "index",
+    "history",
+    "profile_page",
+)
 WITHOUT_TORCH = ("case", "flops", "suite", "intervals", "machine", "record", "shard", "trace", "slurm", *READERS)
 
 
