@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS ?= dev,onnx,cuda-check
+EXTRAS ?= dev,onnx,cuda-check,history,validation
 SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 GPU_IMPLS ?= naive unfold blocked cuda onnx conv3x3 conv_kxk depthwise_kxk conv1x1 global_attention
@@ -9,8 +9,9 @@ MAIN ?= main
 GATE ?=
 REFERENCE ?= reports/reference/cpu.jsonl
 RESULTS ?= reports/bench-$(STAMP).jsonl
+VALIDATION ?= --repeats 20
 
-.PHONY: setup bench bench-gpu report reference reference-pages tensorboard api gate test test-slurm lint clean
+.PHONY: setup bench bench-gpu report reference reference-pages tensorboard api gate gate-validation test test-slurm lint clean
 
 setup: $(VENV)/.ready
 
@@ -33,6 +34,10 @@ report: setup
 
 gate: setup
 	$(BIN)/sasa-bench gate --base $(shell git merge-base HEAD $(MAIN) 2>/dev/null || echo $(MAIN)) --head . $(GATE)
+
+# The gate beside other tools, on identical and on slowed code; stopped, it goes on where it was.
+gate-validation: setup
+	$(BIN)/python tests/gate_validation.py $(VALIDATION)
 
 # A full run of this machine; stopped, it goes on where it was.
 reference: setup

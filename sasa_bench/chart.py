@@ -436,6 +436,116 @@ def against_each_other(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec 
     return dict(chart.to_dict())
 
 
+def levels(points: pd.DataFrame, spans: pd.DataFrame, quantity: str, look: Style) -> Spec:
+    """One series over runs with the levels between its changes.
+
+    points: place, commit, started_at, value, low, high. spans: first, last (places), level, words at its start.
+    """
+    base = alt.Chart(alt.InlineData(points.to_csv(index=False, float_format="%.5g"), format=_csv(points)))
+    bars = alt.Chart(alt.InlineData(spans.to_csv(index=False, float_format="%.5g"), format=_csv(spans)))
+    x = _turns("place:Q", points)
+    scale = alt.Scale(zero=False, nice=False, padding=14)
+    words = _HISTORY_TICKS[quantity == "time"]
+    y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(labelExpr=words.replace("value", "datum.value")))
+    tooltip = (
+        "{'title': datum.commit, 'measured': datum.started_at, 'value': "
+        + words.replace("value", "datum.value")
+        + ", '95 %': isValid(datum.low) ? "
+        + words.replace("value", "datum.low")
+        + " + ' to ' + "
+        + words.replace("value", "datum.high")
+        + " : 'too few samples'}"
+    )
+    chart = (
+        alt.layer(
+            bars.transform_filter("datum.words")
+            .mark_rule(strokeDash=[4, 4], opacity=0.7, color="#7a7a85")
+            .encode(x=alt.X("first:Q", title=None)),
+            bars.mark_rule(strokeWidth=7, opacity=0.25, color=look.colour).encode(
+                x=alt.X("first:Q", title=None), x2="last:Q", y=alt.Y("level:Q", title=None)
+            ),
+            base.transform_filter("isValid(datum.low) && isValid(datum.high)")
+            .mark_rule(strokeWidth=2, opacity=0.45, color=look.colour)
+            .encode(x=x, y=alt.Y("low:Q", title=None), y2="high:Q"),
+            base.mark_point(
+                filled=True, size=70, opacity=1, color=look.colour, shape=look.shape, tooltip=alt.ExprRef(tooltip)
+            )
+            .encode(x=x, y=y)
+            .add_params(_zoom()),
+            bars.transform_filter("datum.words")
+            .mark_text(align="left", baseline="top", dx=5, fontSize=12)
+            .encode(x=alt.X("first:Q", title=None), y=alt.YValue(4), text="words:N"),
+        )
+        .properties(width="container", height=240, autosize=FIT, title=_title(f"{quantity}, over runs"))
+        .add_params(alt.param("commits", value=list(points["commit"])))
+    )
+    return dict(chart.to_dict())
+
+
+def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
+    """Every series of a suite over the runs of one machine, for a chosen case and quantity.
+
+    Columns: impl, case, quantity, place (turn of the run), commit, started_at, value, low, high.
+    """
+    data = rows[["impl", "case", "quantity", "place", "commit", "started_at", "value"]]
+    names = [name for name in styles if name in set(data["impl"])]
+    cases, quantities = list(dict.fromkeys(data["case"])), sorted(set(data["quantity"]), reverse=True)
+    base = alt.Chart(alt.InlineData(data.to_csv(index=False, float_format="%.5g"), format=_csv(data)))
+    x = _turns("place:Q", data)
+    write = f"quantity == 'time' ? {_HISTORY_TICKS[True]} : {_HISTORY_TICKS[False]}"
+    y = alt.Y(
+        "value:Q",
+        title=None,
+        scale=alt.Scale(type="log", nice=False, padding=12),
+        axis=_log_axis("(" + write.replace("value", "datum.value") + ")"),
+    )
+    tooltip = (
+        "{'title': datum.impl, 'commit': datum.commit, 'measured': datum.started_at, 'value': "
+        + write.replace("value", "datum.value")
+        + "}"
+    )
+    colour = _by_impl(names, styles, "colour")
+    commits = data.drop_duplicates("place").set_index("place")["commit"]
+    labels = [commits.get(float(i), "") for i in range(int(data["place"].max()) + 1)]
+    chart = (
+        alt.layer(
+            base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=_dash(names, styles, ())),
+            base.mark_point(filled=True, size=60, opacity=1, tooltip=alt.ExprRef(tooltip))
+            .encode(x=x, y=y, color=colour, shape=_by_impl(names, styles, "shape"))
+            .add_params(_toggles(names), _zoom()),
+        )
+        .transform_filter("datum.case == chosen && datum.quantity == quantity")
+        .transform_filter({"param": "shown"})
+        .properties(width="container", height=320, autosize=FIT, title=_title(alt.ExprRef("quantity + ', over runs'")))
+        .add_params(
+            alt.param("commits", value=labels),
+            _select("quantity", "show", quantities, quantities, quantities[0]),
+            _select("chosen", "case", cases, cases, cases[0]),
+        )
+    )
+    return dict(chart.to_dict())
+
+
+_HISTORY_TICKS = ("format(value, '.3~r') + '×'", "format(value, '.3~s') + 's'")
+
+
+def _turns(field: str, data: pd.DataFrame) -> alt.X:
+    """Runs in order along the bottom; the parameter `commits` holds their labels."""
+    places = sorted(set(data["place"]))
+    return alt.X(
+        field,
+        title=None,
+        scale=alt.Scale(zero=False, nice=False, padding=18),
+        axis=alt.Axis(
+            values=places,
+            labelExpr="substring(commits[datum.value], 0, 7)",
+            labelOverlap="parity",
+            labelAngle=-40,
+            grid=False,
+        ),
+    )
+
+
 STAGE_COLOURS = {
     "project": "#0072b2",
     "pad": "#e69f00",

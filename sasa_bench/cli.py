@@ -548,6 +548,30 @@ def index(folder: Path) -> None:
 
 
 @cli.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
+@CASE
+@click.option("--level", default=0.01, show_default=True, help="False discovery rate over all series.")
+@click.option("--format", "form", default="text", help="text, markdown or csv.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write a page with charts to this .html file.")
+def history(
+    folder: Path, impls: tuple[str, ...], pairs: tuple[str, ...], level: float, form: str, out: Path | None
+) -> None:
+    """Show the results below FOLDER over commits: where a case became slower or faster."""
+    from sasa_bench import page
+    from sasa_bench.history import html, load, render
+
+    if not 0 < level < 1:
+        raise click.UsageError(f"--level {level}: give a share between 0 and 1, such as 0.01")
+    found = load(folder, impls, _overrides(pairs), level)
+    _say("", found.warnings)
+    click.echo(render(found, form), nl=False)
+    if out:
+        page.write(html(found), out)
+        click.echo(f"sasa-bench: {out}: the page", err=True)
+
+
+@cli.command()
 @FILES
 @click.option("--suite", "suites", multiple=True, metavar="NAME", help="Draw this suite; repeatable, at most three.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="An .svg, .png or .pdf file.")

@@ -52,6 +52,7 @@ ORDER = (
     "report",
     "compare",
     "index",
+    "history",
     "profile_page",
     "doctor",
     "arms",
@@ -73,6 +74,7 @@ READERS = (
     "report",
     "compare",
     "index",
+    "history",
     "profile_page",
 )
 WITHOUT_TORCH = (

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import gate_validation as validation
+import pytest
+from gate_validation import Comparison, ValidationError
+
+ONE = Comparison("gate", "7 + 31 pairs", 1.0, 0, ["c00", "c01"], [], [], 60.0, 1.0, "2026-11-23T00:00:00+00:00")
+
+PYTEST = """..                                                                       [100%]
+--------------------------------------------------------------------------------
+ERROR: Performance has regressed:
+\ttest_step[c01] (0001_base) - Field 'median' has failed PercentageRegressionCheck: 92.123456789 > 10.000000000
+\ttest_step[c03] (0001_base) - Field 'median' has failed PercentageRegressionCheck: 12.000000000 > 10.000000000
+--------------------------------------------------------------------------------
+"""
+ASV = """
+| Change   | Before [6f5d7988] <main~1>   | After [d8e0f00d] <main>   |   Ratio | Benchmark (Parameter)        |
+|----------|------------------------------|---------------------------|---------|------------------------------|
+| +        | 22.8±2μs                     | 15.9±0.6ms                |  694.03 | bench.Suite.time_step('c00') |
+| -        | 651±300μs                    | 488±30μs                  |    0.75 | bench.Suite.time_step('c01') |
+|          | 651±300μs                    | 650±30μs                  |    1.00 | bench.Suite.time_step('c02') |
+| ~        | 651±300μs                    | 951±30μs                  |   ~1.46 | bench.Suite.time_step('c03') |
+
+SOME BENCHMARKS HAVE CHANGED SIGNIFICANTLY.
+PERFORMANCE DECREASED.
+"""
+PYPERF = """c00: Mean +- std dev: [base] 232 us +- 18 us -> [head] 385 us +- 32 us: 1.66x slower
+c01: Mean +- std dev: [base] 385 us +- 18 us -> [head] 232 us +- 32 us: 1.66x faster
+
+Benchmark hidden because not significant (2): c02, c03
+
+Geometric mean: 1.10x slower
+"""
+
+
+def test_what_each_tool_says_is_read() -> None:
+    names = ["c00", "c01", "c02", "c03"]
+    assert validation.regressed(PYTEST) == ["c01", "c03"]
+    assert validation.regressed("2 passed in 3.21s") == []
+    assert validation.worsened(ASV, names) == ["c00"]
+    assert validation.slower(PYPERF, names) == ["c00"]
+
+
+def test_a_tool_that_compared_nothing_is_an_error_and_no_pass() -> None:
+    with pytest.raises(ValidationError, match="compared nothing"):
+        validation.regressed("no tests ran")
+    with pytest.raises(ValidationError, match="c04"):
+        validation.worsened(ASV, ["c00", "c04"])
+    with pytest.raises(ValidationError, match="c04"):
+        validation.slower(PYPERF, ["c00", "c04"])
+
+
+def test_the_table_counts_alarms_on_identical_code_and_slow_downs_found(tmp_path: Path) -> None:
+    done = [
+        replace(ONE, repeat=0),
+        replace(ONE, repeat=1, flagged=["c01"]),
+        replace(ONE, ratio=1.1, slowed=["c00", "c01"], flagged=["c01"], seconds=180.0),
+        replace(ONE, tool="asv", settings="four rounds", flagged=["c00", "c01"]),
+    ]
+    validation.write(done, tmp_path / "v")
+    with (tmp_path / "v.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["tool"] for row in rows] == ["gate", "asv"]
+    gate, asv = rows
+    assert (gate["runs_false"], gate["runs"], gate["slow_downs_found"], gate["slow_downs"]) == ("1", "2", "1", "2")
+    assert float(gate["minutes_per_comparison"]) == 1.0
+    # Clopper-Pearson for no miss in one: 0.025 to 1.
+    assert (asv["runs_false"], float(asv["false_low"]), float(asv["false_high"])) == ("1", 0.025, 1.0)
+    assert asv["found_low"] == ""
+    assert "not measured" in (tmp_path / "v.md").read_text()
+
+
+def test_a_journal_that_was_cut_off_is_resumed_with_what_is_missing(tmp_path: Path) -> None:
+    done = [ONE, replace(ONE, tool="asv")]
+    lines = [json.dumps(vars(one)) for one in done]
+    (tmp_path / "v.jsonl").write_text("\n".join([*lines, lines[0][:30]]))
+    assert validation.read(tmp_path / "v.jsonl") == done
+    missing = validation.plan(done, ("gate", "asv"), 2, 1.1)
+    assert missing[:2] == [(0, 1.1, "gate"), (0, 1.1, "asv")]
+    assert len(missing) == 6
+    (tmp_path / "v.jsonl").write_text("hello\n" + lines[0])
+    with pytest.raises(ValidationError, match="line 1"):
+        validation.read(tmp_path / "v.jsonl")
+
+
+def test_the_gate_goes_first_in_each_repeat() -> None:
+    missing = validation.plan([], validation.TOOLS, 5, 1.1)
+    assert [item[2] for item in missing[::4]] == ["gate"] * 10
+    assert len(set(missing)) == 40
+
+
+@pytest.mark.parametrize("tool", ["pytest-benchmark", "asv", "pyperf"])
+def test_effort_follows_the_time_that_is_to_be_filled(tool: str) -> None:
+    fixed, seconds, cases = 10.0, 200.0, 2
+    repeated = {"pytest-benchmark": 2 * cases, "asv": 8 * cases, "pyperf": 6 * cases}[tool]
+    spent = replace(ONE, tool=tool, effort=1.0, seconds=fixed + repeated)
+    effort = validation.next_effort(tool, [spent], seconds, cases)
+    assert effort is not None
+    assert math.isclose(fixed + repeated * effort, seconds)
+    assert validation.next_effort(tool, [], seconds, cases) is None
+
+
+def test_cases_are_spread_over_a_suite_and_too_many_are_refused() -> None:
+    points = validation.choose(validation.ROOT / "suites" / "gate.toml", 20)
+    assert list(points) == [f"c{i:02d}" for i in range(20)]
+    assert len({point.key for point in points.values()}) == 20
+    assert len({point.impl for point in points.values()}) == 6
+    with pytest.raises(ValidationError, match="--cases 1000"):
+        validation.choose(validation.ROOT / "suites" / "gate.toml", 1000)
+
+
+def test_a_slow_down_on_purpose_is_found_and_nothing_else(tmp_path: Path) -> None:
+    arguments = [
+        *("--out", str(tmp_path / "v"), "--repeats", "1", "--cases", "2", "--impl", "unfold", "--slowed", "1"),
+        *("--ratio", "20", "--tool", "pytest-benchmark", "--seconds", "4"),
+    ]
+    assert validation.main(arguments) == 0
+    alike, slowed = validation.read(tmp_path / "v.jsonl")
+    assert (alike.slowed, len(slowed.slowed)) == ([], 1)
+    assert set(slowed.slowed) <= set(slowed.flagged)
+    before = (tmp_path / "v.jsonl").read_text()
+    assert validation.main(arguments) == 0
+    assert (tmp_path / "v.jsonl").read_text() == before, "nothing was left to do"
