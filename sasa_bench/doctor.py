@@ -17,7 +17,7 @@ def implementations(specs: Sequence[str] = ()) -> list[tuple[ImplInfo, str | Non
     """
     with Workers(timeout_s=120) as workers:
         found = workers.get().ask("describe", impls=list(specs) or None)
-    return [(ImplInfo(i["name"], i["op"], i["summary"], i["index"]), i["missing"]) for i in found]
+    return [(ImplInfo(**{k: v for k, v in i.items() if k != "missing"}), i["missing"]) for i in found]
 
 
 def lines() -> Iterator[str]:

@@ -16,6 +16,9 @@ from typing import Any
 from sasa_bench.case import AXES, Case, UserError, from_dict
 from sasa_bench.machine import Machine
 
+DIFFERS = "†"
+"""Stands behind the name of an implementation that computes another function than those it is compared with."""
+
 STATUSES = ("ok", "skipped", "wrong", "error", "timeout")
 
 
@@ -125,12 +128,21 @@ class Roof:
 
 @dataclass(frozen=True)
 class ImplInfo:
-    """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour."""
+    """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour.
+
+    `differs` says how its function differs from the attention it stands next to, and is empty where it does not.
+    """
 
     name: str
     op: str
     summary: str
     index: int
+    differs: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, marked where the function differs."""
+        return self.name + DIFFERS if self.differs else self.name
 
 
 @dataclass

@@ -44,7 +44,7 @@ def describe(workers: Workers, specs: Sequence[str]) -> dict[str, ImplInfo]:
     """Name or file of an implementation -> what readers need to know of it. Raises WorkerRefused for an unknown one."""
     found = workers.get().ask("describe", impls=list(specs))
     return {
-        spec: ImplInfo(info["name"], info["op"], info["summary"], info["index"])
+        spec: ImplInfo(**{key: value for key, value in info.items() if key != "missing"})
         for spec, info in zip(specs, found, strict=True)
     }
 

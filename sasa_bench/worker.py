@@ -265,6 +265,7 @@ def _describe(impls: list[str] | None = None) -> list[dict[str, Any]]:
             "op": impl.op.name,
             "summary": impl.summary,
             "index": registry.index(impl.name),
+            "differs": impl.differs,
         }
         found.append(info | {"missing": impl.missing()})
     return found
