@@ -10,7 +10,7 @@ GATE ?=
 REFERENCE ?= reports/reference/cpu.jsonl
 RESULTS ?= reports/bench-$(STAMP).jsonl
 
-.PHONY: setup bench bench-gpu report reference reference-pages tensorboard gate test test-slurm lint clean
+.PHONY: setup bench bench-gpu report reference reference-pages tensorboard peers gate test test-slurm lint clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,10 @@ reference: setup
 reference-pages: setup
 	$(BIN)/sasa-bench index $(dir $(REFERENCE))
 	$(BIN)/sasa-bench figure $(REFERENCE) --suite kernel_size --suite channels --suite resolution --out $(dir $(REFERENCE))figure.svg
+
+# Without dependencies, which would move torch, and built with the torch that is there.
+peers: setup
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-deps --no-build-isolation natten timm
 
 tensorboard: setup
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[tensorboard]'

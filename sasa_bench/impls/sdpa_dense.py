@@ -10,9 +10,9 @@ from torch.nn import functional as F
 from sasa_bench.case import DTYPE_BYTES, Case
 from sasa_bench.impls import Attend, local_attention
 
-COPIES = {"forward": 1, "backward": 6, "training": 6}
-"""How many tensors of the size of the bias a pass holds at once: with a bias that needs a gradient torch writes out
-logits, weights and the gradients of both."""
+COPIES = {"forward": 2, "backward": 5, "training": 5}
+"""How many tensors of the size of the bias a pass holds at most, rounded up from measured peaks of 1.3 and 4.5: for a
+bias that needs a gradient torch writes out logits, weights and the gradients of both."""
 
 
 def attend(case: Case) -> Attend:
@@ -64,13 +64,14 @@ def _supports(case: Case) -> str | None:
     margin = 2 * case.radius if case.border == "zero" else 0
     queries, keys = case.height * case.width, (case.height + margin) * (case.width + margin)
     copies, bytes_each = COPIES[case.mode], DTYPE_BYTES[case.dtype]
-    needed = case.batch * case.heads * queries * keys * bytes_each * copies
+    biases = (case.batch, case.heads) if case.position == "relative" else (1, 1)
+    needed = biases[0] * biases[1] * queries * keys * bytes_each * copies
     there = psutil.virtual_memory().total
     if case.device == "cuda" and torch.cuda.is_available():
         there = torch.cuda.get_device_properties(0).total_memory
     if needed <= there / 2:
         return None
-    factors = f"{case.batch} images x {case.heads} heads x {queries} queries x {keys} keys x {bytes_each} bytes"
+    factors = f"{biases[0]} images x {biases[1]} heads x {queries} queries x {keys} keys x {bytes_each} bytes"
     return (
         f"a dense bias of {factors}, held {copies} times, is {needed / (1 << 30):.3g} GiB, more than half of the "
         f"{there / (1 << 30):.3g} GiB of this machine: give a smaller batch or resolution"
