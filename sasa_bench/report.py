@@ -99,9 +99,9 @@ def peers(table: pd.DataFrame, results: Results) -> list[dict[str, str]]:
     if not (table["differs"] != "").any():
         return []
     found = []
-    for name in dict.fromkeys(table["impl"]):
-        info = results.impls.get(name)
-        if info is None or not (info.op == ATTENTION or info.differs):
+    for info in sorted(results.impls.values(), key=lambda info: info.index):
+        name = info.name
+        if name not in set(table["impl"]) or not (info.op == ATTENTION or info.differs):
             continue
         rows = table[(table["impl"] == name) & (table["status"] == "ok")]
         ratios = rows[(rows["scope"] == "layer") & (rows["mode"] == "forward")]["time_vs_conv3x3"].dropna()

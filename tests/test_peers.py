@@ -101,16 +101,6 @@ def test_away_from_borders_a_shifted_window_is_that_of_the_paper() -> None:
     assert (ours[..., 0, :] - theirs[..., 0, :]).abs().max() > 0.01
 
 
-def test_the_costs_of_other_functions_count_what_they_compute() -> None:
-    pixels, window = 2 * 4 * 6, 9
-    projections = 6 * 8 * 8 * pixels
-    plain = cost("per_channel_attention", TINY.with_(position="none")).flops
-    assert plain == projections + 3 * window * 8 * pixels
-    assert cost("per_channel_attention", TINY).flops == plain + window * 8 * pixels
-    assert cost("neighborhood_attention", TINY.with_(position="none")).flops == projections + 4 * window * 8 * pixels
-    assert cost("halo_attention", TINY).flops == projections + 5 * (2 + 2) ** 2 * 8 * pixels
-
-
 @pytest.mark.parametrize(
     ("op", "case"),
     [(PER_CHANNEL_ATTENTION, TINY), (NEIGHBORHOOD_ATTENTION, TINY.with_(position="none")), (HALO_ATTENTION, TINY)],
@@ -139,12 +129,11 @@ def test_without_a_compiler_compiled_implementations_name_what_to_install(monkey
         assert "apt-get install g++" in (impls.get(name).missing() or "")
 
 
-@pytest.mark.parametrize("mode", ["backward", "training"])
-def test_compiled_unfolding_agrees_in_every_pass_and_compiles_in_build_alone(mode: str) -> None:
+def test_compiled_unfolding_agrees_in_its_backward_pass_and_compiles_in_build_alone() -> None:
     """What is checked, and later timed, is what build compiled: no call compiles again."""
     if missing := impls.get("compiled_unfold").missing():
         pytest.skip(missing)
-    case = TINY.with_(mode=mode, threads=torch.get_num_threads())
+    case = TINY.with_(mode="backward", threads=torch.get_num_threads())
     trial = prepare("compiled_unfold", case, random.randrange(1 << 31), lambda what: None, {})
     assert trial.row["status"] == "ok", trial.row["reason"]
     assert trial.row["extra"]["build_s"] > 0.5
@@ -155,7 +144,7 @@ def test_compiled_unfolding_agrees_in_every_pass_and_compiles_in_build_alone(mod
 
 
 def test_many_cases_in_one_process_stay_compiled() -> None:
-    """torch runs the ninth size of a function uncompiled; a graph of its own for each case does not count together."""
+    """torch runs a function uncompiled beyond a number of cases: each case has a function of its own."""
     from sasa_bench.impls._compiled import one_graph
 
     def make(n: int) -> object:
@@ -165,9 +154,10 @@ def test_many_cases_in_one_process_stay_compiled() -> None:
         return one_graph(add)
 
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    for n in range(12):
-        assert (make(n)(torch.ones(n + 2)) == n + 1).all()  # type: ignore[operator]
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 12
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for n in range(4):
+            assert (make(n)(torch.ones(n + 2)) == n + 1).all()  # type: ignore[operator]
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 4
 
 
 HOW = "its window is elsewhere"
