@@ -11,7 +11,7 @@ REFERENCE ?= reports/reference/cpu.jsonl
 RESULTS ?= reports/bench-$(STAMP).jsonl
 VALIDATION ?= --repeats 20
 
-.PHONY: setup bench bench-gpu report reference reference-pages tensorboard api gate gate-validation test test-slurm lint clean
+.PHONY: setup bench bench-gpu report reference reference-pages tensorboard api peers gate gate-validation test test-slurm lint clean
 
 setup: $(VENV)/.ready
 
@@ -47,6 +47,10 @@ reference: setup
 reference-pages: setup
 	$(BIN)/sasa-bench index $(dir $(REFERENCE))
 	$(BIN)/sasa-bench figure $(REFERENCE) --suite kernel_size --suite channels --suite resolution --out $(dir $(REFERENCE))figure.svg
+
+# Without dependencies, which would move torch, and built with the torch that is there.
+peers: setup
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-deps --no-build-isolation natten timm
 
 tensorboard: setup
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[tensorboard]'

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sasa_bench.case import CHOICES, UserError, parse_value
-from sasa_bench.record import Results, read
+from sasa_bench.record import DIFFERS, Results, read
 from sasa_bench.suite import Suite, load
 
 ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
@@ -605,7 +605,8 @@ def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ..
     if markdown:
         click.echo("| implementation | computes | how |\n|---|---|---|")
         for info, _ in implementations(impls):
-            click.echo(f"| `{info.name}` | {info.op.replace('_', ' ')} | {info.summary} |")
+            mark, how = (f" {DIFFERS}", f" ({DIFFERS} {info.differs})") if info.differs else ("", "")
+            click.echo(f"| `{info.name}`{mark} | {info.op.replace('_', ' ')} | {info.summary}{how} |")
         return
 
     loaded = [load(path, _overrides(pairs)) for path in suites or sorted(Path("suites").glob("*.toml"))]
@@ -627,7 +628,7 @@ def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ..
     click.echo("\nimplementations")
     for info, missing in implementations(impls):
         state = f"   not on this machine: {missing}" if missing else ""
-        click.echo(f"  {info.name:17} {info.summary}{state}")
+        click.echo(f"  {info.label:17} {info.summary}{state}")
 
 
 @cli.command()

@@ -16,7 +16,7 @@ from sasa_bench.chart import RUN
 from sasa_bench.findings import Ratio, answers, ratio, times
 from sasa_bench.plot import style
 from sasa_bench.record import COLUMNS, ImplInfo, Record, Results, ResultsError, read
-from sasa_bench.table import BASELINE, frame, varying_axes
+from sasa_bench.table import BASELINE, frame, marked, varying_axes
 
 MOST_ROWS = 5
 """How many of the largest changes are told in words."""
@@ -70,7 +70,8 @@ def html(runs: Sequence[Run]) -> str:
     for run in runs:
         impls |= {name: info for name, info in run.results.impls.items() if name not in impls}
     table = pd.concat([run.table.assign(**{RUN: run.label}) for run in runs], ignore_index=True)
-    styles = style(impls, sorted(set(table["impl"])))
+    charted = marked(table)
+    styles = style(impls, sorted({*table["impl"], *charted["impl"]}))
     first = runs[0]
     sections: list[dict[str, Any]] = []
     for other in runs[1:]:
@@ -96,7 +97,7 @@ def html(runs: Sequence[Run]) -> str:
         machines=machines,
         differing=[key for key in next(iter(machines.values())) if len({m[key] for m in machines.values()}) > 1],
         sections=sections,
-        suites=[{"name": s, "chart": chart.sweep(rows, styles)} for s, rows in table.groupby("suite", sort=False)],
+        suites=[{"name": s, "chart": chart.sweep(rows, styles)} for s, rows in charted.groupby("suite", sort=False)],
         warnings=[warning for run in runs for warning in run.results.warnings],
         downloads=page.downloads(table, "compared"),
         chart_script=page.chart_script(),

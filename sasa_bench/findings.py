@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ from sasa_bench.case import AXES, Case
 from sasa_bench.flops import cost, equal_flops_kernel_size
 from sasa_bench.intervals import interval_of_median
 from sasa_bench.plot import Panel, panels
-from sasa_bench.record import COLUMNS, Record, Results
+from sasa_bench.record import COLUMNS, DIFFERS, ImplInfo, Record, Results
 from sasa_bench.table import BASELINE, size
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
@@ -128,11 +128,12 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
     if paired:
         found.verdict = _verdict(paired)
         _tiles(found, paired)
-    questions = {
+    questions: dict[str, Callable[[Swept], Iterator[str]]] = {
         "Which implementation of attention?": _which,
         "Where is attention cheaper than convolution?": _crossings,
         "What do the FLOPs promise, and what does the clock say?": _promises,
         "What does it cost in memory?": _memory,
+        "What do those cost that compute something else?": lambda swept: _others(swept, results.impls),
     }
     by_suite: dict[str, list[tuple[Panel, list[Point]]]] = {}
     for panel, of_panel in swept:
@@ -412,6 +413,17 @@ def _memory(swept: Swept) -> Iterator[str]:
         share = "" if count == len(leanest) else f" at {count} of {len(leanest)} points"
         said += f"; the leanest (`{name}`{share}) {_span(of_leanest)} times, the largest up to {times(max(of_largest))}"
     yield said + "."
+
+
+def _others(swept: Swept, impls: Mapping[str, ImplInfo]) -> Iterator[str]:
+    """Each implementation of another function next to the fastest attention: compared, never ranked."""
+    for name, how in ((info.name, info.differs) for info in impls.values() if info.differs):
+        points = [point for _, found in swept for point in found if name in point]
+        ratios = [ratio(point[name], best) for point in points if (best := fastest(point))]
+        known = [r.value for r in ratios if r.known or r.decided]
+        if known:
+            said = f"`{name}` {DIFFERS} takes {_span(known)} times as long as the fastest attention"
+            yield f"{said} at {_all(len(known))}, and computes another function: {how}."
 
 
 def _claims(points: Sequence[Point], rows: Sequence[Record]) -> Iterator[Claim]:

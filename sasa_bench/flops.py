@@ -128,6 +128,39 @@ def _criss_cross(case: Case) -> tuple[int, int, int, int]:
     return (4 * c * h + 2 * c * c + 2 * (h + c) * seen + 2 * c) * p, 2 * c * h + c * c + 1, c * p, c * p
 
 
+def _neighborhood_attention(case: Case) -> tuple[int, int, int, int]:
+    """Hassani et al. 2023 (arXiv 2204.07143): local attention without a position term; every window is whole."""
+    return _local_attention(case)
+
+
+def _per_channel_attention(case: Case) -> tuple[int, int, int, int]:
+    """6 C^2 P for three projections, K^2 C P times 3 (q k, and a v added up), or 4 with embeddings added to k first.
+
+    A product of q and k is not added up over the channels of a head. Parameters: 3 C^2, and C K embeddings.
+    """
+    c, p, k = case.channels, _pixels(case), case.kernel_size
+    relative = case.position == "relative"
+    core, embeddings = (4 if relative else 3) * k * k * c * p, c * k if relative else 0
+    if case.scope == "core":
+        return core, embeddings, 3 * c * p, c * p
+    return 6 * c * c * p + core, 3 * c * c + embeddings, c * p, c * p
+
+
+def halo_block(case: Case) -> int:
+    """S, the side of a block of queries in halo attention: the largest number up to 8 that divides height and width."""
+    return max(s for s in range(1, 9) if case.height % s == 0 and case.width % s == 0)
+
+
+def _halo_attention(case: Case) -> tuple[int, int, int, int]:
+    """Vaswani et al. 2021 (arXiv 2103.12731) with a halo of K // 2: every query sees h^2 keys, h = S + K - 1.
+
+    6 C^2 P for three projections, h^2 C P times 5 for q . (k + r) and a v. Parameters: 3 C^2 and two tables of 2 h - 1
+    embeddings of a head's d channels, shared by the heads.
+    """
+    c, p, h = case.channels, _pixels(case), halo_block(case) + case.kernel_size - 1
+    return 6 * c * c * p + 5 * h * h * c * p, 3 * c * c + 2 * (2 * h - 1) * case.head_dim, c * p, c * p
+
+
 def _network(case: Case) -> tuple[int, int, int, int]:
     """The sums over the layers of the network that the case names."""
     network, image = describe(case), image_shape(case)
@@ -143,6 +176,9 @@ FORMULAS: dict[str, Callable[[Case], tuple[int, int, int, int]]] = {
     "squeeze_excitation": _squeeze_excitation,
     "non_local": _non_local,
     "criss_cross": _criss_cross,
+    "neighborhood_attention": _neighborhood_attention,
+    "halo_attention": _halo_attention,
+    "per_channel_attention": _per_channel_attention,
 }
 """Op -> (forward FLOPs, parameters, input scalars, output scalars) of a case."""
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.flops import eighth, halved, squeezed
+from sasa_bench.flops import eighth, halo_block, halved, squeezed
 from sasa_bench.networks import modules as networks
 
 Tensors = dict[str, Tensor]
@@ -254,6 +254,101 @@ def _criss_cross_reference(case: Case, tensors: Tensors) -> Tensor:
     return x + tensors["gamma"] * torch.stack(rows, dim=2)
 
 
+def _neighborhood_attention_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y_ij = sum over ab of softmax_ab(q_ij . k_ab) v_ab over K x K pixels that lie inside the map, row by row.
+
+    The window starts at row min(max(i - K // 2, 0), H - K), its columns likewise: section 3 of Hassani et al. 2023
+    (arXiv 2204.07143), without the scale and the position bias.
+    """
+    q, k, v = (t.unflatten(1, (case.heads, case.head_dim)) for t in project(case, tensors))
+    radius, window = case.radius, case.kernel_size
+    column = torch.arange(case.width, device=q.device)
+    start = (column - radius).clamp(0, case.width - window)
+    allowed = (column >= start[:, None]) & (column < start[:, None] + window)
+    rows = []
+    for i in range(case.height):
+        first = min(max(i - radius, 0), case.height - window)
+        logits = torch.einsum("nhdj,nhdap->nhjap", q[:, :, :, i], k[:, :, :, first : first + window])
+        weights = logits.masked_fill(~allowed[:, None, :], -torch.inf).flatten(3).softmax(-1)
+        weights = weights.unflatten(3, logits.shape[3:])
+        rows.append(torch.einsum("nhjap,nhdap->nhdj", weights, v[:, :, :, first : first + window]))
+    return torch.stack(rows, dim=3).flatten(1, 2)
+
+
+def _per_channel_attention_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, half = case.channels, case.channels // 2
+    scale = 1.0 if case.scope == "core" else c**-0.5
+    shapes = {name: (shape, 1.0) for name, (shape, _) in _input_shapes(case).items()}
+    shapes |= {"w_qkv": ((3 * c, c), scale)} if case.scope == "layer" else {}
+    if case.position == "relative":
+        shapes |= {"rel_row": ((half, case.kernel_size), 1.0), "rel_col": ((c - half, case.kernel_size), 1.0)}
+    return shapes
+
+
+def _per_channel_attention_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y_c,ij = sum over ab of softmax_ab(q_c,ij (k_c,ab + r_c,ab-ij)) v_c,ab for each channel c, one row at a time.
+
+    k and v outside the map are 0 and take part. r is rel_row [C // 2, K] at a - i for the first half of the channels
+    and rel_col [C - C // 2, K] at b - j for the rest.
+    """
+    q, k, v = project(case, tensors)
+    window = case.kernel_size
+    k, v = F.pad(k, (case.radius,) * 4), F.pad(v, (case.radius,) * 4)
+    rows = []
+    for i in range(case.height):
+        keys, values = (t[:, :, i : i + window].unfold(3, window, 1) for t in (k, v))  # [B, C, K, W, K]
+        if case.position == "relative":
+            by_row = tensors["rel_row"][:, :, None, None].expand(-1, -1, 1, window)
+            by_column = tensors["rel_col"][:, None, None, :].expand(-1, window, 1, -1)
+            keys = keys + torch.cat([by_row, by_column])
+        logits = torch.einsum("ncj,ncajb->ncjab", q[:, :, i], keys)
+        weights = logits.flatten(3).softmax(-1).view_as(logits)
+        rows.append(torch.einsum("ncjab,ncajb->ncj", weights, values))
+    return torch.stack(rows, dim=2)
+
+
+def _halo_attention_shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:
+    c, d, halo = case.channels, case.head_dim, halo_block(case) + case.kernel_size - 1
+    embeddings = (2 * halo - 1, d), d**-0.5
+    return {
+        "x": _image(case),
+        "w_q": ((c, c, 1, 1), c**-0.5),
+        "w_kv": ((2 * c, c, 1, 1), c**-0.5),
+        "height_rel": embeddings,
+        "width_rel": embeddings,
+    }
+
+
+def _halo_attention_reference(case: Case, tensors: Tensors) -> Tensor:
+    """y_ij = sum over ab of softmax_ab(q_ij . k_ab / sqrt(d) + q_ij . (r_{a-i} + s_{b-j})) v_ab, block by block.
+
+    The pixels of a block of S x S see its h x h keys, h = S + K - 1, those outside the map with k = v = 0. r is
+    height_rel [2 h - 1, d] and s width_rel [2 h - 1, d], row h - 1 for a key in the first row of the halo and a query
+    in the first row of the block. Vaswani et al. 2021 (arXiv 2103.12731), as timm lays out its parameters: w_kv holds
+    the keys and then the values of one head after the other.
+    """
+    x, size = tensors["x"], halo_block(case)
+    heads, d, halo = case.heads, case.head_dim, size + case.kernel_size - 1
+    q = torch.einsum("oc,nchw->nohw", tensors["w_q"][:, :, 0, 0], x).unflatten(1, (heads, d))
+    kv = torch.einsum("oc,nchw->nohw", tensors["w_kv"][:, :, 0, 0], x).unflatten(1, (heads, 2 * d))
+    k, v = (F.pad(t, (case.radius,) * 4) for t in kv.split(d, dim=2))
+    step = torch.arange(halo, device=x.device) - torch.arange(size, device=x.device)[:, None] + halo - 1
+    rows = []
+    for top in range(0, case.height, size):
+        blocks = []
+        for left in range(0, case.width, size):
+            query = q[..., top : top + size, left : left + size]
+            keys, values = (t[..., top : top + halo, left : left + halo] for t in (k, v))
+            logits = torch.einsum("nhdij,nhdab->nhijab", query, keys) * d**-0.5
+            by_row = torch.einsum("nhdij,iad->nhija", query, tensors["height_rel"][step])
+            by_column = torch.einsum("nhdij,jbd->nhijb", query, tensors["width_rel"][step])
+            logits = logits + by_row[..., None] + by_column[..., None, :]
+            weights = logits.flatten(4).softmax(-1).view_as(logits)
+            blocks.append(torch.einsum("nhijab,nhdab->nhdij", weights, values))
+        rows.append(torch.cat(blocks, dim=4))
+    return torch.cat(rows, dim=3).flatten(1, 2)
+
+
 def _image(case: Case) -> tuple[tuple[int, ...], float]:
     return (case.batch, case.channels, case.height, case.width), 1.0
 
@@ -296,3 +391,6 @@ DEPTHWISE_CONVOLUTION = Op(
 SQUEEZE_EXCITATION = Op("squeeze_excitation", _squeeze_excitation_shapes, _squeeze_excitation_reference)
 NON_LOCAL = Op("non_local", _non_local_shapes, _non_local_reference)
 CRISS_CROSS = Op("criss_cross", _criss_cross_shapes, _criss_cross_reference)
+NEIGHBORHOOD_ATTENTION = Op("neighborhood_attention", _local_attention_shapes, _neighborhood_attention_reference)
+PER_CHANNEL_ATTENTION = Op("per_channel_attention", _per_channel_attention_shapes, _per_channel_attention_reference)
+HALO_ATTENTION = Op("halo_attention", _halo_attention_shapes, _halo_attention_reference)

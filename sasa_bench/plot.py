@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from sasa_bench.case import Case
 from sasa_bench.record import COLUMNS, ImplInfo, ResultsError
-from sasa_bench.table import BASELINE, size, varying_axes
+from sasa_bench.table import BASELINE, marked, size, varying_axes
 
 COLOURS = (
     "#0072b2",
@@ -146,7 +146,11 @@ def _side(resolution: str) -> float:
 
 
 def style(impls: Mapping[str, ImplInfo], names: Sequence[str]) -> dict[str, Style]:
-    """Implementation -> its look, by its place in the registry, so the same on every page; in that order."""
+    """Name -> its look, by its place in the registry, so the same on every page; in that order.
+
+    `names` are those of implementations, or their labels, as in a table that is `marked`.
+    """
+    impls = dict(impls) | {info.label: info for info in impls.values()}
     behind = max((info.index for info in impls.values()), default=-1) + 1
     place = {}
     for name in sorted(names):
@@ -258,6 +262,7 @@ def save_all(
 ) -> list[Path]:
     """Every panel and quantity as files `SUITE-QUANTITY[-N].FORMAT` in `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
+    table = marked(table)
     styles = style(impls, sorted(set(table["impl"])))
     written = []
     numbers: dict[str, int] = {}

@@ -131,7 +131,7 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
                     started_at=datetime.now(UTC).isoformat(timespec="seconds"),
                     **trial.row | {"peak_memory_bytes": peak, "memory_source": source},
                 )
-                info = ImplInfo(impl.name, impl.op.name, impl.summary, impls.index(impl.name))
+                info = ImplInfo(impl.name, impl.op.name, impl.summary, impls.index(impl.name), impl.differs)
                 benchmark.extra_info.update(extra_info(row.to_dict(), asdict(info), machine))
                 benchmark.group = f"{suite.name}: {case.describe()}"
             benchmark(_to_its_end(trial.step, resolved.device))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from typing import Any
 from sasa_bench import benchmark_json
 from sasa_bench.case import AXES, Case, UserError, from_dict
 from sasa_bench.machine import Machine
+
+DIFFERS = "†"
+"""Stands behind the name of an implementation that computes another function than those it is compared with."""
 
 STATUSES = ("ok", "skipped", "wrong", "error", "timeout")
 
@@ -136,12 +139,26 @@ class Roof:
 
 @dataclass(frozen=True)
 class ImplInfo:
-    """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour."""
+    """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour.
+
+    `differs` says how its function differs from the attention it stands next to, and is empty where it does not.
+    """
 
     name: str
     op: str
     summary: str
     index: int
+    differs: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name, marked where the function differs."""
+        return self.name + DIFFERS if self.differs else self.name
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImplInfo:
+        """From a results file or a worker's answer, which may say more."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 @dataclass
@@ -234,7 +251,7 @@ def _take(results: Results, line: dict[str, Any]) -> None:
         key = line.pop("id")
         results.machines[key] = Machine.from_dict(line)
     elif kind == "impl":
-        results.impls[line["name"]] = ImplInfo(**line)
+        results.impls[line["name"]] = ImplInfo.from_dict(line)
     elif kind == "roof":
         roof = Roof(**line)
         results.roofs[roof.machine, roof.device, roof.dtype, roof.threads] = roof

@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 
 from sasa_bench import chart, page
-from sasa_bench.findings import answers
+from sasa_bench.findings import ATTENTION, answers
 from sasa_bench.plot import style
 from sasa_bench.record import COLUMNS, Results, ResultsError
-from sasa_bench.table import frame, varying_axes
+from sasa_bench.table import footnotes, frame, marked, seconds, text, varying_axes
 
 MOST_CASES = 3
 """How many cases stand beside a reason that many share."""
@@ -31,22 +31,24 @@ def html(results: Results, name: str = "results") -> str:
             "of another: make a report for each, or give --compare to see them side by side"
         )
     table = frame(results)
-    names = sorted(set(table["impl"]))
-    styles = style(results.impls, names)
-    suites = [{"name": suite, "chart": chart.sweep(rows, styles)} for suite, rows in table.groupby("suite", sort=False)]
+    shown = marked(table)
+    styles = style(results.impls, sorted(set(shown["impl"])))
+    suites = [{"name": suite, "chart": chart.sweep(rows, styles)} for suite, rows in shown.groupby("suite", sort=False)]
     return page.render(
         "report.html",
         machines=[page.describe(machine) for machine in hardware.values()],
         answers=answers(results, table),
         warnings=results.warnings,
         suites=suites,
-        roofline=chart.roofline(table, list(results.roofs.values()), styles),
-        impls=[results.impls[name] for name in styles if name in results.impls],
+        roofline=chart.roofline(shown, list(results.roofs.values()), styles),
+        impls=sorted((i for i in results.impls.values() if i.label in styles), key=lambda info: info.index),
+        peers=peers(table, results),
         styles=styles,
         counts=table["status"].value_counts().to_dict(),
-        table=rows_table(table),
+        table=rows_table(shown),
         downloads=page.downloads(table, name),
-        failed=failures(table),
+        footnotes=footnotes(table),
+        failed=failures(shown),
         roofs=list(results.roofs.values()),
         started=str(min(table["started_at"]))[:16].replace("T", " "),
         chart_script=page.chart_script(),
@@ -86,6 +88,40 @@ def rows_table(table: pd.DataFrame) -> str:
     if (table["reason"] != "").any():
         shown["reason"] = [reason if len(reason) <= 90 else reason[:89] + "…" for reason in table["reason"]]
     return page.sortable(shown, "rows", searched)
+
+
+def peers(table: pd.DataFrame, results: Results) -> list[dict[str, str]]:
+    """Who computes what at which cost: one entry for each implementation of attention; none where none differs.
+
+    Times are over that of conv3x3 for the same case, the least and the largest over the ok rows of forward passes of
+    layers; build is the median of the seconds that setting up took, compiling included.
+    """
+    if not (table["differs"] != "").any():
+        return []
+    found = []
+    for info in sorted(results.impls.values(), key=lambda info: info.index):
+        name = info.name
+        if name not in set(table["impl"]) or not (info.op == ATTENTION or info.differs):
+            continue
+        rows = table[(table["impl"] == name) & (table["status"] == "ok")]
+        ratios = rows[(rows["scope"] == "layer") & (rows["mode"] == "forward")]["time_vs_conv3x3"].dropna()
+        builds = rows["build_s"].dropna() if "build_s" in rows else rows["time_median_s"][:0]
+        failed = table[(table["impl"] == name) & (table["status"] != "ok")]
+        found.append(
+            {
+                "name": info.label,
+                "function": info.differs or "exact",
+                "ratio": _ends(ratios),
+                "build": seconds(float(builds.median())) if len(builds) else "",
+                "ran": f"{len(rows)} of {len(rows) + len(failed)}",
+            }
+        )
+    return found
+
+
+def _ends(values: pd.Series) -> str:
+    ends = list(dict.fromkeys(text("time_vs_conv3x3", value) for value in (values.min(), values.max())))
+    return " to ".join(ends) if len(values) else ""
 
 
 def failures(table: pd.DataFrame) -> list[dict[str, Any]]:

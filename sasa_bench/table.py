@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from sasa_bench.case import AXES, CHOICES, Case
 from sasa_bench.exports import EXPORTS
-from sasa_bench.record import COLUMNS, STATUSES, Results, ResultsError, read
+from sasa_bench.record import COLUMNS, DIFFERS, STATUSES, Results, ResultsError, read
 
 FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
 BASELINE = "conv3x3"
@@ -68,6 +68,7 @@ def frame(results: Results) -> pd.DataFrame:
     flops_per_s: flops / time_median_s.
     roofline_fraction: least time by the measured peak and bandwidth of the machine / time_median_s.
     time_vs_conv3x3: time_median_s / that of conv3x3 for the same case, suite and machine.
+    differs: how the function of the implementation differs from those it stands next to, or "".
     """
     rows = []
     hardware = {key: machine.hardware_id for key, machine in results.machines.items()}
@@ -80,6 +81,8 @@ def frame(results: Results) -> pd.DataFrame:
             "status": record.status,
             "reason": record.reason,
         }
+        info = results.impls.get(record.impl)
+        row["differs"] = info.differs if info else ""
         row |= record.case.to_dict() | {"resolution": str(record.case.resolution)}
         if record.samples_s:
             low, middle, high = np.quantile(record.samples_s, (0.2, 0.5, 0.8))
@@ -108,7 +111,7 @@ def frame(results: Results) -> pd.DataFrame:
         rows.append(row | record.extra)
     extras = list(COLD) if any(record.cold_samples_s for record in results.rows) else []
     extras += dict.fromkeys(name for record in results.rows for name in record.extra)
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *extras])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "differs", *extras])
     for name in _FLOATS:
         table[name] = table[name].astype("float64")
     for name in _COUNTS:
@@ -147,10 +150,22 @@ def render(table: pd.DataFrame, form: str) -> bytes:
     styles = {"text": "simple", "markdown": "github"}
     if form not in styles:
         raise ResultsError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
-    shown = display(table).to_dict("list")
-    return (
-        tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
-    ).encode()
+    shown = display(marked(table)).to_dict("list")
+    body = tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
+    return (body + "".join(f"\n{note}\n" for note in footnotes(table))).encode()
+
+
+def marked(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a mark behind the name of every implementation whose function differs."""
+    names = [name + DIFFERS if differs else name for name, differs in zip(table["impl"], table["differs"], strict=True)]
+    return table.assign(impl=names)
+
+
+def footnotes(table: pd.DataFrame) -> list[str]:
+    """What the mark means, a sentence for each implementation that has it."""
+    found = table[table["differs"] != ""].drop_duplicates("impl")
+    pairs = zip(found["impl"], found["differs"], strict=True)
+    return [f"{DIFFERS} {name} computes another function: {differs}." for name, differs in pairs]
 
 
 READ_BY_PEOPLE = (

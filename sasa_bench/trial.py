@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ def prepare(
         oracle = oracles[key]
         tensors = leaves(oracle.tensors, computed)
         grad_y = None if oracle.grad_y is None else oracle.grad_y.to(tensors[next(iter(tensors))])
-        with poisoned_memory():
+        with poisoned_memory() if impl.poisoned else nullcontext():
             stage("build")
             started = time.perf_counter()
             call = impl.build(computed, tensors)

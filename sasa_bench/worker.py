@@ -285,6 +285,7 @@ def _describe(impls: list[str] | None = None, details: bool = False) -> list[dic
             "op": impl.op.name,
             "summary": impl.summary,
             "index": registry.index(impl.name),
+            "differs": impl.differs,
         }
         try:
             info["missing"] = impl.missing()

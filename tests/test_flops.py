@@ -106,11 +106,25 @@ def test_the_paper_example_of_equal_flops_holds() -> None:
     assert attention <= convolution < cost("local_attention", Case(kernel_size=21, position="none")).flops
 
 
+PEERS = ("neighborhood_attention", "per_channel_attention", "halo_attention")
+
+
+def test_the_costs_of_other_functions_count_what_they_compute() -> None:
+    case = Case(channels=8, heads=2, kernel_size=3, resolution="4x6", batch=2)
+    pixels, window = 2 * 4 * 6, 9
+    projections = 6 * 8 * 8 * pixels
+    plain = cost("per_channel_attention", case.with_(position="none")).flops
+    assert plain == projections + 3 * window * 8 * pixels
+    assert cost("per_channel_attention", case).flops == plain + window * 8 * pixels
+    assert cost("neighborhood_attention", case.with_(position="none")).flops == projections + 4 * window * 8 * pixels
+    assert cost("halo_attention", case).flops == projections + 5 * (2 + 2) ** 2 * 8 * pixels
+
+
 MODULES = {op.name: op for op in (SQUEEZE_EXCITATION, NON_LOCAL, CRISS_CROSS)}
 
 
 def test_every_formula_is_counted_by_hand_here() -> None:
-    assert set(FORMULAS) == set(OPS) | set(MODULES)
+    assert set(FORMULAS) == set(OPS) | set(MODULES) | set(PEERS)
 
 
 def test_the_modules_added_to_convolutions_count_their_products_and_sums() -> None:

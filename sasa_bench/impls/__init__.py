@@ -64,6 +64,10 @@ class Impl:
     layer     for local attention: case -> projections and core as one function, where that is faster
     details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
+    poisoned  whether it is checked while torch fills new memory with NaN, which needs deterministic algorithms: for
+              these torch.compile would make another program than the one that is timed
+    differs   for the work of others that is put next to local attention and is another function, with an op of its
+              own: how it differs, as the end of a sentence; readers mark its name
     """
 
     name: str
@@ -77,6 +81,8 @@ class Impl:
     layer: Callable[[Case], Layer] | None = None
     details: Callable[[], list[str]] = _no_details
     quick: bool = True
+    poisoned: bool = True
+    differs: str = ""
 
 
 def local_attention(
@@ -145,6 +151,13 @@ BUILTIN = {
     "squeeze_excitation": "sasa_bench.impls.squeeze_excitation:IMPL",
     "non_local": "sasa_bench.impls.non_local:IMPL",
     "criss_cross": "sasa_bench.impls.criss_cross:IMPL",
+    "sdpa_dense": "sasa_bench.impls.sdpa_dense:IMPL",
+    "flex_attention": "sasa_bench.impls.flex_attention:IMPL",
+    "compiled_unfold": "sasa_bench.impls.unfold:COMPILED",
+    "compiled_blocked": "sasa_bench.impls.blocked:COMPILED",
+    "natten": "sasa_bench.impls.natten:IMPL",
+    "halo_attention": "sasa_bench.impls.halo_attention:IMPL",
+    "leaderj1001": "sasa_bench.impls.leaderj1001:IMPL",
 }
 """Name -> "module:object" of each implementation that comes with the package."""
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, _onnx, local_attention
+from sasa_bench.impls import Attend, _compiled, _onnx, local_attention
 
 BLOCK, SMALL_MAP = 4, 8
 """Side of a block of queries, pixels; a map of at most SMALL_MAP pixels a side is one block."""
@@ -61,5 +61,17 @@ def attend(case: Case) -> Attend:
     return core
 
 
+def _compiles(case: Case) -> str | None:
+    if case.device == "cpu" and case.mode != "forward":
+        return (
+            "torch.compile makes a backward pass of Tensor.unfold for the CPU that gives wrong gradients or crashes: "
+            "give mode = 'forward'"
+        )
+    return None
+
+
 IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", attend)
 ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend)
+COMPILED = _compiled.compiled_attention(
+    "compiled_blocked", "the blocked formulation through torch.compile", attend, _compiles
+)

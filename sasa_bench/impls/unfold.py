@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, _onnx, local_attention
+from sasa_bench.impls import Attend, _compiled, _onnx, local_attention
 
 
 def attend(case: Case) -> Attend:
@@ -38,3 +38,4 @@ def attend(case: Case) -> Attend:
 
 IMPL = local_attention("unfold", "K x K copies of keys and values, as public re-implementations do", attend)
 ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend)
+COMPILED = _compiled.compiled_attention("compiled_unfold", "the unfolding formulation through torch.compile", attend)
