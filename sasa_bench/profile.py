@@ -60,6 +60,7 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
         "op": found.op.name,
         "summary": found.summary,
         "index": registry.index(found.name),
+        "differs": found.differs,
         "calls": CALLS,
         "time_s": _time(run, case.device),
         "flops": {},
