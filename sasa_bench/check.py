@@ -23,8 +23,8 @@ KINK_STEP = 32 * 2.0**-23
 dtype if that is more. Enough that relus of every depth change sides, so that the jump is not a matter of luck."""
 
 KINK_FACTOR = 2.0
-"""The jump is the maximum over many scalars, known from one draw: another draw, an implementation's, may be larger. With 1,
-one of 36 right gradients of a ResNet was called wrong, by 1.16 times."""
+"""The jump is the maximum over many scalars, known from one draw; an implementation's, another draw, may be larger.
+With a factor of 1, one of 36 right gradients of a ResNet was called wrong, by 1.16 times."""
 
 
 FEW_SCALARS, DRAWS = 1 << 14, 4
