@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -16,6 +17,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sasa_bench.case import CHOICES, UserError, parse_value
 from sasa_bench.record import DIFFERS, Results, read
 from sasa_bench.suite import Suite, load
+
+if TYPE_CHECKING:
+    from sasa_bench.gate import Result
+    from sasa_bench.gate_slurm import Plan
+    from sasa_bench.slurm import Options
 
 ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
 ENERGY_S = 2.0
@@ -384,35 +390,49 @@ def _duration(text: str) -> float:
     return value
 
 
-def _points(path: Path, impls: Sequence[str], pairs: Sequence[str]) -> list[Any]:
+def _points(path: Path, impls: Sequence[str], pairs: Sequence[str], elsewhere: bool = False) -> list[Any]:
     from sasa_bench.machine import available_cores
     from sasa_bench.pairs import Point
 
     loaded = load(path, _overrides(pairs))
+    if len({case.threads for case in loaded.cases}) > 1:
+        raise click.UsageError(f"{path} sweeps threads, and a gate has one number of them: give -c threads=1")
     cores = available_cores()
-    cases = [case if case.threads else case.with_(threads=cores) for case in loaded.cases]
-    return [Point(impl, case) for impl in impls or loaded.impls for case in cases]
+    cases = [case if case.threads or elsewhere else case.with_(threads=cores) for case in loaded.cases]
+    return [Point(impl, case) for impl in dict.fromkeys(impls or loaded.impls) for case in cases]
 
 
 @cli.command()
 @click.option("--base", required=True, metavar="REV|DIR", help="What head is compared with.")
 @click.option("--head", required=True, metavar="REV|DIR", help="What may have become slower.")
-@click.argument("suite", default="suites/gate.toml", type=click.Path(path_type=Path))
+@click.argument("words", nargs=-1, metavar="[SUITE]")
 @click.option("--impl", "impls", multiple=True, metavar="NAME", help="Gate only this implementation; repeatable.")
 @CASE
-@click.option("--budget", default="10m", show_default=True, help="Wall time; what is undecided then is INCONCLUSIVE.")
+@click.option(
+    "--budget",
+    default="10m",
+    show_default=True,
+    help="Wall time, with --slurm that of each task; what is undecided then is INCONCLUSIVE.",
+)
 @click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds one request may take.")
+@click.option(
+    "--slurm",
+    is_flag=True,
+    help="Spread the cases over an array job on Slurm, never the arms of a pair; words such as partition=cpu time=30 "
+    "array=8 go to sbatch. Ctrl-C cancels the job.",
+)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for arms and reports; under reports/ by default.")
 @click.option("--base-python", metavar="EXE", help="Python of the base arm, to gate a library upgrade.")
 @click.option("--head-python", metavar="EXE", help="Python of the head arm.")
 def gate(
     base: str,
     head: str,
-    suite: Path,
+    words: tuple[str, ...],
     impls: tuple[str, ...],
     pairs: tuple[str, ...],
     budget: str,
     timeout_s: float,
+    slurm: bool,
     out: Path | None,
     base_python: str | None,
     head_python: str | None,
@@ -424,20 +444,57 @@ def gate(
     from sasa_bench.gate_report import text, write_all
 
     budget_s = _duration(budget)
-    points = _points(suite, impls, pairs)
+    wishes = [word for word in words if slurm and "=" in word and not Path(word).exists()]
+    suites = [word for word in words if word not in wishes] or ["suites/gate.toml"]
+    if len(suites) > 1:
+        raise click.UsageError(f"a gate takes one suite, and these are {len(suites)}: {' '.join(suites)}")
+    points = _points(Path(suites[0]), impls, pairs, elsewhere=slurm)
     folder = out or Path("reports") / f"gate-{datetime.now():%Y%m%d-%H%M%S}"
-    arms = set_up(base, head, folder, base_python, head_python)
-    with _progress() as bar:
-        task = bar.add_task("", total=None)
+    if slurm:
+        from sasa_bench.gate_slurm import prepare, require_room
+        from sasa_bench.slurm import parse_options, require_slurm
 
-        def say(phase: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=phase)
+        options = parse_options(wishes)
+        folder = folder.absolute()
+        require_room(folder, options, budget_s)
+        require_slurm()
+        arms = set_up(base, head, folder, base_python, head_python)
+        result = _gate_on_slurm(prepare(folder, arms, points, Rules(), options, budget_s, timeout_s), options)
+    else:
+        arms = set_up(base, head, folder, base_python, head_python)
+        with _progress() as bar:
+            task = bar.add_task("", total=None)
 
-        result = run_gate(arms, points, Rules(), budget_s, timeout_s, say, folder / "journal.jsonl")
+            def say(phase: str, done: int, total: int) -> None:
+                bar.update(task, completed=done, total=total, description=phase)
+
+            result = run_gate(arms, points, Rules(), budget_s, timeout_s, say, folder / "journal.jsonl")
     write_all(result, folder)
     click.echo(text(result), nl=False)
     click.echo(f"{folder}/gate.html, .md, .xml, .json")
     return result.exit_status
+
+
+def _gate_on_slurm(plan: Plan, options: Options) -> Result:
+    from sasa_bench.gate_slurm import run as run_tasks
+
+    total = sum(map(len, plan.shards))
+    click.echo(f"{total} cases in {len(plan.shards)} tasks, job {plan.name}, files in {plan.folder}", err=True)
+    # CI ends a job by SIGTERM, and nobody would read what its tasks then still measure
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with _progress() as bar:
+            task = bar.add_task("", total=total)
+            result = run_tasks(
+                plan, options, lambda now: bar.update(task, completed=total - now.missing, description=now.queue)
+            )
+            bar.update(task, completed=total - sum(plan.missing().values()), description="")
+    except KeyboardInterrupt:
+        click.echo(f"stopped: job {plan.name} was cancelled", err=True)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return result
 
 
 @cli.command()

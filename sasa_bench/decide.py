@@ -161,8 +161,11 @@ def confirm(
     return verdicts
 
 
-def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules) -> str:
-    """A sentence where identical code seems to differ: the machine was not fit to judge. Empty where it was."""
+def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules, nodes: Mapping[str, str] | None = None) -> str:
+    """A sentence where identical code seems to differ: the machine was not fit to judge. Empty where it was.
+
+    `nodes` names the machine of a key, where there are several.
+    """
     keys = list(floor)
     margin = math.log1p(rules.margin)
     for sign, word in ((1, "slower"), (-1, "faster")):
@@ -170,7 +173,8 @@ def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules) -> str:
         for key, flag in zip(keys, flags, strict=True):
             if flag:
                 ratio = math.exp(statistics.median(floor[key]))
-                return f"a copy of base measured {word} than base itself, {ratio:.3f} of its time, in {key}"
+                where = f" on {nodes[key]}" if nodes else ""
+                return f"a copy of base measured {word} than base itself, {ratio:.3f} of its time, in {key}{where}"
     return ""
 
 

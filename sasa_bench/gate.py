@@ -1,4 +1,7 @@
-"""The gate: base and head in one job on one machine, screened, confirmed on fresh pairs, within a time budget."""
+"""The gate: base and head in turns on one machine, screened, confirmed on fresh pairs, within a time budget.
+
+Cases may be spread over machines, the arms of a pair never: each task measures, and one decision is made of all.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,12 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.arms import Arm, verify
+from sasa_bench.arms import Arm, ArmError, verify
 from sasa_bench.decide import (
     EQUIVALENT,
     INCONCLUSIVE,
@@ -36,6 +39,17 @@ Say = Callable[[str, int, int], None]
 """Told the phase, the pairs done in it, and how many there will be."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one task of a gate that is spread over machines measured: its cases by key, on which node, how long."""
+
+    task: int
+    node: str
+    machine: str
+    keys: tuple[str, ...]
+    spent_s: float
+
+
 @dataclass
 class Result:
     """What a gate run found.
@@ -43,6 +57,7 @@ class Result:
     cases     one verdict for each case and implementation, those that matter first
     arms      what each arm was made from and what it really loaded
     pairs     (phase, pair) in the order they were measured; the evidence
+    shares    who measured what, where the cases were spread over machines
     """
 
     verdict: str
@@ -53,11 +68,71 @@ class Result:
     spent_s: float
     rules: Rules
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
         """0 pass, 2 regression, 3 inconclusive or contaminated."""
         return exit_status(self.verdict)
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """key -> the node that measured it; empty where the cases were not spread."""
+        return {key: share.node for share in self.shares for key in share.keys}
+
+
+@dataclass
+class Evidence:
+    """What one process measured, and nothing that it concluded.
+
+    keys      the points it was given
+    loaded    arm -> what it really loaded
+    exact     arm, base and head alone -> key -> exact figures, as of pairs.exact_rows
+    pairs     (phase, pair): the screen over all that is timed, then fresh pairs over its suspects
+    stopped   why pairs are missing; empty where none is
+    node, machine   where it ran; empty for a gate that is not spread
+    """
+
+    keys: list[str]
+    loaded: dict[str, dict[str, Any]]
+    exact: dict[str, dict[str, dict[str, Any]]]
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stopped: str = ""
+    spent_s: float = 0.0
+    node: str = ""
+    machine: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Evidence:
+        """The inverse of to_dict."""
+        return cls(**values | {"pairs": [(phase, Pair(**pair)) for phase, pair in values["pairs"]]})
+
+    def exact_verdicts(self, rules: Rules) -> dict[str, CaseVerdict]:
+        """key -> verdict on the exact figures."""
+        base, head = self.exact["base"], self.exact["head"]
+        return {key: exact_verdict(key, base.get(key), head.get(key), rules) for key in self.keys}
+
+    def timed(self, rules: Rules) -> list[str]:
+        """The keys that nothing but time is left to decide."""
+        both = [k for k in self.keys if all(self.exact[arm][k]["status"] == "ok" for arm in ("base", "head"))]
+        verdicts = self.exact_verdicts(rules)
+        return [key for key in both if verdicts[key].verdict == EQUIVALENT]
+
+    def phase(self, name: str) -> list[Pair]:
+        """The pairs of "screen" or "confirm"."""
+        return [pair for phase, pair in self.pairs if phase == name]
+
+    def suspects(self, rules: Rules) -> list[str]:
+        """The keys that the screen wants confirmed; none where it is not complete."""
+        screened = self.phase("screen")
+        if len(screened) < rules.screen_pairs:
+            return []
+        return screen(_column("head", screened, self.timed(rules)), rules)
 
 
 def run(
@@ -76,33 +151,107 @@ def run(
     `journal` gets a line for each pair. `spin` gives, from the calibrated times, seconds to add to each call of head:
     a slow-down made on purpose. Raises ArmError for an arm that runs something else than it should.
     """
+    found = measure(arms, points, rules, budget_s, timeout_s, say, journal, condition, spin)
+    return decide(arms, {0: found}, rules, found.spent_s)
+
+
+def measure(
+    arms: Sequence[Arm],
+    points: Sequence[Point],
+    rules: Rules,
+    budget_s: float,
+    timeout_s: float,
+    say: Say = lambda phase, done, total: None,
+    journal: Path | None = None,
+    condition: str = "",
+    spin: Callable[[Counts], Mapping[str, float]] = lambda counts: {},
+) -> Evidence:
+    """The evidence on these points: exact figures, the screen, and fresh pairs over its suspects; see run."""
     gate = _Gate(arms, budget_s, timeout_s, say, journal, condition, spin)
-    loaded = {arm.name: gate.loaded(arm) for arm in arms}
-    notes = []
-    if loaded["base"]["digest"] == loaded["head"]["digest"]:
-        notes.append("base and head hold the same files: any difference in time is noise or comes from the environment")
-    say("exact figures", 0, 2)
-    base = exact_rows(arms[0], points, timeout_s)
-    say("exact figures", 1, 2)
-    head = exact_rows(arms[1], points, timeout_s)
+    found = Evidence([p.key for p in points], {arm.name: gate.loaded(arm) for arm in arms}, {}, gate.pairs, gate.notes)
+    for done, arm in enumerate(arms[:2]):
+        say("exact figures", done, 2)
+        found.exact[arm.name] = exact_rows(arm, points, timeout_s)
     say("exact figures", 2, 2)
-    decided = {p.key: exact_verdict(p.key, base.get(p.key), head.get(p.key), rules) for p in points}
-    both = [p for p in points if base[p.key]["status"] == head[p.key]["status"] == "ok"]
-    timed = [p for p in both if decided[p.key].verdict == EQUIVALENT]
-    cases, contamination = gate.decide(timed, rules)
-    for verdict in cases:
-        decided[verdict.key] = verdict
+    phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.suspects, rules.confirm_pairs))
+    for phase, chosen, count in phases:
+        keys = chosen(rules)
+        if keys and len(gate.measure(phase, [p for p in points if p.key in keys], count)) < count:
+            found.stopped = gate.why_stopped()
+            break
+    found.spent_s = time.monotonic() - gate.started
+    return found
+
+
+def decide(
+    arms: Sequence[Arm],
+    evidence: Mapping[int, Evidence],
+    rules: Rules,
+    spent_s: float,
+    lost: Mapping[str, str] | None = None,
+) -> Result:
+    """One verdict on the evidence of every task, by number: Holm shares the level among the suspects of them all.
+
+    `lost` gives the reason for each key of which there is no evidence. Raises ArmError where an arm was not the same
+    code in all tasks.
+    """
+    decided = {key: CaseVerdict(key, INCONCLUSIVE, reason) for key, reason in (lost or {}).items()}
+    head: dict[str, list[float]] = {}
+    floor: dict[str, list[float]] = {}
+    seconds: dict[str, float] = {}
+    for part in evidence.values():
+        decided |= part.exact_verdicts(rules)
+        screened, fresh = part.phase("screen"), part.phase("confirm")
+        timed, suspects = part.timed(rules), part.suspects(rules)
+        if len(screened) < rules.screen_pairs:
+            decided |= {key: CaseVerdict(key, INCONCLUSIVE, part.stopped) for key in timed}
+            continue
+        for key, ratios in _column("head", screened, timed).items():
+            decided[key] = _unsuspected(key, ratios, screened, rules)
+        if len(fresh) < rules.confirm_pairs:
+            decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in suspects}
+            continue
+        head |= _column("head", fresh, suspects)
+        floor |= _column("floor", fresh, suspects)
+        seconds |= {key: sorted(pair.seconds[key] for pair in fresh)[len(fresh) // 2] for key in suspects}
+    shares = [Share(n, p.node, p.machine, tuple(p.keys), p.spent_s) for n, p in evidence.items() if p.node]
+    nodes = {key: share.node for share in shares for key in share.keys}
+    for key, verdict in confirm(head, floor, rules).items():
+        decided[key] = replace(verdict, seconds=seconds[key])
+    contamination = contaminated(floor, rules, nodes)
     ordered = sorted(decided.values(), key=_importance)
+    loaded = _loaded(arms, evidence)
+    notes = [f"{part.node}: {note}" if part.node else note for part in evidence.values() for note in part.notes]
+    if evidence and loaded["base"]["digest"] == loaded["head"]["digest"]:
+        same = "base and head hold the same files: any difference in time is noise or comes from the environment"
+        notes.insert(0, same)
     return Result(
         verdict=run_verdict(ordered, contamination),
         cases=ordered,
         arms={a.name: {"source": a.source, "folder": str(a.folder)} | loaded[a.name] for a in arms},
         contaminated=contamination,
-        notes=notes + gate.notes,
-        spent_s=time.monotonic() - gate.started,
+        notes=notes,
+        spent_s=spent_s,
         rules=rules,
-        pairs=gate.pairs,
+        pairs=[pair for part in evidence.values() for pair in part.pairs],
+        shares=shares,
     )
+
+
+def _loaded(arms: Sequence[Arm], evidence: Mapping[int, Evidence]) -> dict[str, dict[str, Any]]:
+    unknown = {"digest": "unknown", "torch": "unknown"}
+    found = {arm.name: unknown | {"python": arm.python} for arm in arms}
+    for number, part in enumerate(evidence.values()):
+        for name, loaded in part.loaded.items():
+            first = found[name] if number else loaded
+            for what in ("digest", "torch"):
+                if loaded[what] != first[what]:
+                    raise ArmError(
+                        f"the {name} arm was not the same in all tasks: {what} {loaded[what]} on {part.node}, "
+                        f"{first[what]} elsewhere; do all nodes see the same folder and environment?"
+                    )
+            found[name] = first
+    return found
 
 
 @dataclass
@@ -128,30 +277,6 @@ class _Gate:
             worker.close()
         verify(arm, answer)
         return answer
-
-    def decide(self, timed: Sequence[Point], rules: Rules) -> tuple[list[CaseVerdict], str]:
-        """Screen all, confirm the suspects; (verdicts, what contaminated the run)."""
-        if not timed:
-            return [], ""
-        screened = self.measure("screen", timed, rules.screen_pairs)
-        if len(screened) < rules.screen_pairs:
-            return [CaseVerdict(p.key, INCONCLUSIVE, self.why_stopped()) for p in timed], ""
-        head, floor = _columns(screened, timed)
-        suspects = screen(head, rules)
-        verdicts = {p.key: _unsuspected(p.key, head[p.key], screened, rules) for p in timed}
-        chosen = [p for p in timed if p.key in suspects]
-        if not chosen:
-            return list(verdicts.values()), ""
-        confirmed = self.measure("confirm", chosen, rules.confirm_pairs)
-        if len(confirmed) < rules.confirm_pairs:
-            for point in chosen:
-                verdicts[point.key] = CaseVerdict(point.key, INCONCLUSIVE, f"suspect, and {self.why_stopped()}")
-            return list(verdicts.values()), ""
-        head, floor = _columns(confirmed, chosen)
-        for key, verdict in confirm(head, floor, rules).items():
-            seconds = sorted(pair.seconds[key] for pair in confirmed)[len(confirmed) // 2]
-            verdicts[key] = CaseVerdict(**asdict(verdict) | {"seconds": seconds})
-        return list(verdicts.values()), contaminated(floor, rules)
 
     def measure(self, phase: str, points: Sequence[Point], count: int) -> list[Pair]:
         """Up to `count` pairs; fewer where the budget ends or too many pairs are lost."""
@@ -191,10 +316,8 @@ class _Gate:
             file.write(json.dumps(line | figures) + "\n")
 
 
-def _columns(pairs: Sequence[Pair], points: Sequence[Point]) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    head = {p.key: [pair.head[p.key] for pair in pairs] for p in points}
-    floor = {p.key: [pair.floor[p.key] for pair in pairs] for p in points}
-    return head, floor
+def _column(arm: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    return {key: [getattr(pair, arm)[key] for pair in pairs] for key in keys}
 
 
 def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules) -> CaseVerdict:

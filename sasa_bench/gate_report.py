@@ -6,8 +6,8 @@ import base64
 import io
 import json
 import math
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from sasa_bench.decide import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
-from sasa_bench.gate import Result
+from sasa_bench.gate import Result, Share
 from sasa_bench.table import seconds
 
 MEANING = {
@@ -38,9 +38,10 @@ def text(result: Result) -> str:
     lines += [f"note: {note}" for note in result.notes]
     for name, arm in result.arms.items():
         lines.append(f"{name}: {arm['source']}, files {arm['digest']}, torch {arm['torch']}, from {arm['folder']}")
+    lines += measured_by(result)
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     if notable:
-        lines += ["", tabulate([_row(case) for case in notable], headers="keys", tablefmt="simple")]
+        lines += ["", tabulate(_rows(result, notable), headers="keys", tablefmt="simple")]
     quiet = [case for case in result.cases if case.detectable is not None and case.verdict == EQUIVALENT]
     if quiet:
         worst = max(case.detectable or 0.0 for case in quiet)
@@ -57,11 +58,24 @@ def markdown(result: Result) -> str:
         lines += [f"> {result.contaminated}", ""]
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     if notable:
-        lines += [tabulate([_row(case) for case in notable], headers="keys", tablefmt="github"), ""]
+        lines += [tabulate(_rows(result, notable), headers="keys", tablefmt="github"), ""]
     counts = Counter(case.verdict for case in result.cases)
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; {result.spent_s:.0f} s.")
-    lines += [f"- {note}" for note in result.notes]
+    if result.notes or result.shares:
+        lines += ["", *(f"- {line}" for line in [*result.notes, *measured_by(result)])]
     return "\n".join(lines) + "\n"
+
+
+def measured_by(result: Result) -> list[str]:
+    """A line for each node that measured, where the cases were spread over machines."""
+    nodes: dict[tuple[str, str], list[Share]] = defaultdict(list)
+    for share in result.shares:
+        nodes[share.node, share.machine].append(share)
+    return [
+        f"{node} ({machine}): {sum(len(s.keys) for s in shares)} cases in {len(shares)} task{'s' * (len(shares) > 1)}, "
+        f"{sum(s.spent_s for s in shares):.0f} s"
+        for (node, machine), shares in sorted(nodes.items())
+    ]
 
 
 def junit(result: Result) -> str:
@@ -70,6 +84,9 @@ def junit(result: Result) -> str:
     failures = errors = 0
     for case in result.cases:
         element = ElementTree.SubElement(suite, "testcase", classname="gate", name=case.key)
+        if case.key in result.nodes:
+            properties = ElementTree.SubElement(element, "properties")
+            ElementTree.SubElement(properties, "property", name="node", value=result.nodes[case.key])
         message = f"{case.verdict}: {_ratio(case)} {case.reason}".strip()
         if case.verdict in FAILING:
             failures += 1
@@ -98,6 +115,7 @@ def to_json(result: Result) -> str:
         "rules": asdict(result.rules),
         "arms": result.arms,
         "cases": [asdict(case) for case in result.cases],
+        "shares": [asdict(share) for share in result.shares],
         "pairs": [{"phase": phase, "head": pair.head, "floor": pair.floor} for phase, pair in result.pairs],
     }
     return json.dumps(_plain(values), indent=1, allow_nan=False) + "\n"
@@ -111,7 +129,8 @@ def html(result: Result) -> str:
     return page.from_string(template).render(
         result=result,
         meaning=MEANING[result.verdict],
-        rows=[_row(case) for case in result.cases],
+        rows=_rows(result, result.cases),
+        nodes=measured_by(result),
         plots={case.key: _plot(result, case.key) for case in result.cases if case.key in confirmed},
     )
 
@@ -134,14 +153,19 @@ def write_all(result: Result, folder: Path) -> list[Path]:
     return paths
 
 
-def _row(case: CaseVerdict) -> dict[str, str]:
-    return {
-        "verdict": case.verdict,
-        "case": case.key,
-        "head / base": _ratio(case),
-        "base": seconds(case.seconds) if case.seconds else "",
-        "reason": case.reason,
-    }
+def _rows(result: Result, cases: Sequence[CaseVerdict]) -> list[dict[str, str]]:
+    nodes = result.nodes
+    return [
+        {
+            "verdict": case.verdict,
+            "case": case.key,
+            "head / base": _ratio(case),
+            "base": seconds(case.seconds) if case.seconds else "",
+        }
+        | ({"node": nodes.get(case.key, "")} if nodes else {})
+        | {"reason": case.reason}
+        for case in cases
+    ]
 
 
 def _ratio(case: CaseVerdict) -> str:
@@ -159,7 +183,11 @@ def _plot(result: Result, key: str) -> str:
     for height, (label, phase, which) in enumerate(
         (("copy / base", "confirm", "floor"), ("head / base", "confirm", "head"), ("screen", "screen", "head"))
     ):
-        ratios = [math.exp(getattr(pair, which)[key]) for at, pair in result.pairs if at == phase]
+        ratios = [
+            math.exp(getattr(pair, which)[key])
+            for at, pair in result.pairs
+            if at == phase and key in getattr(pair, which)
+        ]
         axes.plot(ratios, [height] * len(ratios), "|", ms=14, color="#332288" if which == "head" else "#999933")
         axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(1, color="black", lw=0.8)

@@ -478,6 +478,12 @@ def _cancel(jobs: Iterable[str]) -> None:
         subprocess.run(["scancel", key], check=False, capture_output=True)
 
 
+def cancel(name: str) -> None:
+    """End every task of that job name, those that wait and those that run."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        subprocess.run(["scancel", "--name", name], check=False, capture_output=True, timeout=60)
+
+
 def require_slurm() -> None:
     """Raise SlurmError, with what to do, where submitit or Slurm's commands are missing."""
     try:

@@ -59,6 +59,7 @@ ORDER = (
     "pairs",
     "decide",
     "gate",
+    "gate_slurm",
     "gate_report",
     "aa",
     "cli",

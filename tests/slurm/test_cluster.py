@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -36,14 +35,6 @@ MEASURED = {
     "build_s",
 }
 """Columns that differ from run to run: times, memory, and errors on fresh random input."""
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    found = Cluster(tmp_path / "cluster")
-    found.start()
-    yield found
-    found.stop()
 
 
 def command(out: Path, *more: str) -> list[str]:
