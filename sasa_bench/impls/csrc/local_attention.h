@@ -438,7 +438,7 @@ inline Arena& arena() {
 }
 
 // Rows projected at once: enough pixels for an efficient product, few enough to stay in cache.
-inline int64_t projected_rows(const Problem& p) { return std::max<int64_t>(ROWS, (384 + p.width - 1) / p.width); }
+inline int64_t projected_rows(const Problem& p) { return std::max<int64_t>(ROWS, (224 + p.width - 1) / p.width); }
 
 // Keys and values slide through a ring of so many rows, unless they are interleaved in memory already.
 inline int64_t ring_rows(const Problem& p) {
