@@ -21,7 +21,7 @@ def implementations(specs: Sequence[str] = ()) -> list[tuple[ImplInfo, str | Non
     Raises WorkerRefused for one that does not exist.
     """
     found = _described(specs)
-    return [(ImplInfo(i["name"], i["op"], i["summary"], i["index"]), i["missing"]) for i in found]
+    return [(ImplInfo.from_dict(i), i["missing"]) for i in found]
 
 
 def _described(specs: Sequence[str] = (), details: bool = False) -> list[dict[str, Any]]:

@@ -194,12 +194,12 @@ def _verdict(paired: Sequence[Point]) -> str:
     else:
         said = f"{where}, local attention takes {_middle(clear)} times as long as a 3×3 convolution"
     if len(clear) > 1:
-        said += f" (median of {len(clear)} cases; {_span(r.value for r in clear)})"
+        said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
     if len(clear) < len(judged):
         said += f", {len(judged) - len(clear)} more being too noisy to tell"
     work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
     if work:
-        said += f", for {_span(work)} of its FLOPs"
+        said += f", for {span(work)} of its FLOPs"
     name, wins = Counter(best.impl for _, best, _ in judged).most_common(1)[0]
     if len({n for point in usual for n, r in point.items() if r.op == ATTENTION}) == 1:
         return f"{said}, measured with `{name}`."
@@ -210,7 +210,7 @@ def _middle(ratios: Sequence[Ratio]) -> str:
     return times(float(np.median([r.value for r in ratios])))
 
 
-def _span(values: Iterable[float]) -> str:
+def span(values: Iterable[float]) -> str:
     """ "1.9 to 12", or one figure where both ends read alike."""
     found = sorted(values)
     low, high = times(found[0]), times(found[-1])
@@ -263,7 +263,7 @@ def _which(swept: Swept) -> Iterator[str]:
         yield "No implementation of attention is faster than the others beyond the uncertainty."
         return
     name, count = wins.most_common(1)[0]
-    lead = _span(winner[1] for _, _, winner in judged if winner and winner[0] == name)
+    lead = span(winner[1] for _, _, winner in judged if winner and winner[0] == name)
     if count == len(judged):
         yield f"`{name}` is the fastest at {_all(count)}, {lead} times as fast as the next."
         return
@@ -328,24 +328,24 @@ def _crossings(swept: Swept) -> Iterator[str]:
         if not every:
             continue
         ratios = [point.ratio for _, point in every]
-        span = _span(r.value for r in ratios)
+        spread = span(r.value for r in ratios)
         cheaper, dearer = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
         turns = [turn for panel, against in found for turn in _turns(panel, against, target)]
         if dearer == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
             yield (
-                f"Never cheaper than `{target}`: {span} times its time at {_all(len(every))}; "
+                f"Never cheaper than `{target}`: {spread} times its time at {_all(len(every))}; "
                 f"nearest is `{best.impl}`{at} with {best.ratio} times."
             )
         elif cheaper == len(ratios):
-            yield f"Always cheaper than `{target}`: {span} of its time at {_all(len(every))}."
+            yield f"Always cheaper than `{target}`: {spread} of its time at {_all(len(every))}."
         elif 0 < len(turns) <= MOST_PANELS:
             yield from turns
         else:
             counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
-            told = f"; {_span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
+            told = f"; {span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
             yield f"Against `{target}`, of {len(ratios)} points: {words}{told}."
 
 
@@ -386,9 +386,9 @@ def _promises(swept: Swept) -> Iterator[str]:
     if not paired:
         return
     yield (
-        f"By FLOPs, attention would take {_span(work for work, _ in paired)} of the time of `{BASELINE}`; the fastest "
-        f"takes {_span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
-        f"{_span(clock / work for work, clock in paired)} times as long."
+        f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of `{BASELINE}`; the fastest "
+        f"takes {span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
+        f"{span(clock / work for work, clock in paired)} times as long."
     )
 
 
@@ -407,10 +407,10 @@ def _memory(swept: Swept) -> Iterator[str]:
     if not leanest:
         return
     name, count = Counter(leanest).most_common(1)[0]
-    said = f"The fastest attention needs {_span(of_fastest)} times the peak memory of `{BASELINE}`"
+    said = f"The fastest attention needs {span(of_fastest)} times the peak memory of `{BASELINE}`"
     if of_largest != of_leanest:
         share = "" if count == len(leanest) else f" at {count} of {len(leanest)} points"
-        said += f"; the leanest (`{name}`{share}) {_span(of_leanest)} times, the largest up to {times(max(of_largest))}"
+        said += f"; the leanest (`{name}`{share}) {span(of_leanest)} times, the largest up to {times(max(of_largest))}"
     yield said + "."
 
 
@@ -441,7 +441,7 @@ def _fewer_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     return Claim(
         "At k = 7 a layer of attention needs fewer FLOPs than a 3×3 convolution of the same width.",
         _judged([share < 1 for share in shares]),
-        f"{_span(shares)} of the FLOPs{_over(shares)}, by the cost model.",
+        f"{span(shares)} of the FLOPs{_over(shares)}, by the cost model.",
     )
 
 
@@ -452,7 +452,7 @@ def _fewer_params(points: Sequence[Point], rows: Sequence[Record]) -> Claim | No
     return Claim(
         "At k = 7 it has fewer parameters.",
         _judged([share < 1 for share in shares]),
-        f"{_span(shares)} of the parameters{_over(shares)}, by the cost model.",
+        f"{span(shares)} of the parameters{_over(shares)}, by the cost model.",
     )
 
 
@@ -466,7 +466,7 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     core = 6 * width**2 + 4 * window**2 * width
     figures = (
         f"{times(core / (18 * width**2))} of the FLOPs without the position term (k = {equal_flops_kernel_size(width)} "
-        f"is the largest that fits), {_span(shares)} as measured here"
+        f"is the largest that fits), {span(shares)} as measured here"
     )
     clock = [
         ratio(best, point[BASELINE])
@@ -478,7 +478,7 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
         and (best := fastest(point))
     ]
     if clock:
-        figures += f". The time: {_one_or_span(clock)} times"
+        figures += f". The time: {_one_orspan(clock)} times"
     near = 0.9 <= core / (18 * width**2) <= 1.1
     return Claim(
         "With 128 channels, a window of 19 costs as many FLOPs as the 3×3 convolution.",
@@ -500,7 +500,7 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
         return None
     slower, faster = sum(r.low > 1 for r in ratios), sum(r.high < 1 for r in ratios)
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
-    figures = _one_or_span(ratios)
+    figures = _one_orspan(ratios)
     counts = ((slower, "slower"), (faster, "faster"), (len(ratios) - slower - faster, "too close to call"))
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for n, word in counts if n)
     return Claim(
@@ -559,13 +559,13 @@ def _cheap_positions(points: Sequence[Point], rows: Sequence[Record]) -> Claim |
     return Claim(
         "Relative positions cost little (at most a tenth).",
         HOLDS if all(cheap) else FAILS if all(dear) else PARTLY if any(dear) and any(cheap) else OPEN,
-        f"{_span(work)} times the FLOPs of no positions by the paper's count; "
-        f"{_one_or_span(clock)} times the time of the fastest{_over(clock)}.",
+        f"{span(work)} times the FLOPs of no positions by the paper's count; "
+        f"{_one_orspan(clock)} times the time of the fastest{_over(clock)}.",
     )
 
 
-def _one_or_span(ratios: Sequence[Ratio]) -> str:
-    return str(ratios[0]) if len(ratios) == 1 else _span(r.value for r in ratios)
+def _one_orspan(ratios: Sequence[Ratio]) -> str:
+    return str(ratios[0]) if len(ratios) == 1 else span(r.value for r in ratios)
 
 
 def _over(values: Sequence[object]) -> str:

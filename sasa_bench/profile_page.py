@@ -31,7 +31,7 @@ def save(folder: Path, case: Case, summaries: Sequence[Summary]) -> Path:
 
 def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
     """The page from the traces that the summaries name, relative to `folder`. Raises TraceError."""
-    infos = {s["name"]: ImplInfo(s["name"], s["op"], s["summary"], s["index"]) for s in summaries}
+    infos = {s["name"]: ImplInfo.from_dict(s) for s in summaries}
     styles = style(infos, list(infos))
     traces = {s["name"]: trace.read(folder / s["trace"], s["calls"]) for s in summaries}
     stages = _stages(folder, summaries)

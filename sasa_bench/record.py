@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -136,12 +136,28 @@ class Roof:
 
 @dataclass(frozen=True)
 class ImplInfo:
-    """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour."""
+    """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour.
+
+    exports    the implementation whose formulation this one runs from an exported file; "" for one that is no export
+    any_size   whether that file serves maps of every size
+    library    whether it needs a library of custom operators beside it
+
+    Files written before these three were known have none of them.
+    """
 
     name: str
     op: str
     summary: str
     index: int
+    exports: str = ""
+    any_size: bool = False
+    library: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImplInfo:
+        """From a line of a results file or a worker's answer; keys of no field are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
 
 
 @dataclass
@@ -234,7 +250,7 @@ def _take(results: Results, line: dict[str, Any]) -> None:
         key = line.pop("id")
         results.machines[key] = Machine.from_dict(line)
     elif kind == "impl":
-        results.impls[line["name"]] = ImplInfo(**line)
+        results.impls[line["name"]] = ImplInfo.from_dict(line)
     elif kind == "roof":
         roof = Roof(**line)
         results.roofs[roof.machine, roof.device, roof.dtype, roof.threads] = roof

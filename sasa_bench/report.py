@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sasa_bench import chart, page
+from sasa_bench import chart, formulations, page
 from sasa_bench.findings import answers
 from sasa_bench.plot import style
 from sasa_bench.record import COLUMNS, Results, ResultsError
@@ -33,6 +34,7 @@ def html(results: Results, name: str = "results") -> str:
     table = frame(results)
     names = sorted(set(table["impl"]))
     styles = style(results.impls, names)
+    exported = formulations.pairs(results)
     suites = [{"name": suite, "chart": chart.sweep(rows, styles)} for suite, rows in table.groupby("suite", sort=False)]
     return page.render(
         "report.html",
@@ -40,6 +42,8 @@ def html(results: Results, name: str = "results") -> str:
         answers=answers(results, table),
         warnings=results.warnings,
         suites=suites,
+        exported=_exported(exported) if exported else "",
+        to_export=list(formulations.answers(exported)),
         roofline=chart.roofline(table, list(results.roofs.values()), styles),
         impls=[results.impls[name] for name in styles if name in results.impls],
         styles=styles,
@@ -86,6 +90,11 @@ def rows_table(table: pd.DataFrame) -> str:
     if (table["reason"] != "").any():
         shown["reason"] = [reason if len(reason) <= 90 else reason[:89] + "…" for reason in table["reason"]]
     return page.sortable(shown, "rows", searched)
+
+
+def _exported(found: Sequence[formulations.Pair]) -> str:
+    shown, words = formulations.table(found)
+    return page.sortable(shown, "exported", words)
 
 
 def failures(table: pd.DataFrame) -> list[dict[str, Any]]:

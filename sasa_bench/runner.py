@@ -44,10 +44,7 @@ class Plan:
 def describe(workers: Workers, specs: Sequence[str]) -> dict[str, ImplInfo]:
     """Name or file of an implementation -> what readers need to know of it. Raises WorkerRefused for an unknown one."""
     found = workers.get().ask("describe", impls=list(specs))
-    return {
-        spec: ImplInfo(info["name"], info["op"], info["summary"], info["index"])
-        for spec, info in zip(specs, found, strict=True)
-    }
+    return {spec: ImplInfo.from_dict(info) for spec, info in zip(specs, found, strict=True)}
 
 
 def plan(

@@ -18,6 +18,7 @@ from torch import Tensor
 from sasa_bench.case import Case
 from sasa_bench.networks import modules as networks
 from sasa_bench.ops import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
+from sasa_bench.record import ImplInfo
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(q, k, v [B, C, H, W], rel_row [N, d // 2, K] or None, rel_col [N, d - d // 2, K] or None) -> y [B, C, H, W]."""
@@ -64,6 +65,8 @@ class Impl:
     layer     for local attention: case -> projections and core as one function, where that is faster
     details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
+    exports, any_size, library
+              of one that runs an exported file: see record.ImplInfo
     """
 
     name: str
@@ -77,6 +80,9 @@ class Impl:
     layer: Callable[[Case], Layer] | None = None
     details: Callable[[], list[str]] = _no_details
     quick: bool = True
+    exports: str = ""
+    any_size: bool = False
+    library: bool = False
 
 
 def local_attention(
@@ -171,6 +177,11 @@ def index(name: str) -> int:
     """The place of an implementation in the registry; one that comes from a file stands behind all others."""
     known = names()
     return known.index(name) if name in known else len(known)
+
+
+def info(impl: Impl) -> ImplInfo:
+    """What readers know of it."""
+    return ImplInfo(impl.name, impl.op.name, impl.summary, index(impl.name), impl.exports, impl.any_size, impl.library)
 
 
 def get(name: str) -> Impl:

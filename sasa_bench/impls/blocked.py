@@ -62,4 +62,4 @@ def attend(case: Case) -> Attend:
 
 
 IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", attend)
-ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend)
+ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend, exports="blocked")

@@ -37,4 +37,4 @@ def attend(case: Case) -> Attend:
 
 
 IMPL = local_attention("unfold", "K x K copies of keys and values, as public re-implementations do", attend)
-ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend)
+ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend, exports="unfold")
