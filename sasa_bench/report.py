@@ -52,6 +52,7 @@ def html(results: Results, name: str = "results") -> str:
         downloads=page.downloads(table, name),
         failed=failures(table),
         roofs=list(results.roofs.values()),
+        cold="time_cold_s" in table,
         started=str(min(table["started_at"]))[:16].replace("T", " "),
         chart_script=page.chart_script(),
         table_script=page.table_script(),
@@ -67,6 +68,7 @@ TABLE_UNITS = {
     "time_median_s": ("time, ms", 1e-3),
     "time_p20_s": ("p20, ms", 1e-3),
     "time_p80_s": ("p80, ms", 1e-3),
+    "time_cold_s": ("cold, ms", 1e-3),
     "time_vs_conv3x3": ("time / conv3x3", 1.0),
     "flops": ("MFLOP", 1e6),
     "flops_per_s": ("GFLOP/s", 1e9),
@@ -84,6 +86,8 @@ def rows_table(table: pd.DataFrame) -> str:
     shown.columns = pd.Index([COLUMNS[name].label for name in words])
     searched = list(shown.columns)
     for column, (label, unit) in TABLE_UNITS.items():
+        if column not in table:
+            continue
         values = table[column].astype("float64") / unit
         if values.notna().any():
             shown[label] = [float(f"{value:.4g}") for value in values]
