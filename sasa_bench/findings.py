@@ -13,6 +13,7 @@ import pandas as pd
 from sasa_bench.case import AXES, Case
 from sasa_bench.flops import cost, equal_flops_kernel_size
 from sasa_bench.intervals import interval_of_median
+from sasa_bench.paper import published
 from sasa_bench.plot import Panel, panels
 from sasa_bench.record import COLUMNS, Record, Results
 from sasa_bench.table import BASELINE, size
@@ -415,11 +416,13 @@ def _memory(swept: Swept) -> Iterator[str]:
 
 
 def _claims(points: Sequence[Point], rows: Sequence[Record]) -> Iterator[Claim]:
-    """The paper's claims about layers that the rows can judge."""
+    """The paper's claims about layers, then those about whole networks, that the rows can judge."""
     for claim in (_fewer_flops, _fewer_params, _equal_flops, _slower, _slow_growth, _cheap_positions):
         found = claim(points, rows)
         if found:
             yield found
+    yield from _leaner_networks(rows)
+    yield from _slower_networks(points)
 
 
 def _work(rows: Sequence[Record], kernel_size: int) -> list[tuple[Record, Record]]:
@@ -496,18 +499,77 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
         and BASELINE in point
         and (best := fastest(point))
     ]
-    if not ratios:
-        return None
+    text = "For want of optimised kernels it is slower in wall-clock time all the same."
+    return _judged_slower(text, "The fastest attention at k = 7", ratios) if ratios else None
+
+
+def _judged_slower(text: str, who: str, ratios: Sequence[Ratio]) -> Claim:
     slower, faster = sum(r.low > 1 for r in ratios), sum(r.high < 1 for r in ratios)
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
     figures = _one_orspan(ratios)
     counts = ((slower, "slower"), (faster, "faster"), (len(ratios) - slower - faster, "too close to call"))
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for n, word in counts if n)
-    return Claim(
-        "For want of optimised kernels it is slower in wall-clock time all the same.",
-        verdict,
-        f"The fastest attention at k = 7 takes {figures} times as long{counted}.",
-    )
+    return Claim(text, verdict, f"{who} takes {figures} times as long{counted}.")
+
+
+def _leaner_networks(rows: Sequence[Record]) -> Iterator[Claim]:
+    """FLOPs and parameters of each published network with attention that has rows, next to its convolutional one.
+
+    What the paper gives for both networks is taken from its tables; where it is not less with attention, nothing is
+    claimed.
+    """
+    printed: dict[tuple[Case, str], str] = {}
+    for cell in published():
+        printed.setdefault((cell.case, cell.quantity), cell.paper)
+    networks = [r for r in rows if r.case.scope == "network"]
+    base = {r.case: r for r in networks if r.impl == BASELINE}
+    seen = set()
+    for record in networks:
+        case = _as_published(record.case)
+        other = base.get(record.case)
+        if record.op != ATTENTION or other is None or case in seen:
+            continue
+        seen.add(case)
+        plain = case.with_(stem="conv", attention_groups="none")
+        said, figures, shares = [], [], []
+        for quantity, words, unit in (("flops", "FLOPs", "B"), ("params", "parameters", "M")):
+            mine, its = getattr(record, quantity), getattr(other, quantity)
+            with_attention, without = printed.get((case, quantity)), printed.get((plain, quantity))
+            if mine and its and with_attention and without and float(with_attention) < float(without):
+                said.append(f"fewer {words} ({with_attention} for {without} {unit})")
+                figures.append(f"{times(mine / its)} of the {words}")
+                shares.append(mine / its < 1)
+        if said:
+            yield Claim(
+                f"{_named(case)} needs {' and '.join(said)} than with convolutions.",
+                _judged(shares),
+                f"{', '.join(figures)}, by the cost model.",
+            )
+
+
+def _as_published(case: Case) -> Case:
+    """The forward pass of one image on the CPU in float32, as the cases of the paper's tables."""
+    return case.with_(batch=1, mode="forward", dtype=PAPER.dtype, device=PAPER.device, threads=PAPER.threads)
+
+
+def _named(case: Case) -> str:
+    return f"{case.network} with attention in groups {case.attention_groups}, stem {case.stem.replace('_', ' ')},"
+
+
+def _slower_networks(points: Sequence[Point]) -> Iterator[Claim]:
+    """The time of networks with attention over that of their convolutional counterparts, by stem."""
+    ratios: dict[str, list[Ratio]] = {}
+    for point in points:
+        case, best = _case(point), fastest(point)
+        if case.scope == "network" and best and BASELINE in point:
+            ratios.setdefault(case.stem, []).append(ratio(best, point[BASELINE]))
+    for stem, found in ratios.items():
+        name = stem.replace("_", " ")
+        yield _judged_slower(
+            f"A network with attention, stem {name}, is slower all the same for want of optimised kernels.",
+            "The fastest",
+            found,
+        )
 
 
 def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
