@@ -15,9 +15,11 @@ VALIDATION ?= --repeats 20
 
 setup: $(VENV)/.ready
 
+# amd-quark is there for the headers of ONNX Runtime that it contains (3 MB); what it depends on is not needed for them.
 $(VENV)/.ready: pyproject.toml .ci/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-deps amd-quark
 	touch $@
 
 bench: setup

@@ -13,6 +13,7 @@ import pandas as pd
 from sasa_bench.case import AXES, Case
 from sasa_bench.flops import cost, equal_flops_kernel_size
 from sasa_bench.intervals import interval_of_median
+from sasa_bench.paper import published
 from sasa_bench.plot import Panel, panels
 from sasa_bench.record import COLUMNS, DIFFERS, ImplInfo, Record, Results
 from sasa_bench.table import BASELINE, size
@@ -195,12 +196,12 @@ def _verdict(paired: Sequence[Point]) -> str:
     else:
         said = f"{where}, local attention takes {_middle(clear)} times as long as a 3×3 convolution"
     if len(clear) > 1:
-        said += f" (median of {len(clear)} cases; {_span(r.value for r in clear)})"
+        said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
     if len(clear) < len(judged):
         said += f", {len(judged) - len(clear)} more being too noisy to tell"
     work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
     if work:
-        said += f", for {_span(work)} of its FLOPs"
+        said += f", for {span(work)} of its FLOPs"
     name, wins = Counter(best.impl for _, best, _ in judged).most_common(1)[0]
     if len({n for point in usual for n, r in point.items() if r.op == ATTENTION}) == 1:
         return f"{said}, measured with `{name}`."
@@ -211,7 +212,7 @@ def _middle(ratios: Sequence[Ratio]) -> str:
     return times(float(np.median([r.value for r in ratios])))
 
 
-def _span(values: Iterable[float]) -> str:
+def span(values: Iterable[float]) -> str:
     """ "1.9 to 12", or one figure where both ends read alike."""
     found = sorted(values)
     low, high = times(found[0]), times(found[-1])
@@ -264,7 +265,7 @@ def _which(swept: Swept) -> Iterator[str]:
         yield "No implementation of attention is faster than the others beyond the uncertainty."
         return
     name, count = wins.most_common(1)[0]
-    lead = _span(winner[1] for _, _, winner in judged if winner and winner[0] == name)
+    lead = span(winner[1] for _, _, winner in judged if winner and winner[0] == name)
     if count == len(judged):
         yield f"`{name}` is the fastest at {_all(count)}, {lead} times as fast as the next."
         return
@@ -329,24 +330,24 @@ def _crossings(swept: Swept) -> Iterator[str]:
         if not every:
             continue
         ratios = [point.ratio for _, point in every]
-        span = _span(r.value for r in ratios)
+        spread = span(r.value for r in ratios)
         cheaper, dearer = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
         turns = [turn for panel, against in found for turn in _turns(panel, against, target)]
         if dearer == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
             yield (
-                f"Never cheaper than `{target}`: {span} times its time at {_all(len(every))}; "
+                f"Never cheaper than `{target}`: {spread} times its time at {_all(len(every))}; "
                 f"nearest is `{best.impl}`{at} with {best.ratio} times."
             )
         elif cheaper == len(ratios):
-            yield f"Always cheaper than `{target}`: {span} of its time at {_all(len(every))}."
+            yield f"Always cheaper than `{target}`: {spread} of its time at {_all(len(every))}."
         elif 0 < len(turns) <= MOST_PANELS:
             yield from turns
         else:
             counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
-            told = f"; {_span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
+            told = f"; {span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
             yield f"Against `{target}`, of {len(ratios)} points: {words}{told}."
 
 
@@ -387,9 +388,9 @@ def _promises(swept: Swept) -> Iterator[str]:
     if not paired:
         return
     yield (
-        f"By FLOPs, attention would take {_span(work for work, _ in paired)} of the time of `{BASELINE}`; the fastest "
-        f"takes {_span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
-        f"{_span(clock / work for work, clock in paired)} times as long."
+        f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of `{BASELINE}`; the fastest "
+        f"takes {span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
+        f"{span(clock / work for work, clock in paired)} times as long."
     )
 
 
@@ -408,10 +409,10 @@ def _memory(swept: Swept) -> Iterator[str]:
     if not leanest:
         return
     name, count = Counter(leanest).most_common(1)[0]
-    said = f"The fastest attention needs {_span(of_fastest)} times the peak memory of `{BASELINE}`"
+    said = f"The fastest attention needs {span(of_fastest)} times the peak memory of `{BASELINE}`"
     if of_largest != of_leanest:
         share = "" if count == len(leanest) else f" at {count} of {len(leanest)} points"
-        said += f"; the leanest (`{name}`{share}) {_span(of_leanest)} times, the largest up to {times(max(of_largest))}"
+        said += f"; the leanest (`{name}`{share}) {span(of_leanest)} times, the largest up to {times(max(of_largest))}"
     yield said + "."
 
 
@@ -422,16 +423,18 @@ def _others(swept: Swept, impls: Mapping[str, ImplInfo]) -> Iterator[str]:
         ratios = [ratio(point[name], best) for point in points if (best := fastest(point))]
         known = [r.value for r in ratios if r.known or r.decided]
         if known:
-            said = f"`{name}` {DIFFERS} takes {_span(known)} times as long as the fastest attention"
+            said = f"`{name}` {DIFFERS} takes {span(known)} times as long as the fastest attention"
             yield f"{said} at {_all(len(known))}, and computes another function: {how}."
 
 
 def _claims(points: Sequence[Point], rows: Sequence[Record]) -> Iterator[Claim]:
-    """The paper's claims about layers that the rows can judge."""
+    """The paper's claims about layers, then those about whole networks, that the rows can judge."""
     for claim in (_fewer_flops, _fewer_params, _equal_flops, _slower, _slow_growth, _cheap_positions):
         found = claim(points, rows)
         if found:
             yield found
+    yield from _leaner_networks(rows)
+    yield from _slower_networks(points)
 
 
 def _work(rows: Sequence[Record], kernel_size: int) -> list[tuple[Record, Record]]:
@@ -453,7 +456,7 @@ def _fewer_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     return Claim(
         "At k = 7 a layer of attention needs fewer FLOPs than a 3×3 convolution of the same width.",
         _judged([share < 1 for share in shares]),
-        f"{_span(shares)} of the FLOPs{_over(shares)}, by the cost model.",
+        f"{span(shares)} of the FLOPs{_over(shares)}, by the cost model.",
     )
 
 
@@ -464,7 +467,7 @@ def _fewer_params(points: Sequence[Point], rows: Sequence[Record]) -> Claim | No
     return Claim(
         "At k = 7 it has fewer parameters.",
         _judged([share < 1 for share in shares]),
-        f"{_span(shares)} of the parameters{_over(shares)}, by the cost model.",
+        f"{span(shares)} of the parameters{_over(shares)}, by the cost model.",
     )
 
 
@@ -478,7 +481,7 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     core = 6 * width**2 + 4 * window**2 * width
     figures = (
         f"{times(core / (18 * width**2))} of the FLOPs without the position term (k = {equal_flops_kernel_size(width)} "
-        f"is the largest that fits), {_span(shares)} as measured here"
+        f"is the largest that fits), {span(shares)} as measured here"
     )
     clock = [
         ratio(best, point[BASELINE])
@@ -490,7 +493,7 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
         and (best := fastest(point))
     ]
     if clock:
-        figures += f". The time: {_one_or_span(clock)} times"
+        figures += f". The time: {_one_orspan(clock)} times"
     near = 0.9 <= core / (18 * width**2) <= 1.1
     return Claim(
         "With 128 channels, a window of 19 costs as many FLOPs as the 3×3 convolution.",
@@ -508,18 +511,77 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
         and BASELINE in point
         and (best := fastest(point))
     ]
-    if not ratios:
-        return None
+    text = "For want of optimised kernels it is slower in wall-clock time all the same."
+    return _judged_slower(text, "The fastest attention at k = 7", ratios) if ratios else None
+
+
+def _judged_slower(text: str, who: str, ratios: Sequence[Ratio]) -> Claim:
     slower, faster = sum(r.low > 1 for r in ratios), sum(r.high < 1 for r in ratios)
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
-    figures = _one_or_span(ratios)
+    figures = _one_orspan(ratios)
     counts = ((slower, "slower"), (faster, "faster"), (len(ratios) - slower - faster, "too close to call"))
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for n, word in counts if n)
-    return Claim(
-        "For want of optimised kernels it is slower in wall-clock time all the same.",
-        verdict,
-        f"The fastest attention at k = 7 takes {figures} times as long{counted}.",
-    )
+    return Claim(text, verdict, f"{who} takes {figures} times as long{counted}.")
+
+
+def _leaner_networks(rows: Sequence[Record]) -> Iterator[Claim]:
+    """FLOPs and parameters of each published network with attention that has rows, next to its convolutional one.
+
+    What the paper gives for both networks is taken from its tables; where it is not less with attention, nothing is
+    claimed.
+    """
+    printed: dict[tuple[Case, str], str] = {}
+    for cell in published():
+        printed.setdefault((cell.case, cell.quantity), cell.paper)
+    networks = [r for r in rows if r.case.scope == "network"]
+    base = {r.case: r for r in networks if r.impl == BASELINE}
+    seen = set()
+    for record in networks:
+        case = _as_published(record.case)
+        other = base.get(record.case)
+        if record.op != ATTENTION or other is None or case in seen:
+            continue
+        seen.add(case)
+        plain = case.with_(stem="conv", attention_groups="none")
+        said, figures, shares = [], [], []
+        for quantity, words, unit in (("flops", "FLOPs", "B"), ("params", "parameters", "M")):
+            mine, its = getattr(record, quantity), getattr(other, quantity)
+            with_attention, without = printed.get((case, quantity)), printed.get((plain, quantity))
+            if mine and its and with_attention and without and float(with_attention) < float(without):
+                said.append(f"fewer {words} ({with_attention} for {without} {unit})")
+                figures.append(f"{times(mine / its)} of the {words}")
+                shares.append(mine / its < 1)
+        if said:
+            yield Claim(
+                f"{_named(case)} needs {' and '.join(said)} than with convolutions.",
+                _judged(shares),
+                f"{', '.join(figures)}, by the cost model.",
+            )
+
+
+def _as_published(case: Case) -> Case:
+    """The forward pass of one image on the CPU in float32, as the cases of the paper's tables."""
+    return case.with_(batch=1, mode="forward", dtype=PAPER.dtype, device=PAPER.device, threads=PAPER.threads)
+
+
+def _named(case: Case) -> str:
+    return f"{case.network} with attention in groups {case.attention_groups}, stem {case.stem.replace('_', ' ')},"
+
+
+def _slower_networks(points: Sequence[Point]) -> Iterator[Claim]:
+    """The time of networks with attention over that of their convolutional counterparts, by stem."""
+    ratios: dict[str, list[Ratio]] = {}
+    for point in points:
+        case, best = _case(point), fastest(point)
+        if case.scope == "network" and best and BASELINE in point:
+            ratios.setdefault(case.stem, []).append(ratio(best, point[BASELINE]))
+    for stem, found in ratios.items():
+        name = stem.replace("_", " ")
+        yield _judged_slower(
+            f"A network with attention, stem {name}, is slower all the same for want of optimised kernels.",
+            "The fastest",
+            found,
+        )
 
 
 def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
@@ -571,13 +633,13 @@ def _cheap_positions(points: Sequence[Point], rows: Sequence[Record]) -> Claim |
     return Claim(
         "Relative positions cost little (at most a tenth).",
         HOLDS if all(cheap) else FAILS if all(dear) else PARTLY if any(dear) and any(cheap) else OPEN,
-        f"{_span(work)} times the FLOPs of no positions by the paper's count; "
-        f"{_one_or_span(clock)} times the time of the fastest{_over(clock)}.",
+        f"{span(work)} times the FLOPs of no positions by the paper's count; "
+        f"{_one_orspan(clock)} times the time of the fastest{_over(clock)}.",
     )
 
 
-def _one_or_span(ratios: Sequence[Ratio]) -> str:
-    return str(ratios[0]) if len(ratios) == 1 else _span(r.value for r in ratios)
+def _one_orspan(ratios: Sequence[Ratio]) -> str:
+    return str(ratios[0]) if len(ratios) == 1 else span(r.value for r in ratios)
 
 
 def _over(values: Sequence[object]) -> str:

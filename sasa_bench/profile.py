@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,7 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
     grad_y = None if case.mode == "forward" else gradient_of_output(computed, y, seed)
     run = step(computed, call, tensors, grad_y)
     summary: dict[str, Any] = {
-        "name": found.name,
-        "op": found.op.name,
-        "summary": found.summary,
-        "index": registry.index(found.name),
-        "differs": found.differs,
+        **asdict(registry.info(found)),
         "calls": CALLS,
         "time_s": _time(run, case.device),
         "flops": {},

@@ -107,7 +107,7 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
         from sasa_bench.benchmark_json import extra_info
         from sasa_bench.machine import available_cores
         from sasa_bench.measurement import peak_memory
-        from sasa_bench.record import ImplInfo, Record
+        from sasa_bench.record import Record
         from sasa_bench.trial import prepare
 
         resolved = case if case.threads else case.with_(threads=available_cores())
@@ -131,8 +131,8 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
                     started_at=datetime.now(UTC).isoformat(timespec="seconds"),
                     **trial.row | {"peak_memory_bytes": peak, "memory_source": source},
                 )
-                info = ImplInfo(impl.name, impl.op.name, impl.summary, impls.index(impl.name), impl.differs)
-                benchmark.extra_info.update(extra_info(row.to_dict(), asdict(info), machine))
+                info = asdict(impls.info(impl))
+                benchmark.extra_info.update(extra_info(row.to_dict(), info, machine))
                 benchmark.group = f"{suite.name}: {case.describe()}"
             benchmark(_to_its_end(trial.step, resolved.device))
 

@@ -141,7 +141,12 @@ class Roof:
 class ImplInfo:
     """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour.
 
-    `differs` says how its function differs from the attention it stands next to, and is empty where it does not.
+    differs    how its function differs from the attention it stands next to; "" where it does not
+    exports    the implementation whose formulation this one runs from an exported file; "" for one that is no export
+    any_size   whether that file serves maps of every size
+    library    whether it needs a library of custom operators beside it
+
+    Files written before the last four were known have none of them.
     """
 
     name: str
@@ -149,6 +154,9 @@ class ImplInfo:
     summary: str
     index: int
     differs: str = ""
+    exports: str = ""
+    any_size: bool = False
+    library: bool = False
 
     @property
     def label(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from sasa_bench import chart, page
+from sasa_bench import chart, formulations, page
 from sasa_bench.findings import ATTENTION, answers
 from sasa_bench.plot import style
 from sasa_bench.record import COLUMNS, Results, ResultsError
@@ -33,6 +34,7 @@ def html(results: Results, name: str = "results") -> str:
     table = frame(results)
     shown = marked(table)
     styles = style(results.impls, sorted(set(shown["impl"])))
+    exported = formulations.pairs(results)
     suites = [{"name": suite, "chart": chart.sweep(rows, styles)} for suite, rows in shown.groupby("suite", sort=False)]
     return page.render(
         "report.html",
@@ -40,6 +42,8 @@ def html(results: Results, name: str = "results") -> str:
         answers=answers(results, table),
         warnings=results.warnings,
         suites=suites,
+        exported=_exported(exported) if exported else "",
+        to_export=list(formulations.answers(exported)),
         roofline=chart.roofline(shown, list(results.roofs.values()), styles),
         impls=sorted((i for i in results.impls.values() if i.label in styles), key=lambda info: info.index),
         peers=peers(table, results),
@@ -50,6 +54,7 @@ def html(results: Results, name: str = "results") -> str:
         footnotes=footnotes(table),
         failed=failures(shown),
         roofs=list(results.roofs.values()),
+        cold="time_cold_s" in table,
         started=str(min(table["started_at"]))[:16].replace("T", " "),
         chart_script=page.chart_script(),
         table_script=page.table_script(),
@@ -65,6 +70,7 @@ TABLE_UNITS = {
     "time_median_s": ("time, ms", 1e-3),
     "time_p20_s": ("p20, ms", 1e-3),
     "time_p80_s": ("p80, ms", 1e-3),
+    "time_cold_s": ("cold, ms", 1e-3),
     "time_vs_conv3x3": ("time / conv3x3", 1.0),
     "flops": ("MFLOP", 1e6),
     "flops_per_s": ("GFLOP/s", 1e9),
@@ -82,6 +88,8 @@ def rows_table(table: pd.DataFrame) -> str:
     shown.columns = pd.Index([COLUMNS[name].label for name in words])
     searched = list(shown.columns)
     for column, (label, unit) in TABLE_UNITS.items():
+        if column not in table:
+            continue
         values = table[column].astype("float64") / unit
         if values.notna().any():
             shown[label] = [float(f"{value:.4g}") for value in values]
@@ -122,6 +130,11 @@ def peers(table: pd.DataFrame, results: Results) -> list[dict[str, str]]:
 def _ends(values: pd.Series) -> str:
     ends = list(dict.fromkeys(text("time_vs_conv3x3", value) for value in (values.min(), values.max())))
     return " to ".join(ends) if len(values) else ""
+
+
+def _exported(found: Sequence[formulations.Pair]) -> str:
+    shown, words = formulations.table(found)
+    return page.sortable(shown, "exported", words)
 
 
 def failures(table: pd.DataFrame) -> list[dict[str, Any]]:

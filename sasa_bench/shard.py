@@ -11,7 +11,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -135,7 +135,7 @@ def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
         merged.results.warnings += part.warnings
     results = merged.results
     results.machines = {key: Machine.from_dict(json.loads(min(texts))) for key, texts in sorted(machines.items())}
-    newest = {name: max(infos, key=lambda info: (info.index, info.op, info.summary)) for name, infos in impls.items()}
+    newest = {name: max(infos, key=lambda info: (info.index, *astuple(info))) for name, infos in impls.items()}
     results.impls = dict(sorted(newest.items(), key=lambda item: (item[1].index, item[0])))
     results.roofs = {
         place: Roof(

@@ -280,13 +280,7 @@ def _describe(impls: list[str] | None = None, details: bool = False) -> list[dic
     found = []
     for name in impls or registry.names():
         impl = registry.get(name)
-        info = {
-            "name": impl.name,
-            "op": impl.op.name,
-            "summary": impl.summary,
-            "index": registry.index(impl.name),
-            "differs": impl.differs,
-        }
+        info: dict[str, Any] = asdict(registry.info(impl))
         try:
             info["missing"] = impl.missing()
         except Exception as error:

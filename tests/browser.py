@@ -20,10 +20,15 @@ class Browser:
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         scheme = [{"name": "prefers-color-scheme", "value": theme}]
-        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": scheme})
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(path.resolve().as_uri())
+
+    def show_as_printed(self) -> None:
+        """From now on the open page as it goes to a printer; the theme stays."""
+        self.ask("window.dispatchEvent(new Event('beforeprint'))")
+        self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
 
     def ask(self, script: str, *values: Any) -> Any:
         """The value of a script that ends in `return …`."""

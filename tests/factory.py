@@ -70,6 +70,15 @@ def failed(impl: str, status: str, reason: str, **changes: Any) -> Record:
     return record(impl, status=status, reason=reason, **changes)
 
 
+EXPORTS: dict[str, dict[str, Any]] = {
+    "unfold_file": {"exports": "unfold"},
+    "blocked_file": {"exports": "blocked"},
+    "blocked_any_size": {"exports": "blocked", "any_size": True},
+    "kernel_file": {"exports": "kernel", "library": True},
+}
+"""What made-up implementations export, by name."""
+
+
 def results_file(path: Path, rows: Iterable[Record], made_on: Machine | None = None) -> Path:
     """A results file as a run writes it."""
     rows = list(rows)
@@ -77,7 +86,9 @@ def results_file(path: Path, rows: Iterable[Record], made_on: Machine | None = N
     with Writer(path) as writer:
         writer.machine(made_on)
         names = dict.fromkeys((row.impl, row.op) for row in rows)
-        writer.impls(ImplInfo(name, op, f"{name}, made up", i) for i, (name, op) in enumerate(names))
+        writer.impls(
+            ImplInfo(name, op, f"{name}, made up", i, **EXPORTS.get(name, {})) for i, (name, op) in enumerate(names)
+        )
         writer.roof(Roof(made_on.id, "cpu", "float32", 2, 2e11, 3e10))
         writer.rows(rows)
     return path

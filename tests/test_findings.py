@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import factory
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.findings import FAILS, HOLDS, OPEN, Answers, answers, ratio, times
+from sasa_bench.findings import FAILS, HOLDS, OPEN, PARTLY, Answers, answers, ratio, times
+from sasa_bench.flops import cost
+from sasa_bench.paper import published
 from sasa_bench.record import Record, read
 from sasa_bench.table import frame
 
@@ -116,3 +120,54 @@ def test_memory_stands_next_to_memory(tmp_path: Path) -> None:
     assert (
         "The fastest attention needs 8.0 times the peak memory of `conv3x3`; the leanest (`blocked`) 2.0 times" in said
     )
+
+
+def networks(slow: float, **changes: Any) -> list[Record]:
+    """ResNet-50 with each stem, `slow` times as slow as its convolutional counterpart."""
+    rows = []
+    for stem in ("conv", "aware_values"):
+        case = Case(
+            scope="network", network="resnet50", stem=stem, attention_groups="1234", resolution=224, batch=1, threads=2
+        ).with_(**changes)
+        plain = case.with_(stem="conv", attention_groups="none", position="none")
+        work = {"flops": cost("convolution", plain).flops, "params": cost("convolution", plain).params}
+        rows.append(factory.record("unfold", 0.1 * slow, case=case))
+        rows.append(factory.record("conv3x3", 0.1, case=case, **work))
+    return rows
+
+
+@pytest.mark.parametrize(("slow", "verdict"), [(3, HOLDS), (0.5, FAILS)])
+def test_rows_of_networks_judge_the_claims_about_networks(slow: float, verdict: str, tmp_path: Path) -> None:
+    claims = [claim for claim in found(tmp_path, networks(slow)).claims if "stem" in claim.text]
+    work, clock = claims[:2], claims[2:]
+    printed = {(cell.row, cell.quantity): cell.paper for cell in published() if cell.table == "T1"}
+    plain = printed["ResNet-50 baseline", "flops"], printed["ResNet-50 baseline", "params"]
+    for claim, row in zip(work, ("ResNet-50 conv stem + attention", "ResNet-50 full attention"), strict=True):
+        assert claim.verdict == HOLDS
+        assert f"({printed[row, 'flops']} for {plain[0]} B)" in claim.text
+        assert f"({printed[row, 'params']} for {plain[1]} M)" in claim.text
+        shares = [float(share) for share in re.findall(r"(0\.\d+) of the", claim.figures)]
+        assert shares[0] == pytest.approx(float(printed[row, "flops"]) / float(plain[0]), abs=0.03)
+        assert shares[1] == pytest.approx(float(printed[row, "params"]) / float(plain[1]), abs=0.01)
+    assert [claim.verdict for claim in clock] == [verdict, verdict]
+    assert "stem aware values" in clock[1].text
+
+
+def test_a_network_that_costs_more_does_not_hold_what_the_paper_says(tmp_path: Path) -> None:
+    rows = [replace(row, flops=row.flops * (2 if row.impl == "unfold" else 1)) for row in networks(2) if row.flops]
+    claims = [claim for claim in found(tmp_path, rows).claims if "of the FLOPs" in claim.figures]
+    assert {claim.verdict for claim in claims} == {PARTLY}
+    assert len(claims) == 2
+
+
+def test_networks_that_the_paper_gives_no_figures_of_are_only_timed(tmp_path: Path) -> None:
+    claims = found(tmp_path, networks(2, resolution=96)).claims
+    assert len(claims) == 2
+    assert all("times as long" in claim.figures for claim in claims)
+
+
+def test_where_the_paper_counts_as_many_flops_it_claims_fewer_parameters_only(tmp_path: Path) -> None:
+    claims = {claim.text: claim for claim in found(tmp_path, networks(2, network="resnet26")).claims}
+    (full,) = [text for text in claims if "aware values" in text and "fewer" in text]
+    assert "fewer parameters" in full
+    assert "FLOPs" not in full

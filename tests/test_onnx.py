@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,27 @@ def judged(name: str, case: Case) -> dict[str, object]:
 )
 def test_the_formulation_to_export_agrees_with_the_reference(changes: dict[str, object]) -> None:
     judged("onnx", SMALL.with_(**changes))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_implementation_names_the_one_in_pytorch_that_computes_the_same(name: str) -> None:
+    file = impls.get(name)
+    source = impls.get(file.exports)
+    assert source.op is file.op
+    assert not source.exports
+    assert source.computes(SMALL) == file.computes(SMALL)
+    assert impls.info(file).any_size == (name == "onnx_dynamic")
+    assert impls.info(file).library == (name == "onnx_fused")
+
+
+def test_the_headers_are_found_in_the_package_that_contains_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR", raising=False)
+    monkeypatch.setattr(onnx_fused, "SYSTEM_FOLDERS", ())
+    if find_spec("quark") is None:
+        pytest.skip("amd-quark is not installed: `make setup` installs it")
+    found = onnx_fused.header_folder()
+    assert found is not None
+    assert (found / "onnxruntime_cxx_api.h").is_file()
 
 
 @pytest.mark.parametrize("name", [name for name in EXPORTED if name not in ("onnx", "onnx_dynamic")])

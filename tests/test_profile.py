@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -242,19 +243,40 @@ def test_an_implementation_may_write_its_own_trace(tmp_path: Path, monkeypatch: 
     assert operator.self_s == pytest.approx(2e-6)
 
 
-VIEWS = ["Overview", "Operator", "Trace", "Memory"]
+VIEWS = {"Overview", "Operator", "Trace", "Memory"}
+"""What the plugin shows of a profile of the CPU; its view of kernels appears where the trace has kernels of a GPU."""
+
+
+def with_kernels(path: Path, out: Path) -> int:
+    """The trace as if each operator of a call had launched a kernel on a GPU; returns how many it launched."""
+    data = json.loads(path.read_text())
+    operators = [e for e in data["traceEvents"] if e.get("cat") == "cpu_op" and "External id" in e.get("args", {})]
+    for i, operator in enumerate(operators):
+        launch = {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "pid": operator["pid"]}
+        launch |= {"tid": operator["tid"], "ts": operator["ts"], "dur": operator["dur"] / 2}
+        kernel = {"ph": "X", "cat": "kernel", "name": f"kernel_{i % 2}", "pid": 0, "tid": 7}
+        kernel |= {"ts": operator["ts"] + operator["dur"] / 4, "dur": operator["dur"] / 4}
+        known = {"External id": operator["args"]["External id"], "correlation": 10_000 + i, "device": 0}
+        shape = {"grid": [4, 1, 1], "block": [64, 1, 1], "blocks per SM": 0.5, "est. achieved occupancy %": 25}
+        data["traceEvents"] += [launch | {"args": known}, kernel | {"args": known | shape | {"stream": 7}}]
+    out.parent.mkdir(parents=True)
+    out.write_text(json.dumps(data))
+    return len(operators)
 
 
 @pytest.fixture
-def tensorboard(profiled: tuple[Path, list[dict[str, Any]]]) -> Iterator[str]:
-    """The address of a TensorBoard that shows the traces."""
+def tensorboard(profiled: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> Iterator[str]:
+    """The address of a TensorBoard that shows the traces, and one with kernels as the run "gpu"."""
     for package in ("tensorboard", "torch_tb_profiler"):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed: pip install 'sasa-bench[tensorboard]'")
+    traces = tmp_path / "traces"
+    shutil.copytree(profiled[0] / "traces", traces)
+    assert with_kernels(traces / "conv3x3" / "conv3x3.pt.trace.json", traces / "gpu" / "gpu.pt.trace.json")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(profiled[0] / "traces"), "--port", str(port)]
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(traces), "--port", str(port)]
     server = subprocess.Popen(command, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     yield f"http://127.0.0.1:{port}/data/plugin/pytorch_profiler"
     server.terminate()
@@ -271,14 +293,13 @@ def fetch(address: str) -> Any:
 def test_tensorboard_serves_its_views_of_the_traces(tensorboard: str) -> None:
     deadline = time.monotonic() + 90
     runs: list[str] = []
-    while not {"blocked", "conv3x3"} <= set(runs) and time.monotonic() < deadline:
+    while not {"blocked", "conv3x3", "gpu"} <= set(runs) and time.monotonic() < deadline:
         with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError):
             runs = fetch(f"{tensorboard}/runs")["runs"]
         time.sleep(0.3)
-    assert {"blocked", "conv3x3"} <= set(runs)
-    views = fetch(f"{tensorboard}/views?run=blocked")
-    print(views)
-    assert set(VIEWS) <= set(views)
+    assert {"blocked", "conv3x3", "gpu"} <= set(runs)
+    assert set(fetch(f"{tensorboard}/views?run=blocked")) == VIEWS
+    assert set(fetch(f"{tensorboard}/views?run=gpu")) == VIEWS | {"Kernel"}
     worker = fetch(f"{tensorboard}/workers?run=blocked&view=Overview")[0]
     span = fetch(f"{tensorboard}/spans?run=blocked&worker={worker}")[0]
     where = f"run=blocked&worker={worker}&span={span}"
@@ -288,3 +309,10 @@ def test_tensorboard_serves_its_views_of_the_traces(tensorboard: str) -> None:
     assert fetch(f"{tensorboard}/trace?{where}")["traceEvents"]
     assert fetch(f"{tensorboard}/memory?{where}")
     assert fetch(f"{tensorboard}/memory_curve?{where}")
+    worker = fetch(f"{tensorboard}/workers?run=gpu&view=Kernel")[0]
+    span = fetch(f"{tensorboard}/spans?run=gpu&worker={worker}")[0]
+    where = f"run=gpu&worker={worker}&span={span}"
+    assert fetch(f"{tensorboard}/kernel?{where}&group_by=Kernel")
+    table = fetch(f"{tensorboard}/kernel/table?{where}&group_by=Kernel")
+    assert {row[0] for row in table["data"]["rows"]} == {"kernel_0", "kernel_1"}
+    assert fetch(f"{tensorboard}/kernel/tc_pie?{where}")

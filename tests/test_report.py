@@ -81,6 +81,29 @@ def test_a_report_opens_offline_without_complaint_or_request(
     assert browser.requests() == []
 
 
+@pytest.mark.parametrize("theme", THEMES)
+def test_on_paper_are_charts_and_tables_without_controls_and_in_light_colours(
+    browser: Browser, made: Path, theme: str
+) -> None:
+    visible = "return [...document.querySelectorAll(arguments[0])].filter(e => e.getClientRects().length).length"
+    controls = ["header.top", ".dt-search input", ".vega-bindings select", ".dtcc-button", ".screen"]
+    browser.open(made, theme=theme)
+    browser.wait_for("return document.querySelectorAll('#rows tbody tr').length > 0")
+    browser.show_as_printed()
+    browser.wait_for("return [...document.querySelectorAll('.chart')].every(chart => chart.querySelector('svg.marks'))")
+    assert browser.ask(visible, ".chart svg.marks") == browser.ask("return document.querySelectorAll('.chart').length")
+    assert browser.ask(visible, "#rows tbody tr") > 0
+    for control in controls:
+        assert browser.ask("return document.querySelectorAll(arguments[0]).length", control) > 0, control
+        assert browser.ask(visible, control) == 0, control
+    style = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    assert browser.ask(style, "body", "backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.ask(style, "body", "color") == "rgb(0, 0, 0)"
+    assert browser.ask(style, "#rows tbody td", "color") == "rgb(0, 0, 0)"
+    assert browser.ask(style, ".chart svg.marks text", "fill") == "rgb(0, 0, 0)"
+    assert browser.complaints() == []
+
+
 def test_a_page_that_asks_for_something_is_found_out(browser: Browser, tmp_path: Path) -> None:
     asking = tmp_path / "asking.html"
     asking.write_text("<script src='https://example.invalid/vega.js'></script>")
@@ -157,6 +180,14 @@ def test_the_table_filters_and_sorts(browser: Browser, made: Path) -> None:
     )
     times = [time for time in browser.ask(column) if time is not None]
     assert times == sorted(times)
+
+
+def test_cold_times_stand_in_the_table_where_rows_have_them(tmp_path: Path) -> None:
+    cold = [factory.record(cold_samples_s=(0.0123, 0.0123, 0.0123)), factory.record("conv3x3")]
+    text = report.html(read([factory.results_file(tmp_path / "a.jsonl", cold)]))
+    assert "cold, ms" in text
+    assert "12.3" in text[text.index("cold, ms") :]
+    assert "cold, ms" not in report.html(read([factory.results_file(tmp_path / "b.jsonl", factory.sweep())]))
 
 
 def test_failed_skipped_and_wrong_rows_stand_with_their_reasons(made: Path) -> None:

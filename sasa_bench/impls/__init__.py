@@ -18,6 +18,7 @@ from torch import Tensor
 from sasa_bench.case import Case
 from sasa_bench.networks import modules as networks
 from sasa_bench.ops import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
+from sasa_bench.record import ImplInfo
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(q, k, v [B, C, H, W], rel_row [N, d // 2, K] or None, rel_col [N, d - d // 2, K] or None) -> y [B, C, H, W]."""
@@ -68,6 +69,8 @@ class Impl:
               these torch.compile would make another program than the one that is timed
     differs   for the work of others that is put next to local attention and is another function, with an op of its
               own: how it differs, as the end of a sentence; readers mark its name
+    exports, any_size, library
+              of one that runs an exported file: see record.ImplInfo
     """
 
     name: str
@@ -83,6 +86,9 @@ class Impl:
     quick: bool = True
     poisoned: bool = True
     differs: str = ""
+    exports: str = ""
+    any_size: bool = False
+    library: bool = False
 
 
 def local_attention(
@@ -184,6 +190,20 @@ def index(name: str) -> int:
     """The place of an implementation in the registry; one that comes from a file stands behind all others."""
     known = names()
     return known.index(name) if name in known else len(known)
+
+
+def info(impl: Impl) -> ImplInfo:
+    """What readers know of it."""
+    return ImplInfo(
+        impl.name,
+        impl.op.name,
+        impl.summary,
+        index(impl.name),
+        impl.differs,
+        impl.exports,
+        impl.any_size,
+        impl.library,
+    )
 
 
 def get(name: str) -> Impl:

@@ -117,6 +117,7 @@ def exported(
     op: Op,
     function: Callable[[Case], Function],
     *,
+    exports: str,
     dynamic: bool = False,
     computes: Callable[[Case], Case] = lambda case: case,
     supports: Callable[[Case], str | None] = lambda case: None,
@@ -125,8 +126,9 @@ def exported(
 ) -> Impl:
     """An implementation that exports `function(case)` to ONNX and runs it in ONNX Runtime, forward only.
 
-    `dynamic` leaves batch, height and width open in the file; else they are those of the case. `library` gives the path
-    of the custom operators that the graph contains, if any.
+    `exports` names the implementation that computes the same function in PyTorch. `dynamic` leaves batch, height and
+    width open in the file; else they are those of the case. `library` gives the path of the custom operators that the
+    graph contains, if any.
     """
 
     def build(case: Case, tensors: Tensors) -> Session:
@@ -149,6 +151,9 @@ def exported(
         missing=missing,
         computes=computes,
         quick=False,
+        exports=exports,
+        any_size=dynamic,
+        library=library is not None,
     )
 
 
@@ -157,6 +162,7 @@ def exported_attention(
     summary: str,
     attend: Callable[[Case], Attend],
     *,
+    exports: str,
     dynamic: bool = False,
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
@@ -178,6 +184,7 @@ def exported_attention(
         summary,
         LOCAL_ATTENTION,
         lambda case: attention_function(case, attend),
+        exports=exports,
         dynamic=dynamic,
         supports=able,
         missing=missing,

@@ -71,7 +71,7 @@ def _compiles(case: Case) -> str | None:
 
 
 IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", attend)
-ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend)
+ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend, exports="blocked")
 COMPILED = _compiled.compiled_attention(
     "compiled_blocked", "the blocked formulation through torch.compile", attend, _compiles
 )

@@ -55,5 +55,10 @@ DEPTHWISE_KXK = _convolution(
 )
 CONV1X1 = _convolution("conv1x1", "1 x 1 convolution: the floor that one projection sets", kernel_size=1)
 ONNX_CONV3X3 = _onnx.exported(
-    "onnx_conv3x3", "3 x 3 convolution in ONNX Runtime", CONVOLUTION, _function, computes=_with_window(3)
+    "onnx_conv3x3",
+    "3 x 3 convolution in ONNX Runtime",
+    CONVOLUTION,
+    _function,
+    exports="conv3x3",
+    computes=_with_window(3),
 )

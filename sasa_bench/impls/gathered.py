@@ -134,7 +134,13 @@ def attend_any_size(case: Case) -> Attend:
 
 
 IMPL = local_attention("gathered", "blocks by gathers of whole pixels, one matrix product and a mask", attend)
-ONNX = _onnx.exported_attention("onnx", "the gathered formulation in ONNX Runtime, for one size", attend)
+ONNX = _onnx.exported_attention(
+    "onnx", "the gathered formulation in ONNX Runtime, for one size", attend, exports="gathered"
+)
 ONNX_DYNAMIC = _onnx.exported_attention(
-    "onnx_dynamic", "the gathered formulation in ONNX Runtime, one model for every size", attend_any_size, dynamic=True
+    "onnx_dynamic",
+    "the gathered formulation in ONNX Runtime, one model for every size",
+    attend_any_size,
+    exports="gathered",
+    dynamic=True,
 )

@@ -145,6 +145,7 @@ IMPL = _onnx.exported_attention(
     "onnx_fused",
     "the native CPU kernel as one node in ONNX Runtime",
     attend,
+    exports="fused",
     supports=_supports,
     missing=missing,
     library=library,

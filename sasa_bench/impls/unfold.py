@@ -37,5 +37,5 @@ def attend(case: Case) -> Attend:
 
 
 IMPL = local_attention("unfold", "K x K copies of keys and values, as public re-implementations do", attend)
-ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend)
+ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend, exports="unfold")
 COMPILED = _compiled.compiled_attention("compiled_unfold", "the unfolding formulation through torch.compile", attend)
