@@ -4,7 +4,9 @@ BIN = $(VENV)/bin
 EXTRAS ?= dev,onnx,cuda-check,history,validation
 SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
-GPU_IMPLS ?= naive unfold blocked cuda onnx conv3x3 conv_kxk depthwise_kxk conv1x1 global_attention
+GPU_SUITES ?= $(SUITES) training
+GPU_DTYPES ?= float32,float16,bfloat16
+GPU_IMPLS ?= naive unfold blocked cuda onnx flex_attention conv3x3 conv_kxk depthwise_kxk conv1x1 global_attention
 MAIN ?= main
 GATE ?=
 REFERENCE ?= reports/reference/cpu.jsonl
@@ -28,7 +30,7 @@ bench: setup
 
 bench-gpu: setup
 	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS),cuda]'
-	$(BIN)/sasa-bench run $(SUITES:%=suites/%.toml) --device cuda $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
+	$(BIN)/sasa-bench run $(GPU_SUITES:%=suites/%.toml) --device cuda -c dtype=$(GPU_DTYPES) $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
 
 report: setup
