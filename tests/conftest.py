@@ -11,8 +11,9 @@ from browser import Browser
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-# Several test processes share a few cores; the workers they start set their own policy.
+# Several test processes share a few cores; the workers they start set their own policy, and the threads of their case.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SWITCHES = (
     "--headless",

@@ -366,7 +366,9 @@ def _write(job: Job, name: str, content: str) -> dict[str, Path]:
 
 def _call(command: Sequence[str], folder: Path, environment: Mapping[str, str], allowed: Sequence[int] = (0,)) -> str:
     """Standard output and error of a command, in the environment of the gate's workers. Raises ValidationError."""
-    known = os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | dict(environment)
+    # Under xdist pytest-benchmark measures nothing, and it knows xdist by these variables.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    known = inherited | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | dict(environment)
     done = subprocess.run(
         command, cwd=folder, env=known, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
     )

@@ -242,7 +242,7 @@ def test_cold_times_stand_in_columns_of_their_own(tmp_path: Path) -> None:
     extra = {"throttled_samples": 2, "energy_j": 0.5}
     gpu_row = factory.record("unfold", 0.01, noise=0.0, cold_samples_s=(0.02, 0.03, 0.04), extra=extra)
     table = load(factory.results_file(tmp_path / "a.jsonl", [gpu_row, factory.record("conv3x3")]))
-    new = ["time_cold_s", "time_cold_p20_s", "time_cold_p80_s", "throttled_samples", "energy_j"]
+    new = ["differs", "time_cold_s", "time_cold_p20_s", "time_cold_p80_s", "throttled_samples", "energy_j"]
     assert list(table.columns) == [*COLUMNS, *new]
     row = table[table.impl == "unfold"].iloc[0]
     assert (row.time_median_s, row.time_cold_s, row.throttled_samples) == (pytest.approx(0.01), 0.03, 2)

@@ -32,7 +32,9 @@ QUICK = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=3", "-p", "no:cach
 
 def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Pytest in `folder`, away from the settings of this repository."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    # Under xdist pytest-benchmark measures nothing, and it knows xdist by these variables.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    environment = inherited | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 

@@ -101,7 +101,7 @@ def test_its_ci_job_is_valid_and_calls_the_gate_with_options_that_exist(tmp_path
     for option in options:
         assert option in shown, option
     parsed = cli.cli.commands["gate"].make_context("gate", arguments[1:])
-    assert parsed.params["suite"] == Path("gate.toml")
+    assert parsed.params["words"] == ("gate.toml",)
     ((_, packaging),) = blocks("toml")
     assert list(tomllib.loads(packaging)["project"]["entry-points"]["sasa_bench.impls"]) == list(parsed.params["impls"])
     for step in job["steps"]:
