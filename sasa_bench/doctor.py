@@ -41,7 +41,7 @@ def lines() -> Iterator[str]:
     yield f"python           {machine.python}"
     for name in machines.LIBRARIES:
         version = machine.libraries.get(name)
-        yield f"{name:16} {version or f'not installed: pip install {name}'}"
+        yield f"{name:16} {version or 'not installed; what needs it says how, below'}"
     yield ""
     for info in _described(details=True):
         yield f"{info['name']:18} {'ready' if info['missing'] is None else info['missing']}"
