@@ -141,8 +141,8 @@ def run(
         raise click.UsageError("--budget and --timeout are seconds, more than 0")
     if resume and out is None:
         raise click.UsageError("--resume needs --out FILE, the results file to finish")
-    wishes = [path for path in suites if slurm and "=" in str(path) and not path.exists()]
-    suites = tuple(path for path in suites if path not in wishes)
+    wishes = _wishes(suites) if slurm else []
+    suites = tuple(path for path in suites if str(path) not in wishes)
     loaded = [load(path, _overrides(pairs, device)) for path in suites]
     _distinct(loaded)
     on_gpu = any(case.device == "cuda" for suite in loaded for case in suite.cases)
@@ -155,7 +155,7 @@ def run(
     if slurm:
         if shard or not loaded:
             raise click.UsageError("--slurm cuts whole suites itself: name a suite, and leave --shard out")
-        return _run_on_slurm(loaded, impls, [str(wish) for wish in wishes], path, resume, budget_s, timeout_s)
+        return _run_on_slurm(loaded, impls, wishes, path, resume, budget_s, timeout_s)
     machine = machines.detect()
     known = open_results(path, resume, machine)
     for warning in known.warnings if known else ():
@@ -193,6 +193,11 @@ def run(
     shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in workers.spent_s.most_common())
     click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")
     return 0
+
+
+def _wishes(words: Sequence[str | Path]) -> list[str]:
+    """The words that are meant for sbatch, such as time=30, and are no files."""
+    return [str(word) for word in words if "=" in str(word) and not Path(word).exists()]
 
 
 def _run_on_slurm(
@@ -444,7 +449,7 @@ def gate(
     from sasa_bench.gate_report import text, write_all
 
     budget_s = _duration(budget)
-    wishes = [word for word in words if slurm and "=" in word and not Path(word).exists()]
+    wishes = _wishes(words) if slurm else []
     suites = [word for word in words if word not in wishes] or ["suites/gate.toml"]
     if len(suites) > 1:
         raise click.UsageError(f"a gate takes one suite, and these are {len(suites)}: {' '.join(suites)}")

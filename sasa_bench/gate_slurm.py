@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 import time
 import uuid
@@ -26,7 +25,18 @@ from sasa_bench.gate import Evidence, Result, decide, measure
 from sasa_bench.machine import available_cores, detect
 from sasa_bench.pairs import BLOCK_S, BLOCKS, Point, start
 from sasa_bench.shard import RATE_FLOPS_PER_S, spread
-from sasa_bench.slurm import MOST_TASKS, STRIKES, Options, Progress, SlurmError, cancel, drive, last_words, locked
+from sasa_bench.slurm import (
+    MOST_TASKS,
+    STRIKES,
+    Options,
+    Progress,
+    SlurmError,
+    cancel,
+    drive,
+    last_words,
+    locked,
+    write_whole,
+)
 from sasa_bench.worker import WorkerRefused
 
 SCREEN_SHARE = 0.25
@@ -114,7 +124,7 @@ def prepare(
     name = f"sasa-bench-gate-{uuid.uuid4().hex[:8]}"
     plan = Plan((folder / "tasks").absolute(), name, tuple(arms), shards, rules, budget_s, timeout_s)
     plan.folder.mkdir(parents=True)
-    _write(plan.folder / "plan.json", plan.to_dict())
+    write_whole(plan.folder / "plan.json", plan.to_dict())
     return plan
 
 
@@ -163,7 +173,7 @@ class Task:
             ]
             found = measure(plan.arms, points, plan.rules, plan.budget_s, plan.timeout_s, journal=journal)
             found.node, found.machine = platform.node(), detect().hardware_id
-            _write(path, found.to_dict())
+            write_whole(path, found.to_dict())
 
     def checkpoint(self, index: int) -> Any:
         """Called before a time limit or pre-emption: the requeued task starts as this one."""
@@ -195,9 +205,3 @@ def run(plan: Plan, options: Options, report: Callable[[Progress], None]) -> Res
         reason = f"task {index} ended {STRIKES} times without a result; {last_words(plan.folder, index)}"
         lost |= {point.key: reason for point in plan.shards[index]}
     return decide(plan.arms, evidence, plan.rules, time.monotonic() - begun, lost)
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values))
-    os.replace(partial, path)

@@ -234,9 +234,7 @@ def open_sweep(
     name = f"sasa-bench-{suites[0].name}-{uuid.uuid4().hex[:8]}"
     sweep = Sweep(folder, name, shards, tuple(impls), budget_s, timeout_s)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "plan.json.partial"
-    partial.write_text(json.dumps(sweep.to_dict()))
-    partial.rename(folder / "plan.json")
+    write_whole(folder / "plan.json", sweep.to_dict())
     return sweep
 
 
@@ -476,6 +474,13 @@ def _cancel(jobs: Iterable[str]) -> None:
     """End tasks of a submitter that died before it noted what it had submitted; the rows they measured stay."""
     for key in jobs:
         subprocess.run(["scancel", key], check=False, capture_output=True)
+
+
+def write_whole(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON so that other nodes see the whole file or none."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(values))
+    partial.replace(path)
 
 
 def cancel(name: str) -> None:
