@@ -10,6 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -168,10 +169,12 @@ def measure(
 ) -> Evidence:
     """The evidence on these points: exact figures, the screen, and fresh pairs over its suspects; see run."""
     gate = _Gate(arms, budget_s, timeout_s, say, journal, condition, spin)
-    found = Evidence([p.key for p in points], {arm.name: gate.loaded(arm) for arm in arms}, {}, gate.pairs, gate.notes)
-    for done, arm in enumerate(arms[:2]):
-        say("exact figures", done, 2)
-        found.exact[arm.name] = exact_rows(arm, points, timeout_s)
+    say("exact figures", 0, 2)
+    with ThreadPoolExecutor() as pool:  # nothing is timed yet
+        loaded = dict(zip((arm.name for arm in arms), pool.map(gate.loaded, arms), strict=True))
+        exact = pool.map(lambda arm: exact_rows(arm, points, timeout_s), arms[:2])
+        found = Evidence([p.key for p in points], loaded, dict(zip(("base", "head"), exact, strict=True)))
+    found.pairs, found.notes = gate.pairs, gate.notes
     say("exact figures", 2, 2)
     phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.suspects, rules.confirm_pairs))
     for phase, chosen, count in phases:

@@ -7,8 +7,6 @@ import statistics
 from collections.abc import Sequence
 from functools import lru_cache
 
-from scipy.stats import binom
-
 
 def interval_of_median(samples: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """The narrowest symmetric pair of order statistics that holds the median with at least this confidence.
@@ -31,6 +29,8 @@ def half_width(samples: Sequence[float]) -> float:
 @lru_cache(maxsize=1024)
 def _rank(count: int, confidence: float) -> int:
     """The largest k for which 2 P(fewer than k samples below the median) <= 1 - confidence; 0 for none."""
+    from scipy.stats import binom  # half a second, which every process of a gate would pay
+
     k = 0
     while 2 * binom.cdf(k, count, 0.5) <= 1 - confidence:
         k += 1

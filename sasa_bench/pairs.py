@@ -12,15 +12,19 @@ from typing import Any
 
 from sasa_bench.arms import Arm, verify
 from sasa_bench.case import Case
-from sasa_bench.machine import WORKER_ENVIRONMENT
+from sasa_bench.machine import EXPORTS, WORKER_ENVIRONMENT
 from sasa_bench.worker import Worker, WorkerDied
 
-ENVIRONMENT = WORKER_ENVIRONMENT | {"OMP_WAIT_POLICY": "PASSIVE"}
-"""The arms of a pair are alive together: threads of the one that waits must sleep, or they take the other's cores."""
+ENVIRONMENT = WORKER_ENVIRONMENT | {"GOMP_SPINCOUNT": "5000"}
+"""The arms of a pair are alive together: threads of the one that waits must sleep soon, or they take the other's cores.
+Some 50 us of spinning outlast the gaps between parallel regions, so that calls are as fast as with threads that never
+sleep, and are nothing next to a block."""
 
 SEED = 20190605
-BLOCK_S = 0.008
-BLOCKS = 11
+BLOCK_S = 0.005
+BLOCKS, MOST_BLOCKS = 11, 41
+PAIR_S = 4.0
+"""Few cases get more blocks, until a pair is measured for about as long as its processes take to start."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,14 @@ def measure_pair(
     points: Sequence[Point],
     counts: Counts,
     timeout_s: float,
-    blocks: int = BLOCKS,
+    blocks: int | None = None,
     spin: Mapping[str, float] | None = None,
 ) -> Pair:
     """Start a fresh process for each arm, in random order, and let them take turns over every point.
 
-    `arms` are base, head and copy. `spin` slows the head arm on purpose: key -> seconds added to each call.
-    Raises WorkerDied when a process of the pair dies: the pair is lost.
+    `arms` are base, head and copy; `blocks` is BLOCKS for many cases and up to MOST_BLOCKS for few. `spin`
+    slows the head arm on purpose: key -> seconds added to each call. Raises WorkerDied when a process of the pair dies:
+    the pair is lost.
     """
     workers: dict[str, Worker] = {}
     try:
@@ -109,6 +114,8 @@ def measure_pair(
         _calibrate(workers["base"], [key for key in cases if key not in counts.calls], counts)
         for name in ("head", "copy"):
             workers[name].ask("calibrate", keys=list(cases), block_s=BLOCK_S, least_calls=1)
+        fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
+        blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
         return _take_turns(workers, list(cases), counts, blocks, spin or {})
     finally:
         for worker in workers.values():
@@ -155,6 +162,7 @@ def start(arm: Arm, timeout_s: float) -> Worker:
     environment = ENVIRONMENT | {
         "PYTHONPATH": str(arm.folder),
         "PYTHONHASHSEED": str(random.randrange(1 << 32)),
+        EXPORTS: str(arm.folder / "exports"),
         "SASA_BENCH_PADDING": secrets.token_hex(random.randrange(1, 2048)),
     }
     return Worker(timeout_s, (arm.python, "-m", "sasa_bench.worker"), environment, cwd=arm.folder)

@@ -27,7 +27,7 @@ def machine(**changes: Any) -> Machine:
         "os": "Linux 6.1",
         "python": "3.11.7",
         "libraries": {"torch": "2.13.0"},
-        "environment": {"GOMP_SPINCOUNT": "300000"},
+        "environment": {"GOMP_SPINCOUNT": "20000"},
         "commit": "0123456789ab",
         "dirty": False,
     }

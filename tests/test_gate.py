@@ -7,6 +7,7 @@ import math
 import random
 import shutil
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from sasa_bench.arms import Arm, ArmError, set_up, verify
 from sasa_bench.case import Case
 from sasa_bench.cli import main
 from sasa_bench.decide import Rules
-from sasa_bench.pairs import Counts, Pair, Point, exact_rows, measure_pair
+from sasa_bench.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
 from sasa_bench.worker import WorkerDied
 
 PACKAGE = Path(sasa_bench.__file__).parent
@@ -199,6 +200,27 @@ def test_live_arms_take_turns(arms: list[Arm]) -> None:
         arms, POINTS[:1], counts, 60.0, blocks=3, spin={POINTS[0].key: 9 * counts.seconds[POINTS[0].key]}
     )
     assert again.head[POINTS[0].key] > math.log(4)
+
+
+def test_threads_of_an_arm_that_waits_leave_the_cores_to_the_others(arms: list[Arm]) -> None:
+    point = Point("conv3x3", TINY.with_(channels=64, resolution=28, threads=2))
+    worker = start(arms[0], 60.0)
+
+    def busy_s() -> float:
+        files = Path(f"/proc/{worker.process.pid}/task").glob("*/schedstat")
+        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+    try:
+        worker.ask("stand", cases={point.key: [point.impl, point.case.to_dict()]}, seed=1, exact=False)
+        waited = []
+        for _ in range(9):
+            worker.ask("block", key=point.key, count=3, spin_s=0.0)
+            before = busy_s()
+            time.sleep(0.02)
+            waited.append(busy_s() - before)
+        assert min(waited) < 1e-3
+    finally:
+        worker.close()
 
 
 def test_exact_figures_of_live_arms_repeat_exactly(arms: list[Arm]) -> None:
