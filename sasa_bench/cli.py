@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sasa_bench.case import CHOICES, UserError, parse_value
+from sasa_bench.neighbours import IDLE, NEIGHBOURS
 from sasa_bench.record import DIFFERS, Results, read
 from sasa_bench.suite import Suite, load
 
@@ -509,7 +510,9 @@ def _gate_on_slurm(plan: Plan, options: Options) -> Result:
 @click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
 @click.option("--inject-cases", default=1, show_default=True, help="How many random cases each run slows.")
 @click.option("--journal", type=click.Path(path_type=Path), help="Where pairs are kept; under reports/ by default.")
-@click.option("--condition", default="", help="A word for what ran beside, kept in the journal.")
+@click.option(
+    "--beside", default=IDLE, show_default=True, type=click.Choice([IDLE, *NEIGHBOURS]), help="Disturb the live runs."
+)
 @click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
 @CASE
 @click.option("--budget", default="10m", show_default=True, help="Wall time of one run.")
@@ -521,14 +524,14 @@ def aa(
     ratio: float,
     inject_cases: int,
     journal: Path | None,
-    condition: str,
+    beside: str,
     impls: tuple[str, ...],
     pairs: tuple[str, ...],
     budget: str,
     timeout_s: float,
 ) -> None:
     """Measure the gate itself on this machine: false alarms on identical code, power on slow-downs made on purpose."""
-    from sasa_bench.aa import live, read_journal, scatter
+    from sasa_bench.aa import Rates, live, read_journal, scatter, write_page
     from sasa_bench.aa import resample as resample_runs
     from sasa_bench.decide import Rules
 
@@ -542,7 +545,7 @@ def aa(
     path = journal or Path("reports") / f"aa-{datetime.now():%Y%m%d-%H%M%S}.jsonl"
     rules = Rules()
     if runs:
-        rates = live(
+        done = live(
             points,
             runs,
             rules,
@@ -552,17 +555,18 @@ def aa(
             path,
             ratio,
             inject_cases,
-            condition,
+            beside,
             lambda line: click.echo(line),
         )
-        for line in rates.lines():
+        for line in Rates.of(done).lines():
             click.echo(line)
     if resample:
-        drawn = read_journal(path)
-        click.echo(scatter(drawn))
-        for line in resample_runs(drawn, resample, rules, ratio, inject_cases).lines():
+        pairs_drawn = read_journal(path)
+        click.echo(scatter(pairs_drawn))
+        for line in Rates.of(resample_runs(pairs_drawn, resample, rules, ratio, inject_cases)).lines():
             click.echo(f"resampled: {line}")
-    click.echo(f"journal: {path}")
+    page = write_page(path, rules, resample)
+    click.echo(f"journal: {path}, its tables: {page}")
 
 
 @cli.command()

@@ -144,15 +144,16 @@ def run(
     timeout_s: float,
     say: Say = lambda phase, done, total: None,
     journal: Path | None = None,
-    condition: str = "",
+    label: Mapping[str, Any] | None = None,
     spin: Callable[[Counts], Mapping[str, float]] = lambda counts: {},
 ) -> Result:
     """Gate `head` against `base` on every point; `arms` are base, head and a copy of base.
 
-    `journal` gets a line for each pair. `spin` gives, from the calibrated times, seconds to add to each call of head:
-    a slow-down made on purpose. Raises ArmError for an arm that runs something else than it should.
+    `journal` gets a line for each pair, with what is in `label`. `spin` gives, from the calibrated times, seconds to
+    add to each call of head: a slow-down made on purpose. Raises ArmError for an arm that runs something else than it
+    should.
     """
-    found = measure(arms, points, rules, budget_s, timeout_s, say, journal, condition, spin)
+    found = measure(arms, points, rules, budget_s, timeout_s, say, journal, label, spin)
     return decide(arms, {0: found}, rules, found.spent_s)
 
 
@@ -164,11 +165,11 @@ def measure(
     timeout_s: float,
     say: Say = lambda phase, done, total: None,
     journal: Path | None = None,
-    condition: str = "",
+    label: Mapping[str, Any] | None = None,
     spin: Callable[[Counts], Mapping[str, float]] = lambda counts: {},
 ) -> Evidence:
     """The evidence on these points: exact figures, the screen, and fresh pairs over its suspects; see run."""
-    gate = _Gate(arms, budget_s, timeout_s, say, journal, condition, spin)
+    gate = _Gate(arms, budget_s, timeout_s, say, journal, label or {}, spin)
     say("exact figures", 0, 2)
     with ThreadPoolExecutor() as pool:  # nothing is timed yet
         loaded = dict(zip((arm.name for arm in arms), pool.map(gate.loaded, arms), strict=True))
@@ -264,7 +265,7 @@ class _Gate:
     timeout_s: float
     say: Say
     journal: Path | None
-    condition: str
+    label: Mapping[str, Any]
     spin: Callable[[Counts], Mapping[str, float]]
     started: float = field(default_factory=time.monotonic)
     counts: Counts = field(default_factory=Counts)
@@ -312,7 +313,7 @@ class _Gate:
     def write(self, phase: str, pair: Pair) -> None:
         if self.journal is None:
             return
-        line = {"phase": phase, "condition": self.condition, "at": datetime.now(UTC).isoformat(timespec="seconds")}
+        line = {"phase": phase, "at": datetime.now(UTC).isoformat(timespec="seconds")} | dict(self.label)
         figures = {"head": pair.head, "floor": pair.floor, "seconds": pair.seconds}
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         with self.journal.open("a", encoding="utf-8") as file:

@@ -113,7 +113,7 @@ def measure_pair(
                     raise WorkerDied("error", f"{key}: {row['reason']}", None, "build")
         _calibrate(workers["base"], [key for key in cases if key not in counts.calls], counts)
         for name in ("head", "copy"):
-            workers[name].ask("calibrate", keys=list(cases), block_s=BLOCK_S, least_calls=1)
+            workers[name].ask("calibrate", keys=list(cases), block_s=BLOCK_S)
         fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
         blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
         return _take_turns(workers, list(cases), counts, blocks, spin or {})
@@ -153,7 +153,7 @@ def _log_ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
 
 def _calibrate(worker: Worker, keys: list[str], counts: Counts) -> None:
     if keys:
-        for key, (calls, seconds) in worker.ask("calibrate", keys=keys, block_s=BLOCK_S, least_calls=2).items():
+        for key, (calls, seconds) in worker.ask("calibrate", keys=keys, block_s=BLOCK_S).items():
             counts.calls[key], counts.seconds[key] = int(calls), float(seconds)
 
 

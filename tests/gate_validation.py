@@ -32,6 +32,7 @@ from scipy import stats
 from tabulate import tabulate
 
 from sasa_bench import gate
+from sasa_bench import impls as registry
 from sasa_bench.arms import PACKAGE, set_up
 from sasa_bench.decide import REGRESSION, Rules
 from sasa_bench.machine import available_cores
@@ -494,11 +495,16 @@ def read(path: Path) -> list[Comparison]:
 
 
 def choose(path: Path, count: int, impls: Sequence[str] = ()) -> dict[str, Point]:
-    """`count` points spread evenly over a suite, named c00, c01, …"""
+    """`count` points spread evenly over those of a suite that can run, named c00, c01, …"""
     suite = load(path, {})
     cores = available_cores()
     cases = [case if case.threads else case.with_(threads=cores) for case in suite.cases]
-    points = [Point(impl, case) for impl in impls or suite.impls for case in cases]
+    points = [
+        Point(impl, case)
+        for impl in impls or suite.impls
+        for case in cases
+        if registry.get(impl).supports(case) is None
+    ]
     if not 1 <= count <= len(points):
         raise ValidationError(f"--cases {count}: {path} has {len(points)}")
     return {f"c{i:02d}": points[i * len(points) // count] for i in range(count)}

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import pytest
 
 import sasa_bench
-from sasa_bench import aa, gate, gate_report
+from sasa_bench import gate, gate_report
 from sasa_bench.arms import Arm, ArmError, set_up, verify
 from sasa_bench.case import Case
 from sasa_bench.cli import main
@@ -301,35 +301,6 @@ def test_a_revision_is_checked_out_as_it_was(tmp_path: Path, monkeypatch: pytest
     assert not (base.folder / "sasa_bench/extra.py").exists()
     assert (head.folder / "sasa_bench/extra.py").exists()
     assert not (copy.folder / "sasa_bench/extra.py").exists()
-
-
-def journal(scatter: float, count: int = 60) -> list[dict[str, dict[str, float]]]:
-    keys = [f"case {i}" for i in range(10)]
-    return [{w: {key: random.gauss(0, scatter) for key in keys} for w in ("head", "floor")} for _ in range(count)]
-
-
-def test_resampled_runs_on_quiet_pairs_find_what_is_slow_and_nothing_else() -> None:
-    rates = aa.resample(journal(0.01), 100, Rules(), ratio=1.10)
-    assert (rates.false, rates.slowed) == (0, 100)
-    assert rates.found >= 97
-    assert "Clopper" not in rates.lines()[0]
-    assert "slow-downs of 10.0% found" in rates.lines()[2]
-
-
-def test_resampled_runs_on_identical_code_raise_no_alarm() -> None:
-    rates = aa.resample(journal(0.03), 100, Rules())
-    assert rates.false <= 2
-    assert rates.slowed == 0
-
-
-def test_a_journal_with_too_few_pairs_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "j.jsonl"
-    path.write_text("".join(json.dumps(pair) + "\n" for pair in journal(0.01, 5)))
-    with pytest.raises(aa.JournalError, match="5 pairs"):
-        aa.read_journal(path)
-    path.write_text("hello\n")
-    with pytest.raises(aa.JournalError, match="not a journal"):
-        aa.read_journal(path)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,9 @@ import gate_validation as validation
 import pytest
 from gate_validation import Comparison, ValidationError
 
+from sasa_bench import impls as registry
+from sasa_bench.suite import load
+
 ONE = Comparison("gate", "7 + 31 pairs", 1.0, 0, ["c00", "c01"], [], [], 60.0, 1.0, "2026-11-23T00:00:00+00:00")
 
 PYTEST = """..                                                                       [100%]
@@ -110,7 +113,8 @@ def test_cases_are_spread_over_a_suite_and_too_many_are_refused() -> None:
     points = validation.choose(validation.ROOT / "suites" / "gate.toml", 20)
     assert list(points) == [f"c{i:02d}" for i in range(20)]
     assert len({point.key for point in points.values()}) == 20
-    assert len({point.impl for point in points.values()}) == 6
+    assert {point.impl for point in points.values()} == set(load(validation.ROOT / "suites" / "gate.toml").impls)
+    assert all(registry.get(point.impl).supports(point.case) is None for point in points.values())
     with pytest.raises(ValidationError, match="--cases 1000"):
         validation.choose(validation.ROOT / "suites" / "gate.toml", 1000)
 

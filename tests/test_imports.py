@@ -62,6 +62,7 @@ ORDER = (
     "gate",
     "gate_slurm",
     "gate_report",
+    "neighbours",
     "aa",
     "cli",
 )
