@@ -96,6 +96,34 @@ static bool attend(int64_t images, int64_t heads, int64_t d, int64_t H, int64_t 
   return true;
 }
 
+// Writes ones: every output must be one then, whatever the weights.
+static void ones(const void* context, int64_t, int64_t from, int64_t to, float* out, int64_t pixel) {
+  const auto& p = *static_cast<const Problem*>(context);
+  for (int64_t i = 0; i < (to - from) * p.width; ++i)
+    for (int64_t c = 0; c < 3 * p.channels * SASA_ISA::LANES; ++c) out[i * pixel + c] = 1;
+}
+
+// Forward with queries, keys and values that are made as they are needed and dropped after use.
+static bool project(int64_t images, int64_t lane_groups, int64_t d, int64_t H, int64_t W, int64_t K) {
+  Problem p;
+  const int64_t heads = lane_groups * SASA_ISA::LANES, C = heads * d;
+  Buffer y(images * C * H * W, false, false);
+  p.planes = images * heads;
+  p.heads = heads;
+  p.channels = d;
+  p.height = H;
+  p.width = W;
+  p.kernel = K;
+  p.project = &ones;
+  p.context = &p;
+  for (Planes* t : {&p.q, &p.k, &p.v}) t->pixel = 3 * C;
+  p.y = {y.data, C * H * W, H * W, Scalar::float32};
+  for (int64_t g = 0; g < images * lane_groups; ++g) SASA_ISA::forward(p, g, 0, H);
+  for (float v : y.floats)
+    if (!(std::fabs(v - 1) < 1e-5f)) return false;
+  return true;
+}
+
 int main() {
   const int64_t shapes[][6] = {
       {2, 8, 8, 9, 11, 7}, {1, 2, 3, 5, 6, 3},   {3, 3, 1, 4, 1, 5},  {1, 1, 12, 7, 7, 19}, {1, 3, 16, 14, 9, 7},
@@ -108,5 +136,11 @@ int main() {
           std::printf("not finite: %ld %ld %ld %ld %ld %ld flags %d\n", s[0], s[1], s[2], s[3], s[4], s[5], flags);
           return 1;
         }
+  const int64_t projected[][6] = {{2, 1, 8, 9, 11, 7}, {1, 2, 8, 30, 40, 7}, {1, 3, 4, 70, 5, 3}, {2, 2, 3, 3, 300, 5}};
+  for (auto& s : projected)
+    if (!project(s[0], s[1], s[2], s[3], s[4], s[5])) {
+      std::printf("projected wrongly: %ld %ld %ld %ld %ld %ld\n", s[0], s[1], s[2], s[3], s[4], s[5]);
+      return 1;
+    }
   std::puts("ok");
 }

@@ -355,6 +355,18 @@ def test_opcheck_layer(heads):
         dx.sum().backward()
 
 
+@pytest.mark.parametrize("heads", [8, 16, 24])
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (30, 9), (90, 5)])
+def test_layer_without_grad_equals_layer_with_grad(isa, heads, height, width):
+    x, weight = torch.randn(2, 12, height, width), torch.randn(3 * heads * 4, 12) / 3
+    rel = torch.randn(heads, 2, 7), torch.randn(heads, 2, 7)
+    layer = torch.ops.sasa_bench.fused_attention_layer
+    q, k, v = torch.einsum("oc,bchw->bohw", weight.double(), x.double()).chunk(3, 1)
+    want = plain_attention(q, k, v, *(t.double() for t in rel), 7, heads, False)
+    for w in (weight, weight.clone().requires_grad_()):
+        torch.testing.assert_close(layer(x, w, *rel, 7, heads, False).double(), want, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(kernel, relative, dtype):

@@ -460,7 +460,8 @@ struct Task {
 
   Task(const Problem& p_, int64_t group)
       : p(p_), first(group * LANES), d(p_.channels), dr(p_.channels / 2), dc(p_.channels - p_.channels / 2),
-        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2), ks(p_.k.pixel ? p_.k.pixel / LANES : p_.channels) {}
+        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2),
+        ks(!p_.k.pixel ? p_.channels : p_.k.data ? p_.k.pixel / LANES : 3 * p_.channels) {}
 
   // Rows of keys, values or a gradient of them: those of an interleaved tensor, or else a ring.
   Rows rows(const Planes& t, Arena& a) const {
