@@ -43,6 +43,17 @@ struct Buffer {
   }
 };
 
+static Problem problem(int64_t images, int64_t heads, int64_t d, int64_t H, int64_t W, int64_t K) {
+  Problem p;
+  p.planes = images * heads;
+  p.heads = heads;
+  p.channels = d;
+  p.height = H;
+  p.width = W;
+  p.kernel = K;
+  return p;
+}
+
 static bool attend(int64_t images, int64_t heads, int64_t d, int64_t H, int64_t W, int64_t K, bool zero, bool relative,
                    bool narrow, int64_t bands) {
   std::vector<std::unique_ptr<Buffer>> inputs, outputs;
@@ -55,13 +66,7 @@ static bool attend(int64_t images, int64_t heads, int64_t d, int64_t H, int64_t 
     return list.back()->data;
   };
   auto planes = [&](bool input) { return Planes{make(images * C * H * W, narrow, input), C * H * W, H * W, scalar}; };
-  Problem p;
-  p.planes = images * heads;
-  p.heads = heads;
-  p.channels = d;
-  p.height = H;
-  p.width = W;
-  p.kernel = K;
+  Problem p = problem(images, heads, d, H, W, K);
   p.zero_border = zero;
   p.relative = relative;
   p.scalar = scalar;
@@ -105,15 +110,9 @@ static void ones(const void* context, int64_t, int64_t from, int64_t to, float* 
 
 // Forward with queries, keys and values that are made as they are needed and dropped after use.
 static bool project(int64_t images, int64_t lane_groups, int64_t d, int64_t H, int64_t W, int64_t K) {
-  Problem p;
   const int64_t heads = lane_groups * SASA_ISA::LANES, C = heads * d;
+  Problem p = problem(images, heads, d, H, W, K);
   Buffer y(images * C * H * W, false, false);
-  p.planes = images * heads;
-  p.heads = heads;
-  p.channels = d;
-  p.height = H;
-  p.width = W;
-  p.kernel = K;
   p.project = &ones;
   p.context = &p;
   for (Planes* t : {&p.q, &p.k, &p.v}) t->pixel = 3 * C;

@@ -445,6 +445,11 @@ inline int64_t ring_rows(const Problem& p) {
   if (p.k.pixel && p.k.data) return 0;
   return std::min<int64_t>(p.height, p.kernel + ROWS - 1 + (p.project ? projected_rows(p) : 0));
 }
+// Vectors from key to key: in memory, in a ring of projected rows (queries, keys and values side by side), in a ring of keys.
+inline int64_t key_stride(const Problem& p) {
+  if (p.k.pixel && p.k.data) return p.k.pixel / LANES;
+  return (p.project ? 3 : 1) * p.channels;
+}
 inline int64_t logit_keys(const Problem& p) {
   return std::max<int64_t>(CHUNK, std::min<int64_t>(p.kernel, p.width));
 }
@@ -460,8 +465,7 @@ struct Task {
 
   Task(const Problem& p_, int64_t group)
       : p(p_), first(group * LANES), d(p_.channels), dr(p_.channels / 2), dc(p_.channels - p_.channels / 2),
-        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2),
-        ks(!p_.k.pixel ? p_.channels : p_.k.data ? p_.k.pixel / LANES : 3 * p_.channels) {}
+        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2), ks(key_stride(p_)) {}
 
   // Rows of keys, values or a gradient of them: those of an interleaved tensor, or else a ring.
   Rows rows(const Planes& t, Arena& a) const {
@@ -554,7 +558,7 @@ struct Forward {
 
   static int64_t vectors(const Problem& p) {
     int64_t row = p.width * p.channels;
-    return Task::vectors(p) + (p.project ? 3 : 2) * ring_rows(p) * row +
+    return Task::vectors(p) + (p.project ? 1 : 2) * ring_rows(p) * p.width * key_stride(p) +
            ROWS * (row + 2 * p.width + logit_keys(p) + p.channels);
   }
   void setup(const Task& t, Arena& a) {
