@@ -16,11 +16,12 @@ class Browser:
         self.driver = driver
 
     def open(self, path: Path, width: int = 1280, height: int = 900, theme: str = "light") -> None:
-        """Open a file at a size and in a theme; what earlier pages logged is forgotten."""
+        """Open a file at a size and in a theme; what earlier pages logged and stored is forgotten."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
         scheme = [{"name": "prefers-color-scheme", "value": theme}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": scheme})
+        self.driver.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": "file://", "storageTypes": "all"})
         self.driver.get_log("browser")
         self.driver.get_log("performance")
         self.driver.get(path.resolve().as_uri())
