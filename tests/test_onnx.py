@@ -97,12 +97,16 @@ def test_the_graph_of_a_convolution_does_what_the_cost_model_counts() -> None:
 
 
 def test_the_graph_of_the_gathered_formulation_multiplies_whole_halos() -> None:
-    """2 x 3 blocks of 4 x 4 queries and 8 x 8 keys; two products over 4 channels and the mask; relative: one more."""
+    """2 x 3 blocks of 4 x 4 queries and 8 x 8 keys: two products over 4 channels, and a mask or what positions add.
+
+    Positions: 8 rows and 8 columns of a halo for each query, the mask, and a product over these 16.
+    """
     case = SMALL.with_(scope="core", position="none")
-    pairs = 2 * 3 * 6 * 16 * 64
-    assert judged("onnx", case)["extra"]["graph_flops"] == pairs * (2 * 4 + 2 * 4 + 1)  # type: ignore[index]
+    queries = 2 * 3 * 6 * 16
+    assert judged("onnx", case)["extra"]["graph_flops"] == queries * 64 * (2 * 4 + 2 * 4 + 1)  # type: ignore[index]
     relative = judged("onnx", case.with_(position="relative"))
-    assert relative["extra"]["graph_flops"] == pairs * (3 * 2 * 4 + 2)  # type: ignore[index]
+    places = queries * 16 * (2 * 4 + 1)
+    assert relative["extra"]["graph_flops"] == places + queries * 64 * (2 * 4 + 2 * 4 + 2 * 16 + 1)  # type: ignore[index]
 
 
 def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
