@@ -2,7 +2,7 @@
 
 Each gate is a line of OUT.jsonl, from which OUT.md is made; stopped, the same command goes on where it was.
 
-    python tests/gate_slowdowns.py --out reports/reference/gate-slowdowns
+    python tests/gate_slowdowns.py --out reports/reference/gate/slowdowns
 """
 
 from __future__ import annotations
@@ -131,11 +131,12 @@ def table(done: list[Outcome]) -> str:
 def main() -> int:
     """Gate what is missing, append, write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "reports/reference/gate-slowdowns")
+    parser.add_argument("--out", type=Path, default=ROOT / "reports/reference/gate/slowdowns")
     parser.add_argument("--suite", type=Path, default=ROOT / "suites/gate.toml")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds a gate may take")
     given = parser.parse_args()
     journal = given.out.with_suffix(".jsonl")
+    journal.parent.mkdir(parents=True, exist_ok=True)
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []
     done = [Outcome(**json.loads(line)) for line in lines]
     suite = load(given.suite)

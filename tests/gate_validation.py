@@ -5,7 +5,7 @@ first; the others get the wall time that it has taken in the median so far, by s
 the least that lets them work. Every comparison is a line of OUT.jsonl, from which OUT.csv and OUT.md are made anew each
 time; stopped, the same command goes on where it was.
 
-    python tests/gate_validation.py --repeats 20 --out reports/reference/gate-validation
+    python tests/gate_validation.py --repeats 20 --out reports/reference/gate/validation
 """
 
 from __future__ import annotations
@@ -525,7 +525,7 @@ def plan(done: Sequence[Comparison], tools: Sequence[str], repeats: int, ratio: 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is missing, append, and write the table after each comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("reports/reference/gate-validation"))
+    parser.add_argument("--out", type=Path, default=Path("reports/reference/gate/validation"))
     parser.add_argument("--repeats", type=int, default=20, help="comparisons of identical and of slowed code, per tool")
     parser.add_argument("--suite", type=Path, default=ROOT / "suites" / "gate.toml")
     parser.add_argument("--cases", type=int, default=20)
