@@ -120,12 +120,14 @@ def core(
 
     q = in_runs(q, BLOCK, (0, right, 0, below))
     k, v = (in_runs(t, RUN, (radius, right + radius, radius, below + radius)) for t in (k, v))
+    places = by_place(rel_row, rel_col) if rel_row is not None and rel_col is not None else None
+    ones = spread(halo, at.mask)
 
     def attended(queries: Tensor, keys: Tensor, away: Tensor) -> Tensor:
         block, k_halo, v_halo = gather(q, queries, BLOCK**2), gather(k, keys, halo**2), gather(v, keys, halo**2)
-        if rel_row is not None and rel_col is not None:
-            away = away + (block.transpose(2, 3) @ by_place(rel_row, rel_col)).transpose(2, 3)
-        return (block @ k_halo.transpose(3, 4) + away @ spread(halo, away)).softmax(4) @ v_halo
+        if places is not None:
+            away = away + (block.transpose(2, 3) @ places).transpose(2, 3)
+        return (block @ k_halo.transpose(3, 4) + away @ ones).softmax(4) @ v_halo
 
     split = (t.tensor_split(parts) for t in (at.queries, at.keys, at.mask))
     y = torch.cat([attended(*part) for part in zip(*split, strict=True)], dim=2)
