@@ -19,11 +19,14 @@ from sasa_bench.decide import Rules
 from sasa_bench.pairs import Point
 from sasa_bench.slurm import parse_options, submitted
 
-POINTS = [Point(impl, Case(channels=32, resolution=14, kernel_size=5, batch=1)) for impl in ("unfold", "conv3x3")]
+POINTS = [
+    Point(impl, Case(channels=32, resolution=14, kernel_size=5, batch=1, threads=1)) for impl in ("unfold", "conv3x3")
+]
+"""One thread: two that wait for each other beside a busy process take longer than the sleep that is to be found."""
 RULES = Rules(screen_pairs=1, confirm_pairs=4, suspect=3.0, margin=1.0, tolerance=99.0, alpha=0.1)
 """Four pairs are enough to convict a suspect at 10 %. What is not four times as slow counts as noise: what the machine
 does beside the test decides nothing."""
-SLEEP = "import time; time.sleep(0.01); "
+SLEEP = "import time; time.sleep(0.05); "
 
 
 def checkout(folder: Path, sleep: str = "") -> str:
