@@ -31,6 +31,7 @@ from sasa_bench.decide import (
     confirm,
     contaminated,
     screen,
+    worth_more,
 )
 from sasa_bench.neighbours import beside as neighbour
 from sasa_bench.pairs import Counts, Point
@@ -227,6 +228,10 @@ def resample(
         verdict = PASS
         if suspects:
             head, floor = _draw(own, suspects, rules.confirm_pairs, extra, rng)
+            for key in suspects:
+                counts = range(1, rules.confirm_pairs + 1)
+                used = next(count for count in counts if not worth_more(head[key][:count], rules))
+                head[key], floor[key] = head[key][:used], floor[key][:used]
             judged = confirm(head, floor, rules)
             flagged = {key for key, case in judged.items() if case.verdict == REGRESSION}
             if contaminated(floor, rules):
@@ -312,5 +317,6 @@ def write_page(journal: Path, rules: Rules, resamples: int = 0) -> Path:
 def _words(rules: Rules) -> str:
     return (
         f"{rules.screen_pairs} pairs to screen, suspect beyond {rules.suspect:.1%}, {rules.confirm_pairs} fresh pairs "
-        f"to confirm, margin {rules.margin:.1%} or twice the noise of the case, level {rules.alpha:.0%} a run"
+        f"to confirm, {rules.look_pairs} or more where a suspect no longer looks changed, margin {rules.margin:.1%} or "
+        f"twice the noise of the case, level {rules.alpha:.0%} a run"
     )

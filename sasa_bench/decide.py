@@ -5,10 +5,12 @@ Nothing here measures. A slow-down is flagged on fresh pairs alone, never on tho
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ class Rules:
     """When a case is suspect and when it is flagged; shares of the time of base.
 
     screen_pairs, confirm_pairs  fresh pairs of processes for the suspicion and for the decision
+    look_pairs  fresh pairs after which a suspect that no longer looks changed is let go; see worth_more
     suspect   a median ratio in the screen that differs by more raises a suspicion
     margin    a slow-down must exceed it beyond doubt; twice the noise of the case where that is more
     tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
@@ -38,6 +41,7 @@ class Rules:
 
     screen_pairs: int = 7
     confirm_pairs: int = 31
+    look_pairs: int = 11
     suspect: float = 0.02
     margin: float = 0.015
     tolerance: float = 0.10
@@ -49,7 +53,8 @@ class Rules:
 class CaseVerdict:
     """key of a case, its verdict and a reason for people.
 
-    ratio, low, high: median of head / base over pairs and the bounds that the decision used; None where not timed.
+    ratio, low, high: median of head / base over pairs and the bounds that the decision used; None where not timed, or
+    decided without bounds.
     margin: what `low` had to exceed. detectable: the slow-down that such noise would have let through to a suspicion.
     """
 
@@ -121,22 +126,49 @@ def detectable(ratios: Sequence[float], pairs: int, threshold: float) -> float:
     return threshold + 1.2816 * scatter * math.sqrt(math.pi / 2 / pairs)
 
 
+def worth_more(ratios: Sequence[float], rules: Rules) -> bool:
+    """Whether a suspect with these fresh pairs needs further ones to be decided.
+
+    From `look_pairs` on, one is let go whose median is within the margin, unless its scatter could hide `tolerance`.
+    That can miss a slow-down but never raise an alarm: only a suspect with all of its `confirm_pairs` is flagged.
+    """
+    count = len(ratios)
+    if not rules.look_pairs <= count < rules.confirm_pairs:
+        return count < rules.confirm_pairs
+    margin = math.log1p(rules.margin)
+    return abs(statistics.median(ratios)) > margin or detectable(ratios, count, margin) > math.log1p(rules.tolerance)
+
+
 def confirm(
     head: Mapping[str, Sequence[float]], floor: Mapping[str, Sequence[float]], rules: Rules
 ) -> dict[str, CaseVerdict]:
     """The verdicts on fresh pairs: log ratios of head / base and, as the noise, of copy / base.
 
     A case is flagged when the exact lower bound of its slow-down exceeds its margin, at a level that Holm shares among
-    the cases: REGRESSION, or IMPROVED for the same test the other way round.
+    the cases: REGRESSION, or IMPROVED for the same test the other way round. One with fewer than `confirm_pairs` was
+    let go, see worth_more; it counts among the cases and is not flagged.
     """
     keys = list(head)
     margins = {key: max(math.log1p(rules.margin), 2 * noise(floor[key])) for key in keys}
-    slower = _holm([_p_above(head[key], margins[key]) for key in keys], rules.alpha)
-    faster = _holm([_p_above([-x for x in head[key]], margins[key]) for key in keys], rules.alpha)
+    full = {key for key in keys if len(head[key]) >= rules.confirm_pairs}
+    slower = _holm([_p_above(head[key], margins[key]) if key in full else 1.0 for key in keys], rules.alpha)
+    faster = _holm(
+        [_p_above([-x for x in head[key]], margins[key]) if key in full else 1.0 for key in keys], rules.alpha
+    )
     level = rules.alpha / max(1, len(keys))
     verdicts = {}
     for key, is_slower, is_faster in zip(keys, slower, faster, strict=True):
         ratios = head[key]
+        if key not in full:
+            verdicts[key] = CaseVerdict(
+                key,
+                EQUIVALENT,
+                f"no difference beyond its margin left after {len(ratios)} fresh pairs",
+                ratio=math.exp(statistics.median(ratios)),
+                margin=rules.margin,
+                detectable=math.expm1(detectable(ratios, len(ratios), math.log1p(rules.margin))),
+            )
+            continue
         low, high = lower_bound(ratios, level), -lower_bound([-x for x in ratios], level)
         seen = max(margins[key], math.log1p(rules.margin)) + (statistics.median(ratios) - low)
         if is_slower:
@@ -187,21 +219,29 @@ def noise(ratios: Sequence[float]) -> float:
 def lower_bound(ratios: Sequence[float], level: float) -> float:
     """The exact one-sided lower confidence bound of the location: the signed-rank test turned round.
 
-    The largest Walsh average that the test does not yet refuse at `level`; -inf where the pairs are too few.
+    The rank sum of a margin counts the Walsh averages above it (Tukey 1949), so the bound is the one that leaves just
+    enough of them above to refuse what is below it at `level`; -inf where the pairs are too few.
     """
     values = np.asarray(ratios)
     first, second = np.triu_indices(len(values))
     walsh = np.sort((values[first] + values[second]) / 2)
-    if _p_above(values, float(walsh[0]) - 1.0) > level:
-        return -math.inf
-    below, above = 0, len(walsh)
-    while above - below > 1:
-        middle = (below + above) // 2
-        if _p_above(values, float(np.nextafter(walsh[middle], -np.inf))) <= level:
-            below = middle
-        else:
-            above = middle
-    return float(walsh[below])
+    needed = _least_rank_sum(len(values), level)
+    return float(walsh[-needed]) if needed <= len(walsh) else -math.inf
+
+
+@lru_cache(maxsize=1024)
+def _least_rank_sum(count: int, level: float) -> int:
+    """The least sum of positive ranks of `count` values that is refused at `level`; one more than any where none is."""
+
+    def p(total: int) -> float:
+        signed = []
+        for rank in range(count, 0, -1):
+            positive = rank <= total
+            total -= rank * positive
+            signed.append(rank if positive else -rank)
+        return float(stats.wilcoxon(signed, alternative="greater", method="exact").pvalue)
+
+    return bisect.bisect_left(range(count * (count + 1) // 2 + 1), True, key=lambda total: p(total) <= level)
 
 
 def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "") -> str:

@@ -29,6 +29,7 @@ from sasa_bench.decide import (
     exit_status,
     run_verdict,
     screen,
+    worth_more,
 )
 from sasa_bench.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
 from sasa_bench.worker import Worker, WorkerDied
@@ -135,6 +136,12 @@ class Evidence:
             return []
         return screen(_column("head", screened, self.timed(rules)), rules)
 
+    def undecided(self, rules: Rules) -> list[str]:
+        """The suspects that need fresh pairs, or more of them."""
+        suspects = self.suspects(rules)
+        fresh = _column("head", self.phase("confirm"), suspects)
+        return [key for key in suspects if worth_more(fresh[key], rules)]
+
 
 def run(
     arms: Sequence[Arm],
@@ -177,10 +184,14 @@ def measure(
         found = Evidence([p.key for p in points], loaded, dict(zip(("base", "head"), exact, strict=True)))
     found.pairs, found.notes = gate.pairs, gate.notes
     say("exact figures", 2, 2)
-    phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.suspects, rules.confirm_pairs))
-    for phase, chosen, count in phases:
-        keys = chosen(rules)
-        if keys and len(gate.measure(phase, [p for p in points if p.key in keys], count)) < count:
+    phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.undecided, rules.confirm_pairs))
+    for phase, open_keys, count in phases:
+
+        def chosen(open_keys: Callable[[Rules], list[str]] = open_keys) -> list[Point]:
+            keys = set(open_keys(rules))
+            return [point for point in points if point.key in keys]
+
+        if not gate.measure(phase, chosen, count):
             found.stopped = gate.why_stopped()
             break
     found.spent_s = time.monotonic() - gate.started
@@ -212,12 +223,12 @@ def decide(
             continue
         for key, ratios in _column("head", screened, timed).items():
             decided[key] = _unsuspected(key, ratios, screened, rules)
-        if len(fresh) < rules.confirm_pairs:
-            decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in suspects}
-            continue
-        head |= _column("head", fresh, suspects)
-        floor |= _column("floor", fresh, suspects)
-        seconds |= {key: sorted(pair.seconds[key] for pair in fresh)[len(fresh) // 2] for key in suspects}
+        undecided = part.undecided(rules)
+        decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in undecided}
+        closed = [key for key in suspects if key not in undecided]
+        head |= _column("head", fresh, closed)
+        floor |= _column("floor", fresh, closed)
+        seconds |= {key: statistics.median(own) for key, own in _column("seconds", fresh, closed).items()}
     shares = [Share(n, p.node, p.machine, tuple(p.keys), p.spent_s) for n, p in evidence.items() if p.node]
     nodes = {key: share.node for share in shares for key in share.keys}
     for key, verdict in confirm(head, floor, rules).items():
@@ -282,16 +293,18 @@ class _Gate:
         verify(arm, answer)
         return answer
 
-    def measure(self, phase: str, points: Sequence[Point], count: int) -> list[Pair]:
-        """Up to `count` pairs; fewer where the budget ends or too many pairs are lost."""
-        done: list[Pair] = []
+    def measure(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int) -> bool:
+        """Up to `count` pairs of what is chosen before each; False where the budget ended or too many were lost."""
+        done = 0
         longest = 0.0
-        self.say(phase, 0, count)
-        while len(done) < count and self.lost <= MOST_LOST:
+        while done < count and (points := chosen()):
+            self.say(phase, done, count)
             begun = time.monotonic()
+            if self.lost > MOST_LOST:
+                return False
             if begun - self.started + longest > self.budget_s:
-                self.notes.append(f"the time budget of {self.budget_s:g} s ended after {len(done)} {phase} pairs")
-                break
+                self.notes.append(f"the time budget of {self.budget_s:g} s ended after {done} {phase} pairs")
+                return False
             try:
                 pair = measure_pair(self.arms, points, self.counts, self.timeout_s, spin=self.spin(self.counts))
             except WorkerDied as death:
@@ -299,11 +312,11 @@ class _Gate:
                 self.notes.append(f"a {phase} pair was lost: {death}")
                 continue
             longest = max(longest, time.monotonic() - begun)
-            done.append(pair)
+            done += 1
             self.pairs.append((phase, pair))
             self.write(phase, pair)
-            self.say(phase, len(done), count)
-        return done
+            self.say(phase, done, count)
+        return True
 
     def why_stopped(self) -> str:
         if self.lost > MOST_LOST:
@@ -320,8 +333,8 @@ class _Gate:
             file.write(json.dumps(line | figures) + "\n")
 
 
-def _column(arm: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
-    return {key: [getattr(pair, arm)[key] for pair in pairs] for key in keys}
+def _column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    return {key: [getattr(pair, field)[key] for pair in pairs if key in getattr(pair, field)] for key in keys}
 
 
 def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules) -> CaseVerdict:

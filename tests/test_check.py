@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import random
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.check import BUDGET_FACTOR, compare, consult, poisoned_memory
@@ -48,6 +52,22 @@ def test_the_budget_follows_the_dtype(dtype: str) -> None:
     size = oracle.expected["y"].abs().max().item()
     rounding = torch.finfo(getattr(torch, dtype)).eps
     assert BUDGET_FACTOR * rounding * size <= oracle.budgets["y"] < 10 * BUDGET_FACTOR * rounding * size
+
+
+@pytest.mark.parametrize("left_out", [0, 1])
+def test_the_gradient_of_a_parameter_may_add_pixels_in_sequence_but_leave_none_out(left_out: int) -> None:
+    case = CASE.with_(mode="training", channels=4, resolution="56x112")
+    oracle = consult(CONVOLUTION, case, random.randrange(1 << 30))
+    assert oracle.grad_y is not None
+    padded = F.pad(oracle.tensors["x"], (1, 1, 1, 1)).float()
+    arriving = oracle.grad_y.float().transpose(0, 1).flatten(1).numpy()[:, left_out:]
+    weight = torch.empty(oracle.expected["gradient of weight"].shape)
+    for row, column in np.ndindex(3, 3):
+        x = padded[:, :, row : row + 56, column : column + 112].transpose(0, 1).flatten(1).numpy()[:, left_out:]
+        sums = np.add.accumulate(arriving[:, None] * x[None], axis=2)[..., -1]
+        weight[:, :, row, column] = torch.from_numpy(sums)
+    outputs = oracle.expected | {"gradient of weight": weight}
+    assert compare(oracle, tuple(outputs.values())).ok == (not left_out)
 
 
 def test_fresh_memory_is_poisoned_inside_and_not_outside() -> None:

@@ -32,6 +32,7 @@ from sasa_bench.decide import (
     lower_bound,
     run_verdict,
     screen,
+    worth_more,
 )
 
 RULES = Rules()
@@ -83,6 +84,30 @@ def test_noise_that_hides_a_large_slow_down_is_inconclusive() -> None:
     rng = np.random.default_rng()
     head = [0.25 * (-1) ** i + 0.01 * rng.standard_normal() + 0.08 for i in range(31)]
     assert confirm({"a": head}, {"a": pairs(rng, 0, 0.2)}, RULES)["a"].verdict == INCONCLUSIVE
+
+
+@pytest.mark.parametrize(("shift", "wanted"), [(0.05, True), (-0.05, True), (0.0, False)])
+def test_a_suspect_gets_all_its_pairs_where_it_still_looks_changed(shift: float, wanted: bool) -> None:
+    ratios = pairs(np.random.default_rng(), shift, 0.004)
+    assert worth_more(ratios[: RULES.look_pairs - 1], RULES)
+    assert worth_more(ratios[: RULES.look_pairs], RULES) == wanted
+    assert not worth_more(ratios, RULES)
+
+
+def test_a_suspect_too_noisy_to_show_a_slow_down_is_not_let_go() -> None:
+    assert worth_more([0.0, *[0.4 * (-1) ** i for i in range(RULES.look_pairs - 1)]], RULES)
+
+
+def test_a_suspect_that_was_let_go_is_never_flagged_and_shares_the_level() -> None:
+    rng = np.random.default_rng()
+    ratios = {"few": pairs(rng, 0.5, 0.001, RULES.confirm_pairs - 1), "all": pairs(rng, 0.5, 0.001)}
+    floor = {key: pairs(rng, 0.0, 0.001, len(own)) for key, own in ratios.items()}
+    found = confirm(ratios, floor, RULES)
+    assert (found["few"].verdict, found["all"].verdict) == (EQUIVALENT, REGRESSION)
+    alone = confirm({"all": ratios["all"]}, {"all": floor["all"]}, RULES)["all"]
+    assert found["all"].low is not None
+    assert alone.low is not None
+    assert found["all"].low <= alone.low
 
 
 def test_the_screen_suspects_the_slow_the_fast_and_the_noisy() -> None:
