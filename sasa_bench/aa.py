@@ -318,5 +318,5 @@ def _words(rules: Rules) -> str:
     return (
         f"{rules.screen_pairs} pairs to screen, suspect beyond {rules.suspect:.1%}, {rules.confirm_pairs} fresh pairs "
         f"to confirm, {rules.look_pairs} or more where a suspect no longer looks changed, margin {rules.margin:.1%} or "
-        f"twice the noise of the case, level {rules.alpha:.0%} a run"
+        f"twice the bias of the case, level {rules.alpha:.0%} a run"
     )

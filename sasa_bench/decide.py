@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from sasa_bench.intervals import interval_of_median
-
 REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
 INCONCLUSIVE, NEW, MISSING, WRONG = "INCONCLUSIVE", "NEW", "MISSING", "WRONG"
 CONTAMINATED, PASS = "CONTAMINATED", "PASS"
@@ -33,7 +31,7 @@ class Rules:
     screen_pairs, confirm_pairs  fresh pairs of processes for the suspicion and for the decision
     look_pairs  fresh pairs after which a suspect that no longer looks changed is let go; see worth_more
     suspect   a median ratio in the screen that differs by more raises a suspicion
-    margin    a slow-down must exceed it beyond doubt; twice the noise of the case where that is more
+    margin    a slow-down must exceed it beyond doubt; twice the bias of the case where that is more
     tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
     alpha     chance that a run flags anything where nothing changed, shared by the suspects after Holm
     memory    growth of allocated bytes that is let pass
@@ -142,14 +140,14 @@ def worth_more(ratios: Sequence[float], rules: Rules) -> bool:
 def confirm(
     head: Mapping[str, Sequence[float]], floor: Mapping[str, Sequence[float]], rules: Rules
 ) -> dict[str, CaseVerdict]:
-    """The verdicts on fresh pairs: log ratios of head / base and, as the noise, of copy / base.
+    """The verdicts on fresh pairs: log ratios of head / base and, for its bias, of copy / base.
 
     A case is flagged when the exact lower bound of its slow-down exceeds its margin, at a level that Holm shares among
     the cases: REGRESSION, or IMPROVED for the same test the other way round. One with fewer than `confirm_pairs` was
     let go, see worth_more; it counts among the cases and is not flagged.
     """
     keys = list(head)
-    margins = {key: max(math.log1p(rules.margin), 2 * noise(floor[key])) for key in keys}
+    margins = {key: max(math.log1p(rules.margin), 2 * bias(floor[key])) for key in keys}
     full = {key for key in keys if len(head[key]) >= rules.confirm_pairs}
     slower = _holm([_p_above(head[key], margins[key]) if key in full else 1.0 for key in keys], rules.alpha)
     faster = _holm(
@@ -210,10 +208,12 @@ def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules, nodes: Mapp
     return ""
 
 
-def noise(ratios: Sequence[float]) -> float:
-    """How far identical code may seem to differ: the further end of the 95 % interval of its median log ratio."""
-    low, high = interval_of_median(ratios)
-    return max(abs(low), abs(high)) if math.isfinite(low) else max(abs(r) for r in ratios)
+def bias(ratios: Sequence[float]) -> float:
+    """How far identical code seems to differ over the whole run: the size of its median log ratio.
+
+    What scatters from pair to pair is not in it: the bound of the test allows for that already.
+    """
+    return abs(statistics.median(ratios))
 
 
 def lower_bound(ratios: Sequence[float], level: float) -> float:
