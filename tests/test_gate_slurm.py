@@ -245,8 +245,12 @@ def test_an_interrupted_submitter_cancels_its_job(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = planned(tmp_path, monkeypatch)
-    with pytest.raises(KeyboardInterrupt):
-        gate_slurm.run(plan, Options(), lambda now: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            gate_slurm.run(plan, Options(), lambda now: signal.raise_signal(signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert cluster.cancelled == [plan.name]
 
 
