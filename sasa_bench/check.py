@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.ops import Op, Tensors, leaves, output_names, random_tensors, step
+from sasa_bench.ops import IMAGES, Op, Tensors, leaves, output_names, random_tensors, step
 
 BUDGET_FACTOR = 8.0
 """How many times the error of the plain reference, run in the dtype of the case, an implementation may be off: a
@@ -27,9 +27,6 @@ KINK_FACTOR = 2.0
 """The jump is the maximum over many scalars, known from one draw; an implementation's, another draw, may be larger.
 With a factor of 1, one of 36 right gradients of a ResNet was called wrong, by 1.16 times."""
 
-
-INPUTS = ("x", "q", "k", "v", "y")
-"""Tensors with scalars of their own for each pixel of each image; all others are parameters."""
 
 FEW_SCALARS, DRAWS = 1 << 14, 4
 """With few scalars the plain error may be small by luck: it is at least what rounding the input anew does."""
@@ -97,7 +94,7 @@ def consult(op: Op, case: Case, seed: int) -> Oracle:
                     errors[name] = max(errors[name], _max_abs(value - exact[name]))
     for name, value in exact.items():
         error = errors[name]
-        roundings = in_window + (over_pixels if name.removeprefix("gradient of ") not in INPUTS else 0.0)
+        roundings = in_window + (over_pixels if name.removeprefix("gradient of ") not in (*IMAGES, "y") else 0.0)
         in_sequence = roundings * torch.finfo(torch.float32).eps
         budgets[name] = BUDGET_FACTOR * max(error, rounding * _max_abs(value)) + in_sequence * _max_abs(value)
         budgets[name] = max(budgets[name], kinks.get(name, 0.0))

@@ -149,9 +149,9 @@ def confirm(
     keys = list(head)
     margins = {key: max(math.log1p(rules.margin), 2 * bias(floor[key])) for key in keys}
     full = {key for key in keys if len(head[key]) >= rules.confirm_pairs}
-    slower = _holm([_p_above(head[key], margins[key]) if key in full else 1.0 for key in keys], rules.alpha)
-    faster = _holm(
-        [_p_above([-x for x in head[key]], margins[key]) if key in full else 1.0 for key in keys], rules.alpha
+    slower, faster = (
+        _holm([_p_above([sign * x for x in head[k]], margins[k]) if k in full else 1.0 for k in keys], rules.alpha)
+        for sign in (1, -1)
     )
     level = rules.alpha / max(1, len(keys))
     verdicts = {}
@@ -168,7 +168,7 @@ def confirm(
             )
             continue
         low, high = lower_bound(ratios, level), -lower_bound([-x for x in ratios], level)
-        seen = max(margins[key], math.log1p(rules.margin)) + (statistics.median(ratios) - low)
+        seen = margins[key] + (statistics.median(ratios) - low)
         if is_slower:
             verdict, reason = REGRESSION, "slower beyond its margin on fresh pairs"
         elif is_faster:

@@ -34,6 +34,10 @@ class Op:
     reference: Callable[[Case, Tensors], Tensor]
 
 
+IMAGES = ("x", "q", "k", "v")
+"""Tensors [B, C, H, W], with scalars of their own for each pixel of each image; all others are parameters."""
+
+
 def random_tensors(op: Op, case: Case, seed: int) -> Tensors:
     """Fresh inputs and parameters in float64 on the CPU, already rounded to the dtype of the case.
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, Impl, layers_only
 from sasa_bench.machine import EXPORTS, KEEP_MODELS
-from sasa_bench.ops import LOCAL_ATTENTION, Op, Tensors, project
+from sasa_bench.ops import IMAGES, LOCAL_ATTENTION, Op, Tensors, project
 
 if TYPE_CHECKING:
     import onnx
@@ -39,7 +39,6 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20
 """Every operator of these graphs has had its present form since then; an older runtime loads more files."""
 
-IMAGES = ("x", "q", "k", "v")
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 SESSION_CONFIG = {"session.force_spinning_stop": "1"}
 """Worker threads spin between the nodes of a graph, and stop when a run ends. By default they spin on for a while, and
