@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, _onnx
+from sasa_bench.impls import Attend, _onnx, fused
 
 CSRC = Path(__file__).parent / "csrc"
 KERNELS = CSRC / "local_attention.h"
@@ -34,10 +34,7 @@ SOURCE = CSRC / "onnx_fused.cpp"
 HEADER = "onnxruntime_cxx_api.h"
 SYSTEM_FOLDERS = ("/usr/include/onnxruntime", "/usr/include/onnxruntime/core/session", "/usr/local/include/onnxruntime")
 HEADER_PACKAGE = "amd-quark"
-FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi", "-shared", "-fPIC")
-AVX2 = ("avx2", "fma")
-AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq")
-"""Instruction sets that the kernels are written for, as the processor and the compiler name them."""
+FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi", "-Wno-ignored-attributes", "-shared", "-fPIC")
 
 
 def header_folder() -> Path | None:
@@ -83,7 +80,8 @@ def library() -> str:
 
     headers = header_folder()
     assert headers is not None, missing()
-    flags = (*FLAGS, *_instruction_set())
+    # Not -march=native, which made it slower.
+    flags = (*FLAGS, *fused.ISAS[fused.executable_isas()[0]][0])
     digest = hashlib.sha256(repr((flags, str(headers))).encode())
     for source in [SOURCE, *sorted(CSRC.glob("*.h"))]:
         digest.update(source.name.encode() + source.read_bytes())
@@ -101,17 +99,6 @@ def library() -> str:
                 raise RuntimeError(f"g++ cannot compile {SOURCE.name}: {errors[0]}")
             partial.rename(built)
     return str(built)
-
-
-def _instruction_set() -> list[str]:
-    """Compiler flags for what this processor has of AVX2 and AVX-512; not all it has, which made it slower."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
-    has = set(next((line for line in lines if line.startswith("flags")), "").split())
-    chosen = [name for group in (AVX2, AVX512) if has.issuperset(group) for name in group]
-    return [f"-m{name}" for name in chosen]
 
 
 def attend(case: Case) -> Attend:

@@ -16,6 +16,7 @@
 #include <cstring>
 #include <limits>
 #include <new>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX512VL__) || defined(__AVX2__)
@@ -23,7 +24,7 @@
 #endif
 
 #ifndef SASA_ISA
-#error "SASA_ISA must name the build: avx512, avx2 or portable"
+#error "SASA_ISA must name the build"
 #endif
 
 #include "kernel_table.h"
@@ -68,26 +69,88 @@ SASA_INLINE V vmax(V a, V b) {
 #endif
 }
 
+#if defined(__AVX512VL__)
+SASA_INLINE V nearest(V x) { return (V)_mm256_roundscale_ps((__m256)x, 0); }
+SASA_INLINE V times_exp2(V x, V n) { return (V)_mm256_scalef_ps((__m256)x, (__m256)n); }
+#endif
+
+// Wide: what the products, the maxima and the exponentials are computed in. SASA_WIDE makes it two vectors side by side,
+// two channels of a pixel or two keys of a query; the layout of the data stays the same.
+#ifdef SASA_WIDE
+typedef float Wide __attribute__((vector_size(8 * LANES)));
+constexpr int WIDTH = 2;
+
+SASA_INLINE Wide vmax(Wide a, Wide b) { return (Wide)_mm512_max_ps((__m512)a, (__m512)b); }
+SASA_INLINE Wide nearest(Wide x) { return (Wide)_mm512_roundscale_ps((__m512)x, 0); }
+SASA_INLINE Wide times_exp2(Wide x, Wide n) { return (Wide)_mm512_scalef_ps((__m512)x, (__m512)n); }
+
+SASA_INLINE V low(Wide a) { return (V)_mm512_castps512_ps256((__m512)a); }
+SASA_INLINE V high(Wide a) { return (V)_mm512_extractf32x8_ps((__m512)a, 1); }
+SASA_INLINE Wide twice(V a) { return (Wide)_mm512_broadcast_f32x8((__m256)a); }
+// The halves of a added, beside those of b. One shuffle, since the products wait for the unit that shuffles.
+SASA_INLINE Wide halves_added(Wide a, Wide b) {
+  return (Wide)_mm512_mask_blend_ps(0xff00, (__m512)a, (__m512)b) +
+         (Wide)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x4e);
+}
+
+SASA_INLINE V sum_of(Wide a) { return low(a) + high(a); }
+SASA_INLINE V largest_of(Wide a) { return vmax(low(a), high(a)); }
+SASA_INLINE void add(Wide& sum, V x) { sum += (Wide)_mm512_zextps256_ps512((__m256)x); }
+SASA_INLINE void raise(Wide& top, V x) { top = vmax(twice(x), top); }
+#else
+typedef V Wide;
+constexpr int WIDTH = 1;
+#endif
+
+SASA_INLINE V sum_of(V a) { return a; }
+SASA_INLINE V largest_of(V a) { return a; }
+template <class T>
+SASA_INLINE void add(T& sum, T x) { sum += x; }
+template <class T>
+SASA_INLINE void raise(T& top, T x) { top = vmax(x, top); }
+
+// x in every part of a T.
+template <class T>
+SASA_INLINE T spread(V x) {
+  return x;
+}
+#ifdef SASA_WIDE
+template <>
+SASA_INLINE Wide spread<Wide>(V x) {
+  return twice(x);
+}
+#endif
+
+template <class T>
+SASA_INLINE T load(const V* p) {
+  T x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+template <class T>
+SASA_INLINE void store(V* p, T x) { std::memcpy(p, &x, sizeof x); }
+
 // 2^x for x <= 128, relative error below 2e-7; 0 (or under 2^-125) for very negative x; NaN for NaN.
 // Minimax polynomial of degree 5 on [-1/2, 1/2] after splitting off the nearest integer.
-SASA_INLINE V exp2v(V x) {
-  x = vmax(splat(-126.0f), x);
+template <class T>
+SASA_INLINE T exp2v(T x) {
+  x = vmax(T{} - 126.0f, x);
 #if defined(__AVX512VL__)
-  V n = (V)_mm256_roundscale_ps((__m256)x, 0);
+  T n = nearest(x);
 #else
-  V shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
-  V n = shifted - 12582912.0f;
+  T shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
+  T n = shifted - 12582912.0f;
 #endif
-  V f = x - n;
-  V p = f * 0x1.5c08e6p-10f + 0x1.3d0c52p-7f;
+  T f = x - n;
+  T p = f * 0x1.5c08e6p-10f + 0x1.3d0c52p-7f;
   p = p * f + 0x1.c6b6e4p-5f;
   p = p * f + 0x1.ebf918p-3f;
   p = p * f + 0x1.62e428p-1f;
   p = p * f + 1.0f;
 #if defined(__AVX512VL__)
-  return (V)_mm256_scalef_ps((__m256)p, (__m256)n);
+  return times_exp2(p, n);
 #else
-  return (V)((VI)p + ((VI)shifted << 23));
+  return (T)((VI)p + ((VI)shifted << 23));
 #endif
 }
 
@@ -98,41 +161,68 @@ SASA_INLINE void unroll(F&& f) {
   }(std::make_integer_sequence<int, N>{});
 }
 
-// f(count, c) over the d channels in pieces of CHANNELS, then one by one.
+// Whether D channels, known in advance, are computed as Wide.
+template <int D>
+constexpr bool wide = WIDTH > 1 && D > 0 && D % (2 * WIDTH) == 0;
+
+template <class T, int N>
+struct Piece {};  // N vectors T of channels
+
+// f(piece, c) over the d channels in the largest pieces that registers allow, then one by one.
 template <int D, class F>
 SASA_INLINE void by_channels(int64_t d, F f) {
-  int64_t c = 0;
-  for (; c + CHANNELS <= d; c += CHANNELS) f(std::integral_constant<int, CHANNELS>{}, c);
-  if constexpr (D % CHANNELS != 0 || D == 0)
-    for (; c < d; ++c) f(std::integral_constant<int, 1>{}, c);
+  if constexpr (wide<D>) {
+    constexpr int N = std::min(CHANNELS, D / WIDTH);
+    static_assert(D % (N * WIDTH) == 0);
+    for (int64_t c = 0; c < D; c += N * WIDTH) f(Piece<Wide, N>{}, c);
+  } else {
+    int64_t c = 0;
+    for (; c + CHANNELS <= d; c += CHANNELS) f(Piece<V, CHANNELS>{}, c);
+    if constexpr (D % CHANNELS != 0 || D == 0)
+      for (; c < d; ++c) f(Piece<V, 1>{}, c);
+  }
 }
 
 // ---------------------------------------------------------------------------------------------------------------
 // The three kernels. Strides are in vectors.
 
-// out(i, j) of sum_c a[i][c] b[j][c], i < NA, j < n; `begin` gives the first summand and `done` takes the sum.
-// Sums start at begin(i, j), so that terms added to a logit cost nothing here.
+// done(i, j, s) of s = begin(T{}, i, j) + sum_c a[i][c] b[j][c], i < NA, j < n, of type T: a V, or a Wide for the keys j
+// and j + 1. What begin gives are terms of a logit, which cost next to nothing here.
 template <int D, int NA, class Begin, class Done>
 SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64_t d_, Begin begin, Done done) {
   const int64_t d = D ? D : d_;
   const V* ap[NA];
   unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { ap[i] = a[i]; });
   auto tile = [&]<int NB>(std::integral_constant<int, NB>, int64_t j) SASA_ALWAYS_INLINE {
-    V acc[NA][NB];
+    typedef std::conditional_t<wide<D>, Wide, V> T;
+    constexpr int STEP = sizeof(T) / sizeof(V);
+    T acc[NA][NB];
     const V* bp = b + j * bs;
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { acc[i][t] = begin(i, j + t); });
+      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE {
+        if constexpr (STEP == 1)
+          acc[i][t] = begin(V{}, i, j + t);
+        else
+          acc[i][t] = T{};
+      });
     });
-    for (int64_t c = 0; c < d; ++c) {
-      V bv[NB];
-      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { bv[t] = bp[t * bs + c]; });
+    for (int64_t c = 0; c < d; c += STEP) {
+      T bv[NB];
+      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { bv[t] = load<T>(bp + t * bs + c); });
       unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-        V av = ap[i][c];
+        T av = load<T>(ap[i] + c);
         unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { acc[i][t] += av * bv[t]; });
       });
     }
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { done(i, j + t, acc[i][t]); });
+      if constexpr (STEP == 1) {
+        unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { done(i, j + t, acc[i][t]); });
+      } else {
+        unroll<NB / 2>([&](auto t) SASA_ALWAYS_INLINE {
+          done(i, j + 2 * t, begin(T{}, i, j + 2 * t) + halves_added(acc[i][2 * t], acc[i][2 * t + 1]));
+        });
+        if constexpr (NB % 2) done(i, j + NB - 1, begin(V{}, i, j + NB - 1) + sum_of(acc[i][NB - 1]));
+      }
     });
   };
   int64_t j = 0;
@@ -146,27 +236,27 @@ SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64
   if (n - j == 1) tile(std::integral_constant<int, 1>{}, j);
 }
 
-// acc[i][c] += sum_j w[i][j] b[j][c] for i in [LO, HI), c < NC.
-template <int LO, int HI, int NC>
-SASA_INLINE void weighted_step(V (&acc)[ROWS][NC], const V* const* w, int64_t wo, const V* b, int64_t bs, int64_t n) {
+// acc[i][c] += sum_j w[i][j] b[j][c] for i in [LO, HI), c < N.
+template <int LO, int HI, class T, int N>
+SASA_INLINE void weighted_step(T (&acc)[ROWS][N], const V* const* w, int64_t wo, const V* b, int64_t bs, int64_t n) {
   const V* wp[ROWS];
   unroll<HI - LO>([&](auto i) SASA_ALWAYS_INLINE { wp[LO + i] = w[LO + i] + wo; });
   for (int64_t j = 0; j < n; ++j, b += bs) {
-    V bv[NC];
-    unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { bv[c] = b[c]; });
+    T bv[N];
+    unroll<N>([&](auto c) SASA_ALWAYS_INLINE { bv[c] = load<T>(b + c * (sizeof(T) / sizeof(V))); });
     unroll<HI - LO>([&](auto i) SASA_ALWAYS_INLINE {
-      V wv = wp[LO + i][j];
-      unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { acc[LO + i][c] += wv * bv[c]; });
+      T wv = spread<T>(wp[LO + i][j]);
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[LO + i][c] += wv * bv[c]; });
     });
   }
 }
 
-template <int NC>
-SASA_INLINE void weighted(V (&acc)[ROWS][NC], int lo, int hi, const V* const* w, int64_t wo, const V* b, int64_t bs,
+template <class T, int N>
+SASA_INLINE void weighted(T (&acc)[ROWS][N], int lo, int hi, const V* const* w, int64_t wo, const V* b, int64_t bs,
                           int64_t n) {
 #define SASA_STEP(LO, HI) \
   case LO * 8 + HI:       \
-    return weighted_step<LO, HI, NC>(acc, w, wo, b, bs, n);
+    return weighted_step<LO, HI>(acc, w, wo, b, bs, n);
   switch (lo * 8 + hi) {
     SASA_STEP(0, 1) SASA_STEP(0, 2) SASA_STEP(0, 3) SASA_STEP(0, 4) SASA_STEP(1, 2)
     SASA_STEP(1, 3) SASA_STEP(1, 4) SASA_STEP(2, 3) SASA_STEP(2, 4) SASA_STEP(3, 4)
@@ -178,20 +268,21 @@ SASA_INLINE void weighted(V (&acc)[ROWS][NC], int lo, int hi, const V* const* w,
 template <int D, int NA>
 SASA_INLINE void outer(const V* const* w, const V* const* a, V* b, int64_t bs, int64_t n, int64_t d_) {
   const int64_t d = D ? D : d_;
-  auto columns = [&]<int NC>(std::integral_constant<int, NC>, int64_t c0) SASA_ALWAYS_INLINE {
-    V av[NA][NC];
+  auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
+    constexpr int STEP = sizeof(T) / sizeof(V);
+    T av[NA][N];
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-      unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { av[i][c] = a[i][c0 + c]; });
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { av[i][c] = load<T>(a[i] + c0 + c * STEP); });
     });
     V* bp = b + c0;
     for (int64_t j = 0; j < n; ++j, bp += bs) {
-      V acc[NC];
-      unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { acc[c] = bp[c]; });
+      T acc[N];
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[c] = load<T>(bp + c * STEP); });
       unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-        V wv = w[i][j];
-        unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { acc[c] += wv * av[i][c]; });
+        T wv = spread<T>(w[i][j]);
+        unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[c] += wv * av[i][c]; });
       });
-      unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { bp[c] = acc[c]; });
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(bp + c * STEP, acc[c]); });
     }
   };
   by_channels<D>(d, columns);
@@ -525,8 +616,8 @@ struct Task {
         const V* qc[NA];
         for (int i = 0; i < NA; ++i) qc[i] = q[i] + from;
         dot<D / 2, NA>(
-            qc, rel, n, K, n, [&](int, int64_t) { return V{}; },
-            [&](int i, int64_t o, V s) { out[i * K + o] = s; });
+            qc, rel, n, K, n, [&](auto zero, int, int64_t) { return zero; },
+            [&](int i, int64_t o, auto s) { store(out + i * K + o, s); });
       };
       if (dr) half(rel_row, 0, dr, row_logit);
       else std::memset(static_cast<void*>(row_logit), 0, size_t(NA * K) * sizeof(V));
@@ -637,58 +728,63 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
       const V* b = f.k(ky) + xa * t.ks;
       with_count(hi - lo, [&](auto na) SASA_ALWAYS_INLINE {
         constexpr int NA = decltype(na)::value;
-        V row[NA], top[NA];
+        V row[NA];
+        Wide top[NA];
         const V* cl[NA];
         V* wp[NA];
         const V* qp[NA];
         unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
           row[i] = t.row_logit[(lo + i) * K + ky - (y0 + lo + i) + r];
           cl[i] = column + (lo + i) * K;
-          top[i] = m[lo + i];
+          top[i] = spread<Wide>(m[lo + i]);
           wp[i] = w[lo + i] + (ky - ca) * n;
           qp[i] = q[lo + i];
         });
         dot<D, NA>(
             qp, b, t.ks, n, d,
-            [&](auto i, int64_t j) SASA_ALWAYS_INLINE { return row[i] + cl[i][j]; },
-            [&](auto i, int64_t j, V s) SASA_ALWAYS_INLINE {
-              wp[i][j] = s;
-              top[i] = vmax(s, top[i]);
+            [&]<class T>(T, auto i, int64_t j) SASA_ALWAYS_INLINE { return spread<T>(row[i]) + load<T>(cl[i] + j); },
+            [&](auto i, int64_t j, auto s) SASA_ALWAYS_INLINE {
+              store(wp[i] + j, s);
+              raise(top[i], s);
             });
-        unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { m[lo + i] = top[i]; });
+        unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { m[lo + i] = largest_of(top[i]); });
       });
     }
     for (int i = 0; i < nq; ++i) {
       const int64_t ya = std::max(ca, y0 + i - r), yb = std::min(cb, y0 + i + r + 1);
-      V total = V{}, top = m[i];
-      V* wp = w[i];
-      for (int64_t j = (ya - ca) * n; j < (yb - ca) * n; ++j) {
-        V e = exp2v(wp[j] - top);
-        wp[j] = e;
-        total += e;
-      }
+      Wide total = {};
+      const V top = m[i];
+      auto exponential = [&]<class T>(T, int64_t j) SASA_ALWAYS_INLINE {
+        T e = exp2v(load<T>(w[i] + j) - spread<T>(top));
+        store(w[i] + j, e);
+        add(total, e);
+      };
+      int64_t j = (ya - ca) * n;
+      for (; j + WIDTH <= (yb - ca) * n; j += WIDTH) exponential(Wide{}, j);
+      for (; j < (yb - ca) * n; ++j) exponential(V{}, j);
       if (first) {
-        sum[i] = total;
+        sum[i] = sum_of(total);
       } else {
         V fade = exp2v(m_old[i] - top);
-        sum[i] = sum[i] * fade + total;
+        sum[i] = sum[i] * fade + sum_of(total);
         for (int64_t c = 0; c < d; ++c) f.out[i * d + c] *= fade;
       }
     }
-    auto columns = [&]<int NC>(std::integral_constant<int, NC>, int64_t c0) SASA_ALWAYS_INLINE {
-      V acc[ROWS][NC];
+    auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
+      constexpr int STEP = sizeof(T) / sizeof(V);
+      T acc[ROWS][N];
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
-        unroll<NC>([&](auto c) SASA_ALWAYS_INLINE {
-          acc[i][c] = (first || i >= nq) ? V{} : f.out[i * d + c0 + c];
+        unroll<N>([&](auto c) SASA_ALWAYS_INLINE {
+          acc[i][c] = (first || i >= nq) ? T{} : load<T>(f.out + i * d + c0 + c * STEP);
         });
       });
       for (int64_t ky = ca; ky < cb; ++ky) {
         const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
-        weighted<NC>(acc, lo, hi, w, (ky - ca) * n, f.v(ky) + xa * t.ks + c0, t.ks, n);
+        weighted(acc, lo, hi, w, (ky - ca) * n, f.v(ky) + xa * t.ks + c0, t.ks, n);
       }
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
-          unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { f.out[i * d + c0 + c] = acc[i][c]; });
+          unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(f.out + i * d + c0 + c * STEP, acc[i][c]); });
       });
     };
     by_channels<D>(d, columns);
@@ -829,7 +925,8 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
       const bool scatter = ky >= from && ky < to;
       with_count(hi - lo, [&](auto na) SASA_ALWAYS_INLINE {
         constexpr int NA = decltype(na)::value;
-        V row[NA], top[NA], delta[NA], total[NA];
+        V row[NA], top[NA], delta[NA];
+        Wide total[NA];
         const V *cl[NA], *qp[NA], *gp[NA];
         V *Pp[NA], *Sp[NA], *cs[NA];
         unroll<NA>([&](auto i_) SASA_ALWAYS_INLINE {
@@ -838,7 +935,7 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
           top[i_] = f.top[i * t.W + x];
           cl[i_] = t.col_logit + i * K + b0;
           delta[i_] = f.delta[i * t.W + x];
-          total[i_] = V{};
+          total[i_] = Wide{};
           qp[i_] = q[i];
           gp[i_] = dy[i];
           Pp[i_] = P[i] + at;
@@ -847,19 +944,21 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
         });
         dot<D, NA>(
             qp, f.k(ky) + xa * t.ks, t.ks, n, d,
-            [&](auto i, int64_t j) SASA_ALWAYS_INLINE { return row[i] + cl[i][j]; },
-            [&](auto i, int64_t j, V s) SASA_ALWAYS_INLINE { Pp[i][j] = exp2v(s - top[i]); });
+            [&]<class T>(T, auto i, int64_t j) SASA_ALWAYS_INLINE { return spread<T>(row[i]) + load<T>(cl[i] + j); },
+            [&]<class T>(auto i, int64_t j, T s) SASA_ALWAYS_INLINE {
+              store(Pp[i] + j, exp2v(s - spread<T>(top[i])));
+            });
         dot<D, NA>(
             gp, f.v(ky) + xa * t.ks, t.ks, n, d,
-            [&](auto, int64_t) SASA_ALWAYS_INLINE { return V{}; },
-            [&](auto i, int64_t j, V s) SASA_ALWAYS_INLINE {
-              s = (s - delta[i]) * Pp[i][j];
-              Sp[i][j] = s;
-              total[i] += s;
-              cs[i][j] += s;
+            [&](auto zero, auto, int64_t) SASA_ALWAYS_INLINE { return zero; },
+            [&]<class T>(auto i, int64_t j, T s) SASA_ALWAYS_INLINE {
+              s = (s - spread<T>(delta[i])) * load<T>(Pp[i] + j);
+              store(Sp[i] + j, s);
+              add(total[i], s);
+              store(cs[i] + j, load<T>(cs[i] + j) + s);
             });
         unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-          f.row_sum[(lo + i) * K + ky - (y0 + lo + i) + r] += total[i];
+          f.row_sum[(lo + i) * K + ky - (y0 + lo + i) + r] += sum_of(total[i]);
         });
         if (scatter) {
           outer<D, NA>(Sp, qp, f.dk(ky) + xa * t.ks, t.ks, n, d);
@@ -868,20 +967,21 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
       });
     }
     if (!own) continue;
-    auto columns = [&]<int NC>(std::integral_constant<int, NC>, int64_t c0) SASA_ALWAYS_INLINE {
-      V acc[ROWS][NC];
+    auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
+      constexpr int STEP = sizeof(T) / sizeof(V);
+      T acc[ROWS][N];
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
-        unroll<NC>([&](auto c) SASA_ALWAYS_INLINE {
-          acc[i][c] = i >= nq ? V{} : f.dq[i * d + c0 + c];
+        unroll<N>([&](auto c) SASA_ALWAYS_INLINE {
+          acc[i][c] = i >= nq ? T{} : load<T>(f.dq + i * d + c0 + c * STEP);
         });
       });
       for (int64_t ky = ca; ky < cb; ++ky) {
         const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
-        weighted<NC>(acc, lo, hi, dS, (ky - ca) * n, f.k(ky) + xa * t.ks + c0, t.ks, n);
+        weighted(acc, lo, hi, dS, (ky - ca) * n, f.k(ky) + xa * t.ks + c0, t.ks, n);
       }
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
-          unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { f.dq[i * d + c0 + c] = acc[i][c]; });
+          unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(f.dq + i * d + c0 + c * STEP, acc[i][c]); });
       });
     };
     by_channels<D>(d, columns);
@@ -900,16 +1000,21 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
       outer<D / 2, NA>(rs, q, f.drel_row, t.dr, K, t.dr);
       outer<D / 2, NA>(cs, qc, f.drel_col, t.dc, K, t.dc);
     });
-    auto columns = [&]<int NC>(std::integral_constant<int, NC>, V* const* w, const V* rel, int64_t n, int64_t c0,
-                               V* out) SASA_ALWAYS_INLINE {
-      V acc[ROWS][NC] = {};
-      weighted<NC>(acc, 0, nq, w, 0, rel + c0, n, K);
+    auto columns = [&]<class T, int N>(Piece<T, N>, V* const* w, const V* rel, int64_t n, int64_t c0,
+                                       V* out) SASA_ALWAYS_INLINE {
+      constexpr int STEP = sizeof(T) / sizeof(V);
+      T acc[ROWS][N] = {};
+      weighted(acc, 0, nq, w, 0, rel + c0, n, K);
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
-        if (i < nq) unroll<NC>([&](auto c) SASA_ALWAYS_INLINE { out[i * d + c0 + c] += acc[i][c]; });
+        if (i < nq)
+          unroll<N>([&](auto c) SASA_ALWAYS_INLINE {
+            V* sum = out + i * d + c0 + c * STEP;
+            store(sum, load<T>(sum) + acc[i][c]);
+          });
       });
     };
     auto half = [&](V* const* w, const V* rel, int64_t n, V* out) {
-      by_channels<D / 2>(n, [&](auto nc, int64_t c) SASA_ALWAYS_INLINE { columns(nc, w, rel, n, c, out); });
+      by_channels<D / 2>(n, [&](auto piece, int64_t c) SASA_ALWAYS_INLINE { columns(piece, w, rel, n, c, out); });
     };
     half(rs, t.rel_row, t.dr, f.dq);
     half(cs, t.rel_col, t.dc, f.dq + t.dr);
@@ -1023,8 +1128,10 @@ inline void reduce_relative(const Problem& p, int64_t head) {
 template <class F>
 inline void with_width(int64_t d, F&& f) {
   switch (d) {
-#ifndef SASA_SANITIZE
+#if !defined(SASA_SANITIZE) || defined(SASA_WIDE)
     case 8: return f(std::integral_constant<int, 8>{});
+#endif
+#ifndef SASA_SANITIZE
     case 16: return f(std::integral_constant<int, 16>{});
     case 32: return f(std::integral_constant<int, 32>{});
     case 64: return f(std::integral_constant<int, 64>{});
