@@ -86,7 +86,6 @@ SASA_INLINE Wide times_exp2(Wide x, Wide n) { return (Wide)_mm512_scalef_ps((__m
 
 SASA_INLINE V low(Wide a) { return (V)_mm512_castps512_ps256((__m512)a); }
 SASA_INLINE V high(Wide a) { return (V)_mm512_extractf32x8_ps((__m512)a, 1); }
-SASA_INLINE Wide twice(V a) { return (Wide)_mm512_broadcast_f32x8((__m256)a); }
 // The halves of a added, beside those of b. One shuffle, since the products wait for the unit that shuffles.
 SASA_INLINE Wide halves_added(Wide a, Wide b) {
   return (Wide)_mm512_mask_blend_ps(0xff00, (__m512)a, (__m512)b) +
@@ -95,8 +94,6 @@ SASA_INLINE Wide halves_added(Wide a, Wide b) {
 
 SASA_INLINE V sum_of(Wide a) { return low(a) + high(a); }
 SASA_INLINE V largest_of(Wide a) { return vmax(low(a), high(a)); }
-SASA_INLINE void add(Wide& sum, V x) { sum += (Wide)_mm512_zextps256_ps512((__m256)x); }
-SASA_INLINE void raise(Wide& top, V x) { top = vmax(twice(x), top); }
 #else
 typedef V Wide;
 constexpr int WIDTH = 1;
@@ -104,23 +101,40 @@ constexpr int WIDTH = 1;
 
 SASA_INLINE V sum_of(V a) { return a; }
 SASA_INLINE V largest_of(V a) { return a; }
-template <class T>
-SASA_INLINE void add(T& sum, T x) { sum += x; }
-template <class T>
-SASA_INLINE void raise(T& top, T x) { top = vmax(x, top); }
-
-// x in every part of a T.
+// A T with x in every part, and one with x in the first.
 template <class T>
 SASA_INLINE T spread(V x) {
+  return x;
+}
+template <class T>
+SASA_INLINE T and_zero(V x) {
   return x;
 }
 #ifdef SASA_WIDE
 template <>
 SASA_INLINE Wide spread<Wide>(V x) {
-  return twice(x);
+  return (Wide)_mm512_broadcast_f32x8((__m256)x);
+}
+template <>
+SASA_INLINE Wide and_zero<Wide>(V x) {
+  return (Wide)_mm512_zextps256_ps512((__m256)x);
 }
 #endif
 
+template <class T>
+SASA_INLINE void add(Wide& sum, T x) {
+  if constexpr (sizeof x == sizeof sum)
+    sum += x;
+  else
+    sum += and_zero<Wide>(x);
+}
+template <class T>
+SASA_INLINE void raise(Wide& top, T x) {
+  if constexpr (sizeof x == sizeof top)
+    top = vmax(x, top);
+  else
+    top = vmax(spread<Wide>(x), top);
+}
 template <class T>
 SASA_INLINE T load(const V* p) {
   T x;
@@ -130,7 +144,7 @@ SASA_INLINE T load(const V* p) {
 template <class T>
 SASA_INLINE void store(V* p, T x) { std::memcpy(p, &x, sizeof x); }
 
-// 2^x for x <= 128, relative error below 2e-7; 0 (or under 2^-125) for very negative x; NaN for NaN.
+// 2^x for x <= 128, relative error below 2.2e-7; 0 (or under 2^-125) for very negative x; NaN for NaN.
 // Minimax polynomial of degree 5 on [-1/2, 1/2] after splitting off the nearest integer.
 template <class T>
 SASA_INLINE T exp2v(T x) {
@@ -186,10 +200,10 @@ SASA_INLINE void by_channels(int64_t d, F f) {
 // ---------------------------------------------------------------------------------------------------------------
 // The three kernels. Strides are in vectors.
 
-// done(i, j, s) of s = begin(T{}, i, j) + sum_c a[i][c] b[j][c], i < NA, j < n, of type T: a V, or a Wide for the keys j
-// and j + 1. What begin gives are terms of a logit, which cost next to nothing here.
-template <int D, int NA, class Begin, class Done>
-SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64_t d_, Begin begin, Done done) {
+// done(i, j, s) of s = begin[i] + sum_c a[i][c] b[j][c], i < NA, j < n: a V, or a Wide for the keys j and j + 1. To begin
+// with a term costs nothing, to add it afterwards does.
+template <int D, int NA, class Done>
+SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64_t d_, const V (&begin)[NA], Done done) {
   const int64_t d = D ? D : d_;
   const V* ap[NA];
   unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { ap[i] = a[i]; });
@@ -199,12 +213,7 @@ SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64
     T acc[NA][NB];
     const V* bp = b + j * bs;
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE {
-        if constexpr (STEP == 1)
-          acc[i][t] = begin(V{}, i, j + t);
-        else
-          acc[i][t] = T{};
-      });
+      unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { acc[i][t] = and_zero<T>(begin[i]); });
     });
     for (int64_t c = 0; c < d; c += STEP) {
       T bv[NB];
@@ -219,9 +228,9 @@ SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64
         unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { done(i, j + t, acc[i][t]); });
       } else {
         unroll<NB / 2>([&](auto t) SASA_ALWAYS_INLINE {
-          done(i, j + 2 * t, begin(T{}, i, j + 2 * t) + halves_added(acc[i][2 * t], acc[i][2 * t + 1]));
+          done(i, j + 2 * t, halves_added(acc[i][2 * t], acc[i][2 * t + 1]));
         });
-        if constexpr (NB % 2) done(i, j + NB - 1, begin(V{}, i, j + NB - 1) + sum_of(acc[i][NB - 1]));
+        if constexpr (NB % 2) done(i, j + NB - 1, sum_of(acc[i][NB - 1]));
       }
     });
   };
@@ -529,7 +538,7 @@ inline Arena& arena() {
 }
 
 // Rows projected at once: enough pixels for an efficient product, few enough to stay in cache.
-inline int64_t projected_rows(const Problem& p) { return std::max<int64_t>(ROWS, (224 + p.width - 1) / p.width); }
+inline int64_t projected_rows(const Problem& p) { return std::max<int64_t>(ROWS, (448 + p.width - 1) / p.width); }
 
 // Keys and values slide through a ring of so many rows, unless they are interleaved in memory already.
 inline int64_t ring_rows(const Problem& p) {
@@ -616,7 +625,7 @@ struct Task {
         const V* qc[NA];
         for (int i = 0; i < NA; ++i) qc[i] = q[i] + from;
         dot<D / 2, NA>(
-            qc, rel, n, K, n, [&](auto zero, int, int64_t) { return zero; },
+            qc, rel, n, K, n, {},
             [&](int i, int64_t o, auto s) { store(out + i * K + o, s); });
       };
       if (dr) half(rel_row, 0, dr, row_logit);
@@ -741,9 +750,9 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
           qp[i] = q[lo + i];
         });
         dot<D, NA>(
-            qp, b, t.ks, n, d,
-            [&]<class T>(T, auto i, int64_t j) SASA_ALWAYS_INLINE { return spread<T>(row[i]) + load<T>(cl[i] + j); },
-            [&](auto i, int64_t j, auto s) SASA_ALWAYS_INLINE {
+            qp, b, t.ks, n, d, row,
+            [&]<class T>(auto i, int64_t j, T s) SASA_ALWAYS_INLINE {
+              s += load<T>(cl[i] + j);
               store(wp[i] + j, s);
               raise(top[i], s);
             });
@@ -760,6 +769,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
         add(total, e);
       };
       int64_t j = (ya - ca) * n;
+      if (j % WIDTH) exponential(V{}, j++);  // no access across cache lines
       for (; j + WIDTH <= (yb - ca) * n; j += WIDTH) exponential(Wide{}, j);
       for (; j < (yb - ca) * n; ++j) exponential(V{}, j);
       if (first) {
@@ -943,14 +953,12 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
           cs[i_] = f.col_sum + i * K + b0;
         });
         dot<D, NA>(
-            qp, f.k(ky) + xa * t.ks, t.ks, n, d,
-            [&]<class T>(T, auto i, int64_t j) SASA_ALWAYS_INLINE { return spread<T>(row[i]) + load<T>(cl[i] + j); },
+            qp, f.k(ky) + xa * t.ks, t.ks, n, d, row,
             [&]<class T>(auto i, int64_t j, T s) SASA_ALWAYS_INLINE {
-              store(Pp[i] + j, exp2v(s - spread<T>(top[i])));
+              store(Pp[i] + j, exp2v(s + load<T>(cl[i] + j) - spread<T>(top[i])));
             });
         dot<D, NA>(
-            gp, f.v(ky) + xa * t.ks, t.ks, n, d,
-            [&](auto zero, auto, int64_t) SASA_ALWAYS_INLINE { return zero; },
+            gp, f.v(ky) + xa * t.ks, t.ks, n, d, {},
             [&]<class T>(auto i, int64_t j, T s) SASA_ALWAYS_INLINE {
               s = (s - spread<T>(delta[i])) * load<T>(Pp[i] + j);
               store(Sp[i] + j, s);
