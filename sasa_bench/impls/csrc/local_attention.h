@@ -101,6 +101,7 @@ constexpr int WIDTH = 1;
 
 SASA_INLINE V sum_of(V a) { return a; }
 SASA_INLINE V largest_of(V a) { return a; }
+
 // A T with x in every part, and one with x in the first.
 template <class T>
 SASA_INLINE T spread(V x) {
@@ -135,6 +136,7 @@ SASA_INLINE void raise(Wide& top, T x) {
   else
     top = vmax(spread<Wide>(x), top);
 }
+
 template <class T>
 SASA_INLINE T load(const V* p) {
   T x;
