@@ -771,9 +771,10 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
         add(total, e);
       };
       int64_t j = (ya - ca) * n;
-      if (j % WIDTH) exponential(V{}, j++);  // no access across cache lines
-      for (; j + WIDTH <= (yb - ca) * n; j += WIDTH) exponential(Wide{}, j);
-      for (; j < (yb - ca) * n; ++j) exponential(V{}, j);
+      const int64_t end = (yb - ca) * n;  // before j where no key of these rows is in the window
+      if (j % WIDTH && j < end) exponential(V{}, j++);  // no access across cache lines
+      for (; j + WIDTH <= end; j += WIDTH) exponential(Wide{}, j);
+      for (; j < end; ++j) exponential(V{}, j);
       if (first) {
         sum[i] = sum_of(total);
       } else {
@@ -1089,12 +1090,10 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
     interleave(p.top, p, t.first, 1, y0 * W, nq * W, f.top);
     interleave(p.sum, p, t.first, 1, y0 * W, nq * W, f.delta);
     for (int64_t i = 0; i < nq * W; ++i) {
-      V s = V{}, over_sum = 1.0f / f.delta[i];
-      for (int64_t c = 0; c < d; ++c) {
-        f.dy[i * d + c] *= over_sum;
-        s += f.q[i * d + c] * f.dy[i * d + c];
-      }
-      f.delta[i] = s;
+      const V over_sum = 1.0f / f.delta[i], *y = f.q + i * d;
+      for (int64_t c = 0; c < d; ++c) f.dy[i * d + c] *= over_sum;
+      // Added in the order of dy.v, from which it is exactly nothing where a window has one key.
+      dot<D, 1>(&y, f.dy + i * d, d, 1, d, {}, [&](auto, int64_t, auto dy_y) { store(f.delta + i, dy_y); });
     }
     t.load_queries(y0, nq, f.q);
     if (own && p.relative) {
