@@ -25,8 +25,9 @@ from sasa_bench.impls import local_attention
 
 CSRC = Path(__file__).parent / "csrc"
 
-# Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
 AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma")
+
+# Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
 ISAS = {
     # Vectors of 512 bits. No flag says that there are two units for their products; avx512_fp16 stands for it.
     "avx512_wide": (["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512)], {*AVX512, "avx512_fp16"}),

@@ -102,6 +102,9 @@ constexpr int WIDTH = 1;
 SASA_INLINE V sum_of(V a) { return a; }
 SASA_INLINE V largest_of(V a) { return a; }
 
+template <class T>
+constexpr int PARTS = sizeof(T) / sizeof(V);  // vectors in a T
+
 // A T with x in every part, and one with x in the first.
 template <class T>
 SASA_INLINE T spread(V x) {
@@ -211,13 +214,12 @@ SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64
   unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { ap[i] = a[i]; });
   auto tile = [&]<int NB>(std::integral_constant<int, NB>, int64_t j) SASA_ALWAYS_INLINE {
     typedef std::conditional_t<wide<D>, Wide, V> T;
-    constexpr int STEP = sizeof(T) / sizeof(V);
     T acc[NA][NB];
     const V* bp = b + j * bs;
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
       unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { acc[i][t] = and_zero<T>(begin[i]); });
     });
-    for (int64_t c = 0; c < d; c += STEP) {
+    for (int64_t c = 0; c < d; c += PARTS<T>) {
       T bv[NB];
       unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { bv[t] = load<T>(bp + t * bs + c); });
       unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
@@ -226,7 +228,7 @@ SASA_INLINE void dot(const V* const* a, const V* b, int64_t bs, int64_t n, int64
       });
     }
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-      if constexpr (STEP == 1) {
+      if constexpr (PARTS<T> == 1) {
         unroll<NB>([&](auto t) SASA_ALWAYS_INLINE { done(i, j + t, acc[i][t]); });
       } else {
         unroll<NB / 2>([&](auto t) SASA_ALWAYS_INLINE {
@@ -254,7 +256,7 @@ SASA_INLINE void weighted_step(T (&acc)[ROWS][N], const V* const* w, int64_t wo,
   unroll<HI - LO>([&](auto i) SASA_ALWAYS_INLINE { wp[LO + i] = w[LO + i] + wo; });
   for (int64_t j = 0; j < n; ++j, b += bs) {
     T bv[N];
-    unroll<N>([&](auto c) SASA_ALWAYS_INLINE { bv[c] = load<T>(b + c * (sizeof(T) / sizeof(V))); });
+    unroll<N>([&](auto c) SASA_ALWAYS_INLINE { bv[c] = load<T>(b + c * PARTS<T>); });
     unroll<HI - LO>([&](auto i) SASA_ALWAYS_INLINE {
       T wv = spread<T>(wp[LO + i][j]);
       unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[LO + i][c] += wv * bv[c]; });
@@ -280,20 +282,19 @@ template <int D, int NA>
 SASA_INLINE void outer(const V* const* w, const V* const* a, V* b, int64_t bs, int64_t n, int64_t d_) {
   const int64_t d = D ? D : d_;
   auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
-    constexpr int STEP = sizeof(T) / sizeof(V);
     T av[NA][N];
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
-      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { av[i][c] = load<T>(a[i] + c0 + c * STEP); });
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { av[i][c] = load<T>(a[i] + c0 + c * PARTS<T>); });
     });
     V* bp = b + c0;
     for (int64_t j = 0; j < n; ++j, bp += bs) {
       T acc[N];
-      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[c] = load<T>(bp + c * STEP); });
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[c] = load<T>(bp + c * PARTS<T>); });
       unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
         T wv = spread<T>(w[i][j]);
         unroll<N>([&](auto c) SASA_ALWAYS_INLINE { acc[c] += wv * av[i][c]; });
       });
-      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(bp + c * STEP, acc[c]); });
+      unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(bp + c * PARTS<T>, acc[c]); });
     }
   };
   by_channels<D>(d, columns);
@@ -784,11 +785,10 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
       }
     }
     auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
-      constexpr int STEP = sizeof(T) / sizeof(V);
       T acc[ROWS][N];
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         unroll<N>([&](auto c) SASA_ALWAYS_INLINE {
-          acc[i][c] = (first || i >= nq) ? T{} : load<T>(f.out + i * d + c0 + c * STEP);
+          acc[i][c] = (first || i >= nq) ? T{} : load<T>(f.out + i * d + c0 + c * PARTS<T>);
         });
       });
       for (int64_t ky = ca; ky < cb; ++ky) {
@@ -797,7 +797,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
       }
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
-          unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(f.out + i * d + c0 + c * STEP, acc[i][c]); });
+          unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(f.out + i * d + c0 + c * PARTS<T>, acc[i][c]); });
       });
     };
     by_channels<D>(d, columns);
@@ -979,11 +979,10 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
     }
     if (!own) continue;
     auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
-      constexpr int STEP = sizeof(T) / sizeof(V);
       T acc[ROWS][N];
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         unroll<N>([&](auto c) SASA_ALWAYS_INLINE {
-          acc[i][c] = i >= nq ? T{} : load<T>(f.dq + i * d + c0 + c * STEP);
+          acc[i][c] = i >= nq ? T{} : load<T>(f.dq + i * d + c0 + c * PARTS<T>);
         });
       });
       for (int64_t ky = ca; ky < cb; ++ky) {
@@ -992,7 +991,7 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
       }
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
-          unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(f.dq + i * d + c0 + c * STEP, acc[i][c]); });
+          unroll<N>([&](auto c) SASA_ALWAYS_INLINE { store(f.dq + i * d + c0 + c * PARTS<T>, acc[i][c]); });
       });
     };
     by_channels<D>(d, columns);
@@ -1013,13 +1012,12 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
     });
     auto columns = [&]<class T, int N>(Piece<T, N>, V* const* w, const V* rel, int64_t n, int64_t c0,
                                        V* out) SASA_ALWAYS_INLINE {
-      constexpr int STEP = sizeof(T) / sizeof(V);
       T acc[ROWS][N] = {};
       weighted(acc, 0, nq, w, 0, rel + c0, n, K);
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
         if (i < nq)
           unroll<N>([&](auto c) SASA_ALWAYS_INLINE {
-            V* sum = out + i * d + c0 + c * STEP;
+            V* sum = out + i * d + c0 + c * PARTS<T>;
             store(sum, load<T>(sum) + acc[i][c]);
           });
       });
