@@ -28,8 +28,10 @@ from sasa_bench.decide import (
     PASS,
     REGRESSION,
     Rules,
+    against_both,
     confirm,
     contaminated,
+    location,
     screen,
     worth_more,
 )
@@ -259,14 +261,29 @@ def _draw(
         for key in keys:
             head[key].append(pair[first][key] + extra[key])
             floor[key].append(pair[second][key])
-    return head, floor
+    return {key: against_both(head[key], floor[key]) for key in keys}, floor
 
 
 def scatter(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """How quiet the pairs of a journal are: quantiles of |log ratio| on identical code."""
-    values = sorted(abs(value) for pair in pairs for which in ("head", "floor") for value in pair[which].values())
-    cuts = statistics.quantiles(values, n=100)
-    return f"|log ratio| of one pair: p50 {cuts[49]:.4f}, p90 {cuts[89]:.4f}, p99 {cuts[98]:.4f} ({len(pairs)} pairs)"
+    """Markdown: how quiet the pairs of identical code are beside each neighbour.
+
+    Quantiles of |log(head / base)|, and the case whose head over both bases is furthest from 1 over all pairs, base and
+    copy in either part: what noise that leans to one side does to the signed-rank test, which the margin must cover.
+    """
+    shown = []
+    for kind in sorted({pair["beside"] for pair in pairs}):
+        own = [pair for pair in pairs if pair["beside"] == kind]
+        values = [abs(value) for pair in own for which in ("head", "floor") for value in pair[which].values()]
+        cuts = statistics.quantiles(values, n=100)
+        off = {}
+        for key in own[0]["head"]:
+            head, copy = [pair["head"][key] for pair in own], [pair["floor"][key] for pair in own]
+            off[key] = location(against_both(head, copy) + against_both(copy, head))
+        furthest = max(off, key=lambda key: abs(off[key]))
+        quantiles = {f"p{percent}": f"{cuts[percent - 1]:.4f}" for percent in (50, 90, 99)}
+        place = {"furthest case": furthest, "its head / both": f"{math.exp(off[furthest]):.3f}"}
+        shown.append({"beside": kind, "pairs": len(own)} | quantiles | place)
+    return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
 
 
 def table(runs: Sequence[Run]) -> str:
@@ -318,5 +335,5 @@ def _words(rules: Rules) -> str:
     return (
         f"{rules.screen_pairs} pairs to screen, suspect beyond {rules.suspect:.1%}, {rules.confirm_pairs} fresh pairs "
         f"to confirm, {rules.look_pairs} or more where a suspect no longer looks changed, margin {rules.margin:.1%} or "
-        f"twice the bias of the case, level {rules.alpha:.0%} a run"
+        f"the bias of the case, level {rules.alpha:.0%} a run"
     )

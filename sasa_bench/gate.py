@@ -22,11 +22,13 @@ from sasa_bench.decide import (
     INCONCLUSIVE,
     CaseVerdict,
     Rules,
+    against_both,
     confirm,
     contaminated,
     detectable,
     exact_verdict,
     exit_status,
+    location,
     run_verdict,
     screen,
     worth_more,
@@ -134,12 +136,12 @@ class Evidence:
         screened = self.phase("screen")
         if len(screened) < rules.screen_pairs:
             return []
-        return screen(_column("head", screened, self.timed(rules)), rules)
+        return screen(_against_both(screened, self.timed(rules)), rules)
 
     def undecided(self, rules: Rules) -> list[str]:
         """The suspects that need fresh pairs, or more of them."""
         suspects = self.suspects(rules)
-        fresh = _column("head", self.phase("confirm"), suspects)
+        fresh = _against_both(self.phase("confirm"), suspects)
         return [key for key in suspects if worth_more(fresh[key], rules)]
 
 
@@ -221,12 +223,12 @@ def decide(
         if len(screened) < rules.screen_pairs:
             decided |= {key: CaseVerdict(key, INCONCLUSIVE, part.stopped) for key in timed}
             continue
-        for key, ratios in _column("head", screened, timed).items():
+        for key, ratios in _against_both(screened, timed).items():
             decided[key] = _unsuspected(key, ratios, screened, rules)
         undecided = part.undecided(rules)
         decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in undecided}
         closed = [key for key in suspects if key not in undecided]
-        head |= _column("head", fresh, closed)
+        head |= _against_both(fresh, closed)
         floor |= _column("floor", fresh, closed)
         seconds |= {key: statistics.median(own) for key, own in _column("seconds", fresh, closed).items()}
     shares = [Share(n, p.node, p.machine, tuple(p.keys), p.spent_s) for n, p in evidence.items() if p.node]
@@ -337,12 +339,17 @@ def _column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str,
     return {key: [getattr(pair, field)[key] for pair in pairs if key in getattr(pair, field)] for key in keys}
 
 
+def _against_both(pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    head, copy = _column("head", pairs, keys), _column("floor", pairs, keys)
+    return {key: against_both(head[key], copy[key]) for key in keys}
+
+
 def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules) -> CaseVerdict:
     seen = detectable(ratios, rules.screen_pairs, math.log1p(rules.suspect))
     return CaseVerdict(
         key,
         EQUIVALENT,
-        ratio=math.exp(statistics.median(ratios)),
+        ratio=math.exp(location(ratios)),
         detectable=math.expm1(seen),
         seconds=statistics.median(pair.seconds[key] for pair in pairs),
     )

@@ -17,7 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from sasa_bench.decide import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.decide import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict, against_both
 from sasa_bench.gate import Result, Share
 from sasa_bench.table import seconds
 
@@ -180,15 +180,16 @@ def _ratio(case: CaseVerdict) -> str:
 def _plot(result: Result, key: str) -> str:
     figure = Figure(figsize=(7, 1.8), layout="constrained")
     axes = figure.subplots()
-    for height, (label, phase, which) in enumerate(
-        (("copy / base", "confirm", "floor"), ("head / base", "confirm", "head"), ("screen", "screen", "head"))
+    screened, fresh = (
+        [p for at, p in result.pairs if at == phase and key in p.head] for phase in ("screen", "confirm")
+    )
+    for height, (label, pairs, color) in enumerate(
+        (("copy / base", fresh, "#999933"), ("head / both", fresh, "#332288"), ("screen", screened, "#332288"))
     ):
-        ratios = [
-            math.exp(getattr(pair, which)[key])
-            for at, pair in result.pairs
-            if at == phase and key in getattr(pair, which)
-        ]
-        axes.plot(ratios, [height] * len(ratios), "|", ms=14, color="#332288" if which == "head" else "#999933")
+        copy = [pair.floor[key] for pair in pairs]
+        head = against_both([pair.head[key] for pair in pairs], copy)
+        ratios = [math.exp(value) for value in (copy if label == "copy / base" else head)]
+        axes.plot(ratios, [height] * len(ratios), "|", ms=14, color=color)
         axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(1, color="black", lw=0.8)
     axes.set_yticks([])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from itertools import combinations_with_replacement
 
 import numpy as np
 import pytest
@@ -24,11 +25,13 @@ from sasa_bench.decide import (
     CaseVerdict,
     Rules,
     _holm,
+    against_both,
     confirm,
     contaminated,
     detectable,
     exact_verdict,
     exit_status,
+    location,
     lower_bound,
     run_verdict,
     screen,
@@ -84,6 +87,39 @@ def test_noise_that_hides_a_large_slow_down_is_inconclusive() -> None:
     noisy = statistics.NormalDist(math.log1p(0.05), 0.3)
     head = [noisy.inv_cdf((i + 0.5) / 31) for i in range(31)]
     assert confirm({"a": head}, {"a": pairs(np.random.default_rng(), 0, 0.2)}, RULES)["a"].verdict == INCONCLUSIVE
+
+
+def test_two_bases_take_a_quarter_of_the_variance_and_none_of_the_slow_down() -> None:
+    base, copy, head = np.random.default_rng().standard_normal((3, 20000)) * 0.01
+    both = against_both(head + 0.05 - base, copy - base)
+    assert np.var(both) == pytest.approx(0.75 * np.var(head - base), rel=0.05)
+    assert np.mean(both) == pytest.approx(0.05, abs=0.001)
+
+
+@given(st.lists(st.floats(-1, 1), min_size=1, max_size=31))
+def test_the_location_is_the_middle_of_all_averages_of_two(values: list[float]) -> None:
+    averages = [(a + b) / 2 for a, b in combinations_with_replacement(values, 2)]
+    assert location(values) == pytest.approx(statistics.median(averages), abs=1e-12)
+
+
+def test_the_location_does_not_follow_outliers() -> None:
+    quiet = list(np.random.default_rng().standard_normal(24) * 0.001)
+    assert abs(location([*quiet, *[5.0] * 7])) < 0.002
+
+
+def test_noise_that_only_ever_slows_raises_no_alarm() -> None:
+    """Head over both bases leans to one side then, which the signed-rank test does not foresee."""
+    rng = np.random.default_rng()
+    runs, false = 100, 0
+    for _ in range(runs):
+        base, copy, head = rng.exponential(0.02, (3, 5, 31))
+        found = confirm(
+            {str(i): against_both(head[i] - base[i], copy[i] - base[i]) for i in range(5)},
+            {str(i): list(copy[i] - base[i]) for i in range(5)},
+            RULES,
+        )
+        false += any(verdict.verdict == REGRESSION for verdict in found.values())
+    assert false <= 4
 
 
 @pytest.mark.parametrize(("shift", "wanted"), [(0.05, True), (-0.05, True), (0.0, False)])
