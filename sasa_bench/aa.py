@@ -144,17 +144,19 @@ def live(
     arms = set_up(str(package.parent), str(source), folder)
     done: list[Run] = []
     for number in range(runs):
-        keys = random.sample([p.key for p in points], inject_cases) if ratio > 1 else []
+        slowed: list[str] = []
 
-        def spin(counts: Counts, keys: list[str] = keys) -> Mapping[str, float]:
-            return {key: (ratio - 1) * counts.seconds[key] for key in keys if key in counts.seconds}
+        def spin(counts: Counts, slowed: list[str] = slowed) -> Mapping[str, float]:
+            if ratio > 1 and not slowed:  # now it is known what can be timed
+                slowed += random.sample(list(counts.seconds), min(inject_cases, len(counts.seconds)))
+            return {key: (ratio - 1) * counts.seconds[key] for key in slowed}
 
         label = {"beside": beside, "ratio": ratio}
         with neighbour(beside):
             result = gate.run(arms, points, rules, budget_s, timeout_s, journal=journal, label=label, spin=spin)
         flagged = [case.key for case in result.cases if case.verdict == REGRESSION]
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        run = Run(beside, ratio, tuple(keys), tuple(flagged), result.verdict, round(result.spent_s, 1), at)
+        run = Run(beside, ratio, tuple(slowed), tuple(flagged), result.verdict, round(result.spent_s, 1), at)
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": asdict(run)}) + "\n")
         done.append(run)

@@ -33,7 +33,7 @@ from sasa_bench.decide import (
     screen,
     worth_more,
 )
-from sasa_bench.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
+from sasa_bench.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, start
 from sasa_bench.worker import Worker, WorkerDied
 
 MOST_LOST = 3
@@ -154,13 +154,12 @@ def run(
     say: Say = lambda phase, done, total: None,
     journal: Path | None = None,
     label: Mapping[str, Any] | None = None,
-    spin: Callable[[Counts], Mapping[str, float]] = lambda counts: {},
+    spin: Spin = nothing,
 ) -> Result:
     """Gate `head` against `base` on every point; `arms` are base, head and a copy of base.
 
-    `journal` gets a line for each pair, with what is in `label`. `spin` gives, from the calibrated times, seconds to
-    add to each call of head: a slow-down made on purpose. Raises ArmError for an arm that runs something else than it
-    should.
+    `journal` gets a line for each pair, with what is in `label`. `spin` slows head on purpose. Raises ArmError for an
+    arm that runs something else than it should.
     """
     found = measure(arms, points, rules, budget_s, timeout_s, say, journal, label, spin)
     return decide(arms, {0: found}, rules, found.spent_s)
@@ -175,7 +174,7 @@ def measure(
     say: Say = lambda phase, done, total: None,
     journal: Path | None = None,
     label: Mapping[str, Any] | None = None,
-    spin: Callable[[Counts], Mapping[str, float]] = lambda counts: {},
+    spin: Spin = nothing,
 ) -> Evidence:
     """The evidence on these points: exact figures, the screen, and fresh pairs over its suspects; see run."""
     gate = _Gate(arms, budget_s, timeout_s, say, journal, label or {}, spin)
@@ -279,7 +278,7 @@ class _Gate:
     say: Say
     journal: Path | None
     label: Mapping[str, Any]
-    spin: Callable[[Counts], Mapping[str, float]]
+    spin: Spin
     started: float = field(default_factory=time.monotonic)
     counts: Counts = field(default_factory=Counts)
     notes: list[str] = field(default_factory=list)
@@ -308,7 +307,7 @@ class _Gate:
                 self.notes.append(f"the time budget of {self.budget_s:g} s ended after {done} {phase} pairs")
                 return False
             try:
-                pair = measure_pair(self.arms, points, self.counts, self.timeout_s, spin=self.spin(self.counts))
+                pair = measure_pair(self.arms, points, self.counts, self.timeout_s, spin=self.spin)
             except WorkerDied as death:
                 self.lost += 1
                 self.notes.append(f"a {phase} pair was lost: {death}")

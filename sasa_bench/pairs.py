@@ -6,7 +6,7 @@ import math
 import random
 import secrets
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,15 @@ class Counts:
 
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+Spin = Callable[[Counts], Mapping[str, float]]
+"""Seconds to add to each call of head, by key, from the calibrated times: a slow-down made on purpose."""
+
+
+def nothing(counts: Counts) -> Mapping[str, float]:
+    """The Spin that slows nothing."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -94,13 +103,12 @@ def measure_pair(
     counts: Counts,
     timeout_s: float,
     blocks: int | None = None,
-    spin: Mapping[str, float] | None = None,
+    spin: Spin = nothing,
 ) -> Pair:
     """Start a fresh process for each arm, in random order, and let them take turns over every point.
 
     `arms` are base, head and copy; `blocks` is BLOCKS for many cases and up to MOST_BLOCKS for few. `spin`
-    slows the head arm on purpose: key -> seconds added to each call. Raises WorkerDied when a process of the pair dies:
-    the pair is lost.
+    slows the head arm on purpose. Raises WorkerDied when a process of the pair dies: the pair is lost.
     """
     workers: dict[str, Worker] = {}
     try:
@@ -116,7 +124,7 @@ def measure_pair(
             workers[name].ask("calibrate", keys=list(cases), block_s=BLOCK_S)
         fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
         blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
-        return _take_turns(workers, list(cases), counts, blocks, spin or {})
+        return _take_turns(workers, list(cases), counts, blocks, spin(counts))
     finally:
         for worker in workers.values():
             worker.close()

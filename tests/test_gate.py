@@ -224,7 +224,9 @@ def test_live_arms_take_turns(arms: list[Arm]) -> None:
     assert all(abs(value) < math.log(10) for value in [*pair.head.values(), *pair.floor.values()])
     assert all(count >= 1 for count in counts.calls.values())
     slowed = POINTS[0].key
-    again = measure_pair(arms, POINTS[:1], counts, 60.0, blocks=3, spin={slowed: 99 * counts.seconds[slowed]})
+    again = measure_pair(
+        arms, POINTS[:1], counts, 60.0, blocks=3, spin=lambda counts: {slowed: 99 * counts.seconds[slowed]}
+    )
     assert again.head[slowed] > math.log(4)
 
 
