@@ -358,14 +358,19 @@ def test_opcheck_layer(heads):
 
 @pytest.mark.parametrize("heads", [8, 16, 24])
 @pytest.mark.parametrize(("height", "width"), [(40, 40), (30, 9), (90, 5)])
-def test_layer_without_grad_equals_layer_with_grad(isa, heads, height, width):
+def test_layer_projected_in_parts_equals_plain_attention(isa, heads, height, width):
     x, weight = torch.randn(2, 12, height, width), torch.randn(3 * heads * 4, 12) / 3
     rel = torch.randn(heads, 2, 7), torch.randn(heads, 2, 7)
     layer = torch.ops.sasa_bench.fused_attention_layer
-    q, k, v = torch.einsum("oc,bchw->bohw", weight.double(), x.double()).chunk(3, 1)
-    want = plain_attention(q, k, v, *(t.double() for t in rel), 7, heads, False)
-    for w in (weight, weight.clone().requires_grad_()):
-        torch.testing.assert_close(layer(x, w, *rel, 7, heads, False).double(), want, rtol=1e-3, atol=1e-4)
+
+    def plain(x, weight, *rel):
+        return plain_attention(*torch.einsum("oc,bchw->bohw", weight, x).chunk(3, 1), *rel, 7, heads, False)
+
+    tensors, g = [x, weight, *rel], torch.randn(2, heads * 4, height, width)
+    want = with_gradients(plain, [t.double() for t in tensors], g.double())
+    torch.testing.assert_close(layer(*tensors, 7, heads, False).double(), want[0], rtol=1e-3, atol=1e-4)
+    for a, b in zip(with_gradients(layer, tensors, g, 7, heads, False), want, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
 
 
 @pytest.mark.parametrize("relative", [False, True])
