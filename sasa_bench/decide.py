@@ -165,8 +165,9 @@ def confirm(
     """The verdicts on fresh pairs: log ratios of head to both bases and, for the bias, of copy to base.
 
     A case is flagged when the exact lower bound of its slow-down exceeds its margin, at a level that Holm shares among
-    the cases: REGRESSION, or IMPROVED for the same test the other way round. One with fewer than `confirm_pairs` was
-    let go, see worth_more; it counts among the cases and is not flagged.
+    the cases: REGRESSION, or IMPROVED for the same test the other way round. The bound is exact where head over both
+    bases scatters evenly about its middle; what noise that leans to one side moves, the margin has to cover. One with
+    fewer than `confirm_pairs` was let go, see worth_more; it counts among the cases and is not flagged.
     """
     keys = list(head)
     margins = {key: max(math.log1p(rules.margin), bias(floor[key])) for key in keys}
