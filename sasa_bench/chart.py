@@ -135,6 +135,7 @@ def _csv(data: pd.DataFrame) -> alt.CsvDataFormat:
 def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Sequence[str]) -> list[alt.Parameter]:
     """What the selectors offer, and the tables that the expressions of the chart look up."""
     x = along(ok, list(axes))
+    held = _held_at_first(ok, list(axes), x)
     tick_at, tick_label, where, at = {}, {}, {}, []
     for axis, coupled in axes.items():
         values = _values(ok, axis)
@@ -148,8 +149,7 @@ def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Se
         tick_label[axis] = [labels[value] for value in values]
         if len(axes) > 1:
             words = [str(value) for value in values]
-            middle = words[len(words) // 2] if axis in NUMERIC else words[0]
-            at.append(_select(f"at_{axis}", COLUMNS[axis].label, words, tick_label[axis], middle))
+            at.append(_select(f"at_{axis}", COLUMNS[axis].label, words, tick_label[axis], str(held[axis])))
     labels_of = {axis: " · ".join(COLUMNS[a].label for a in (axis, *coupled)) for axis, coupled in axes.items()}
     names = list(axes)
     return [
@@ -162,6 +162,21 @@ def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Se
         _select("along", "along", names, list(labels_of.values()), x) if len(axes) > 1 else alt.param("along", value=x),
         *at,
     ]
+
+
+def _held_at_first(ok: pd.DataFrame, axes: Sequence[str], x: str) -> dict[str, Any]:
+    """The value of each axis while the chart lies along another: in the middle of a numeric one, first of the others.
+
+    Where the suite is no full grid, values together that show the most points along `x`, as near to those as there are.
+    """
+    usual = {axis: (own := _values(ok, axis))[len(own) // 2 if axis in NUMERIC else 0] for axis in axes}
+    others = [axis for axis in axes if axis != x]
+    if not others:
+        return usual
+    points = ok.groupby(others, sort=False, dropna=False)[x].nunique().reset_index(name="points")
+    points["usual"] = sum((points[axis] == usual[axis]).astype(int) for axis in others)
+    best = points.sort_values(["points", "usual"], ascending=False, kind="stable").index[0]
+    return usual | {axis: points.at[best, axis] for axis in others}
 
 
 def _values(ok: pd.DataFrame, axis: str) -> list[Any]:
