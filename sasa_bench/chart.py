@@ -135,10 +135,11 @@ def _csv(data: pd.DataFrame) -> alt.CsvDataFormat:
 def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Sequence[str]) -> list[alt.Parameter]:
     """What the selectors offer, and the tables that the expressions of the chart look up."""
     x = along(ok, list(axes))
-    held = _held_at_first(ok, list(axes), x)
+    values_of = {axis: _values(ok, axis) for axis in axes}
+    held = _held_at_first(ok, values_of, x)
     tick_at, tick_label, where, at = {}, {}, {}, []
     for axis, coupled in axes.items():
-        values = _values(ok, axis)
+        values = values_of[axis]
         found = places(axis, values)
         if spans_octaves(axis, list(found.values())):
             found = {value: float(np.log2(number)) for value, number in found.items()}
@@ -164,13 +165,13 @@ def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Se
     ]
 
 
-def _held_at_first(ok: pd.DataFrame, axes: Sequence[str], x: str) -> dict[str, Any]:
+def _held_at_first(ok: pd.DataFrame, values: Mapping[str, Sequence[Any]], x: str) -> dict[str, Any]:
     """The value of each axis while the chart lies along another: in the middle of a numeric one, first of the others.
 
     Where the suite is no full grid, values together that show the most points along `x`, as near to those as there are.
     """
-    usual = {axis: (own := _values(ok, axis))[len(own) // 2 if axis in NUMERIC else 0] for axis in axes}
-    others = [axis for axis in axes if axis != x]
+    usual = {axis: own[len(own) // 2 if axis in NUMERIC else 0] for axis, own in values.items()}
+    others = [axis for axis in values if axis != x]
     if not others:
         return usual
     points = ok.groupby(others, sort=False, dropna=False)[x].nunique().reset_index(name="points")

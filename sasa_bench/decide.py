@@ -19,6 +19,9 @@ REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
 INCONCLUSIVE, NEW, MISSING, WRONG = "INCONCLUSIVE", "NEW", "MISSING", "WRONG"
 CONTAMINATED, PASS = "CONTAMINATED", "PASS"
 
+BIAS_FACTOR = 2 * math.sqrt(3 / 4)
+"""What copy / base differs by is doubled for safety; head over both bases has 3/4 of its variance."""
+
 FAILING = (WRONG, MISSING, REGRESSION)
 """Verdicts of a case that fail the run, the worst first."""
 
@@ -30,7 +33,7 @@ class Rules:
     screen_pairs, confirm_pairs  fresh pairs of processes for the suspicion and for the decision
     look_pairs  fresh pairs after which a suspect that no longer looks changed is let go; see worth_more
     suspect   a ratio in the screen, see location, that differs by more raises a suspicion
-    margin    a slow-down must exceed it beyond doubt; a multiple of the bias of the case where that is more, see bias
+    margin    a slow-down must exceed it beyond doubt; the bias of the case where that is more, see bias
     tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
     alpha     chance that a run flags anything where nothing changed, shared by the suspects after Holm
     memory    growth of allocated bytes that is let pass
@@ -234,10 +237,9 @@ def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules, nodes: Mapp
 def bias(ratios: Sequence[float]) -> float:
     """How far head may seem to differ from both bases over the whole run where it is the same, from copy / base.
 
-    Twice what they differ by, times the square root of 3/4, since head over both bases has 3/4 of the variance of
-    copy / base. What scatters from pair to pair is not in it: the bound of the test allows for that already.
+    What scatters from pair to pair is not in it: the bound of the test allows for that already.
     """
-    return 2 * math.sqrt(3 / 4) * abs(location(ratios))
+    return BIAS_FACTOR * abs(location(ratios))
 
 
 def lower_bound(ratios: Sequence[float], level: float) -> float:

@@ -136,12 +136,12 @@ class Evidence:
         screened = self.phase("screen")
         if len(screened) < rules.screen_pairs:
             return []
-        return screen(_against_both(screened, self.timed(rules)), rules)
+        return screen(head_over_both(screened, self.timed(rules)), rules)
 
     def undecided(self, rules: Rules) -> list[str]:
         """The suspects that need fresh pairs, or more of them."""
         suspects = self.suspects(rules)
-        fresh = _against_both(self.phase("confirm"), suspects)
+        fresh = head_over_both(self.phase("confirm"), suspects)
         return [key for key in suspects if worth_more(fresh[key], rules)]
 
 
@@ -222,14 +222,14 @@ def decide(
         if len(screened) < rules.screen_pairs:
             decided |= {key: CaseVerdict(key, INCONCLUSIVE, part.stopped) for key in timed}
             continue
-        for key, ratios in _against_both(screened, timed).items():
+        for key, ratios in head_over_both(screened, timed).items():
             decided[key] = _unsuspected(key, ratios, screened, rules)
         undecided = part.undecided(rules)
         decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in undecided}
         closed = [key for key in suspects if key not in undecided]
-        head |= _against_both(fresh, closed)
-        floor |= _column("floor", fresh, closed)
-        seconds |= {key: statistics.median(own) for key, own in _column("seconds", fresh, closed).items()}
+        head |= head_over_both(fresh, closed)
+        floor |= column("floor", fresh, closed)
+        seconds |= {key: statistics.median(own) for key, own in column("seconds", fresh, closed).items()}
     shares = [Share(n, p.node, p.machine, tuple(p.keys), p.spent_s) for n, p in evidence.items() if p.node]
     nodes = {key: share.node for share in shares for key in share.keys}
     for key, verdict in confirm(head, floor, rules).items():
@@ -334,12 +334,14 @@ class _Gate:
             file.write(json.dumps(line | figures) + "\n")
 
 
-def _column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+def column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    """key -> its values in this field of Pair, one for each pair that measured it."""
     return {key: [getattr(pair, field)[key] for pair in pairs if key in getattr(pair, field)] for key in keys}
 
 
-def _against_both(pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
-    head, copy = _column("head", pairs, keys), _column("floor", pairs, keys)
+def head_over_both(pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    """key -> what is decided on, see decide.against_both, of each pair that measured it."""
+    head, copy = column("head", pairs, keys), column("floor", pairs, keys)
     return {key: against_both(head[key], copy[key]) for key in keys}
 
 

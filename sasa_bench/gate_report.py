@@ -17,8 +17,8 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from sasa_bench.decide import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict, against_both
-from sasa_bench.gate import Result, Share
+from sasa_bench.decide import BIAS_FACTOR, EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.gate import Result, Share, column, head_over_both
 from sasa_bench.table import seconds
 
 MEANING = {
@@ -129,6 +129,7 @@ def html(result: Result) -> str:
     return page.from_string(template).render(
         result=result,
         meaning=MEANING[result.verdict],
+        bias_factor=BIAS_FACTOR,
         rows=_rows(result, result.cases),
         nodes=measured_by(result),
         plots={case.key: _plot(result, case.key) for case in result.cases if case.key in confirmed},
@@ -180,16 +181,14 @@ def _ratio(case: CaseVerdict) -> str:
 def _plot(result: Result, key: str) -> str:
     figure = Figure(figsize=(7, 1.8), layout="constrained")
     axes = figure.subplots()
-    screened, fresh = (
-        [p for at, p in result.pairs if at == phase and key in p.head] for phase in ("screen", "confirm")
+    screened, fresh = ([pair for at, pair in result.pairs if at == phase] for phase in ("screen", "confirm"))
+    drawn = (
+        ("copy / base", column("floor", fresh, [key]), "#999933"),
+        ("head / both", head_over_both(fresh, [key]), "#332288"),
+        ("screen", head_over_both(screened, [key]), "#332288"),
     )
-    for height, (label, pairs, color) in enumerate(
-        (("copy / base", fresh, "#999933"), ("head / both", fresh, "#332288"), ("screen", screened, "#332288"))
-    ):
-        copy = [pair.floor[key] for pair in pairs]
-        head = against_both([pair.head[key] for pair in pairs], copy)
-        ratios = [math.exp(value) for value in (copy if label == "copy / base" else head)]
-        axes.plot(ratios, [height] * len(ratios), "|", ms=14, color=color)
+    for height, (label, logs, color) in enumerate(drawn):
+        axes.plot([math.exp(log) for log in logs[key]], [height] * len(logs[key]), "|", ms=14, color=color)
         axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
     axes.axvline(1, color="black", lw=0.8)
     axes.set_yticks([])
