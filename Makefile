@@ -41,8 +41,8 @@ gate: setup
 
 # The gate on code that became slower for a real reason, then beside other tools; stopped, it goes on where it was.
 gate-validation: setup
-	$(BIN)/python tests/gate_slowdowns.py
-	$(BIN)/python tests/gate_validation.py $(VALIDATION)
+	$(BIN)/python tests/studies/gate_slowdowns.py
+	$(BIN)/python tests/studies/gate_validation.py $(VALIDATION)
 
 # A full run of this machine; stopped, it goes on where it was.
 reference: setup
@@ -76,6 +76,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/actionlint
 
 clean:

@@ -11,12 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sasa_bench.attention import LocalAttention2d, network
     from sasa_bench.case import Case, UserError
     from sasa_bench.impls import Impl, local_attention
     from sasa_bench.library import run
-    from sasa_bench.measurement import Measurement, Settings, measure
-    from sasa_bench.table import load
+    from sasa_bench.nn import LocalAttention2d, network
+    from sasa_bench.report.table import load
+    from sasa_bench.timing.sampling import Measurement, Settings, measure
 
 __all__ = [
     "Case",
@@ -35,14 +35,14 @@ __all__ = [
 _MODULES = {
     "Case": "case",
     "Impl": "impls",
-    "LocalAttention2d": "attention",
-    "Measurement": "measurement",
-    "Settings": "measurement",
+    "LocalAttention2d": "nn",
+    "Measurement": "timing.sampling",
+    "Settings": "timing.sampling",
     "UserError": "case",
-    "load": "table",
+    "load": "report.table",
     "local_attention": "impls",
-    "measure": "measurement",
-    "network": "attention",
+    "measure": "timing.sampling",
+    "network": "nn",
     "run": "library",
 }
 

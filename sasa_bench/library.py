@@ -8,14 +8,14 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from sasa_bench import machine as machines
 from sasa_bench.case import Case, UserError
-from sasa_bench.measurement import Settings
-from sasa_bench.record import Record, Writer
-from sasa_bench.runner import Workers, describe, execute, open_results, plan
+from sasa_bench.report.table import load
+from sasa_bench.results.record import Record, Writer
 from sasa_bench.suite import Suite
 from sasa_bench.suite import load as load_suite
-from sasa_bench.table import load
+from sasa_bench.sweep.run import Workers, describe, execute, open_results, plan
+from sasa_bench.timing import probe
+from sasa_bench.timing.sampling import Settings
 
 Measurable = Case | Suite | str | Path
 """A case, a suite, or the path of a suite file."""
@@ -54,7 +54,7 @@ def run(
     suites = _suites(cases, specs)
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "results.jsonl" if out is None else Path(out)
-        machine = machines.detect()
+        machine = probe.detect()
         known = open_results(path, resume, machine)
         with Workers(timeout_s) as workers:
             wanted = specs or list(dict.fromkeys(impl for suite in suites for impl in suite.impls))

@@ -27,9 +27,9 @@ import pytest
 
 if TYPE_CHECKING:
     from sasa_bench.case import Case
-    from sasa_bench.machine import Machine
+    from sasa_bench.results.machine import Machine
     from sasa_bench.suite import Suite
-    from sasa_bench.trial import Oracles
+    from sasa_bench.timing.trial import Oracles
 
 FIXTURE_PLUGINS = ("benchmark", "codspeed")
 """The plug-ins that give the fixture `benchmark`, as pytest knows them."""
@@ -104,11 +104,11 @@ class SuiteTest(pytest.Function):
 def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any], None]:
     def measured(benchmark: Any) -> None:
         from sasa_bench import impls
-        from sasa_bench.benchmark_json import extra_info
-        from sasa_bench.machine import available_cores
-        from sasa_bench.measurement import peak_memory
-        from sasa_bench.record import Record
-        from sasa_bench.trial import prepare
+        from sasa_bench.results.pytest_benchmark import extra_info
+        from sasa_bench.results.record import Record
+        from sasa_bench.timing.probe import available_cores
+        from sasa_bench.timing.sampling import peak_memory
+        from sasa_bench.timing.trial import prepare
 
         resolved = case if case.threads else case.with_(threads=available_cores())
         impl = impls.get(spec)
@@ -166,7 +166,8 @@ def _threads(count: int) -> Iterator[None]:
 
 @cache
 def _machine() -> Machine:
-    from sasa_bench.machine import WORKER_ENVIRONMENT, detect
+    from sasa_bench.results.environment import WORKER_ENVIRONMENT
+    from sasa_bench.timing.probe import detect
 
     environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
     return replace(detect(), environment=environment)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import Case
-from sasa_bench.flops import cost
-from sasa_bench.machine import Machine
-from sasa_bench.record import ImplInfo, Record, Roof, Writer
+from sasa_bench.ops.cost import cost
+from sasa_bench.results.machine import Machine
+from sasa_bench.results.record import ImplInfo, Record, Roof, Writer
 
 OPS = {"conv3x3": "convolution", "conv1x1": "convolution"}
 

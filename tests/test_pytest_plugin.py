@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from sasa_bench import Case, load, starter
-from sasa_bench.machine import detect
-from sasa_bench.record import read
+from sasa_bench import Case, load
+from sasa_bench.cli import starter
+from sasa_bench.results.record import read
+from sasa_bench.timing.probe import detect
 
 ROOT = Path(__file__).parent.parent
 SUITE = """

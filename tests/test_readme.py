@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sasa_bench import impls, starter, suite
-from sasa_bench.cli import cli
+from sasa_bench import impls, suite
+from sasa_bench.cli import cli, starter
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

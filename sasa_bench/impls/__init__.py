@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sasa_bench.case import Case
 from sasa_bench.networks import modules as networks
-from sasa_bench.ops import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
-from sasa_bench.record import ImplInfo
+from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
+from sasa_bench.results.record import ImplInfo
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(q, k, v [B, C, H, W], rel_row [N, d // 2, K] or None, rel_col [N, d - d // 2, K] or None) -> y [B, C, H, W]."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, Impl, layers_only
-from sasa_bench.ops import LOCAL_ATTENTION, Call, Tensors, project, step
+from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Tensors, project, step
 
 Function = Callable[[Tensors], Tensor]
 """Inputs and parameters by name -> y [B, C, H, W]."""

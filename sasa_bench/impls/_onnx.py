@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, Impl, layers_only
-from sasa_bench.machine import EXPORTS, KEEP_MODELS
-from sasa_bench.ops import IMAGES, LOCAL_ATTENTION, Op, Tensors, project
+from sasa_bench.ops.tensors import IMAGES, LOCAL_ATTENTION, Op, Tensors, project
+from sasa_bench.results.environment import EXPORTS, KEEP_MODELS
 
 if TYPE_CHECKING:
     import onnx

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, _onnx, layers_only
 from sasa_bench.networks import modules as networks
-from sasa_bench.ops import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
+from sasa_bench.ops.tensors import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:

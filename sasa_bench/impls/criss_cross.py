@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops import CRISS_CROSS, Call, Tensors
+from sasa_bench.ops.tensors import CRISS_CROSS, Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:

@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from sasa_bench import nvrtc
 from sasa_bench.case import Case
+from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import local_attention as attention_impl
 
 SOURCE = Path(__file__).parent / "csrc" / "local_attention.cu"

@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from sasa_bench.case import Case
 from sasa_bench.impls import _compiled
-from sasa_bench.ops import Tensors, project
+from sasa_bench.ops.tensors import Tensors, project
 
 
 def function(case: Case) -> _compiled.Function:

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, layers_only
-from sasa_bench.ops import GLOBAL_ATTENTION, Call, Tensors, project
+from sasa_bench.ops.tensors import GLOBAL_ATTENTION, Call, Tensors, project
 
 
 def _build(case: Case, tensors: Tensors) -> Call:

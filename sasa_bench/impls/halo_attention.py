@@ -13,9 +13,9 @@ from typing import Any
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.flops import halo_block
 from sasa_bench.impls import Impl
-from sasa_bench.ops import HALO_ATTENTION, Call, Tensors
+from sasa_bench.ops.cost import halo_block
+from sasa_bench.ops.tensors import HALO_ATTENTION, Call, Tensors
 
 LAYERS = "sasa_bench_timm_layers"
 """The name under which the folder timm/layers is imported as a package."""

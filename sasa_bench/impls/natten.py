@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, layers_only
-from sasa_bench.ops import NEIGHBORHOOD_ATTENTION, Call, Tensors, project
+from sasa_bench.ops.tensors import NEIGHBORHOOD_ATTENTION, Call, Tensors, project
 
 FLEX = "flex-fna"
 """The one backend of NATTEN that runs on a CPU: FlexAttention, not compiled, which writes all (H W)^2 logits."""

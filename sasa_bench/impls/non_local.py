@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops import NON_LOCAL, Call, Tensors
+from sasa_bench.ops.tensors import NON_LOCAL, Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:

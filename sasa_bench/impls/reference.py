@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops import LOCAL_ATTENTION, Call, Tensors
+from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:

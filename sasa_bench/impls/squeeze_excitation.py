@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops import SQUEEZE_EXCITATION, Call, Tensors
+from sasa_bench.ops.tensors import SQUEEZE_EXCITATION, Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:

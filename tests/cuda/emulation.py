@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sasa_bench import nvrtc
+from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
 
 HERE = Path(__file__).parent

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from sasa_bench import nvrtc
+from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
 from sasa_bench.impls.cuda import Function, Tunables
 

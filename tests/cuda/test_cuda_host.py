@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sasa_bench import nvrtc
+from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
 
 HERE = Path(__file__).parent

@@ -8,7 +8,7 @@ import machine_code
 import pytest
 from machine_code import ARCHITECTURES, TABLE
 
-from sasa_bench import nvrtc
+from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
 
 SPECIALISATIONS = list(machine_code.specialisations())

@@ -17,11 +17,11 @@ from typing import Any
 from cluster import Cluster
 
 from sasa_bench.case import Case
-from sasa_bench.machine import detect
-from sasa_bench.record import ImplInfo, Record, Writer
-from sasa_bench.shard import write
-from sasa_bench.slurm import Options, Progress, drive, load, locked, open_sweep, queue, submitted
+from sasa_bench.results.record import ImplInfo, Record, Writer
 from sasa_bench.suite import Suite
+from sasa_bench.sweep.shard import write
+from sasa_bench.sweep.slurm import Options, Progress, drive, load, locked, open_sweep, queue, submitted
+from sasa_bench.timing.probe import detect
 
 CPUS = 8
 """Tasks at once. The node pretends to have as many, so that a task's waiting overlaps with the work of others."""

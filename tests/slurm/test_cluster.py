@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 from cluster import Cluster, wait_for
 
-from sasa_bench.record import read
-from sasa_bench.slurm import count_rows, load, submitted
-from sasa_bench.table import frame
+from sasa_bench.report.table import frame
+from sasa_bench.results.record import read
+from sasa_bench.sweep.slurm import count_rows, load, submitted
 
 pytestmark = pytest.mark.timeout(600)
 SUITE = Path(__file__).parent / "sweep.toml"
@@ -38,7 +38,7 @@ MEASURED = {
 
 
 def command(out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "sasa_bench.cli", "run", str(SUITE), "--budget", "0.02", "--out", str(out), *more]
+    return [sys.executable, "-m", "sasa_bench", "run", str(SUITE), "--budget", "0.02", "--out", str(out), *more]
 
 
 def table_of(path: Path) -> pd.DataFrame:

@@ -12,12 +12,14 @@ import pytest
 from cluster import Cluster, wait_for
 
 import sasa_bench
-from sasa_bench import gate, gate_report, gate_slurm
-from sasa_bench.arms import set_up
 from sasa_bench.case import Case
-from sasa_bench.decide import Rules
-from sasa_bench.pairs import Point
-from sasa_bench.slurm import parse_options, submitted
+from sasa_bench.gate import cluster as gate_slurm
+from sasa_bench.gate import outputs as gate_report
+from sasa_bench.gate import run as gate
+from sasa_bench.gate.arms import set_up
+from sasa_bench.gate.pairs import Point
+from sasa_bench.gate.verdicts import Rules
+from sasa_bench.sweep.slurm import parse_options, submitted
 
 POINTS = [
     Point(impl, Case(channels=32, resolution=14, kernel_size=5, batch=1, threads=1)) for impl in ("unfold", "conv3x3")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from dense_reference import Problem
 
-from sasa_bench import nvrtc
+from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
 
 STREAM = 0x5A5A

@@ -1,0 +1,75 @@
+"""What this machine can run, and what would unlock the rest."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sasa_bench.report.table import size
+from sasa_bench.results.record import ImplInfo
+from sasa_bench.sweep.run import Workers
+from sasa_bench.timing import nvml, probe
+
+
+def implementations(specs: Sequence[str] = ()) -> list[tuple[ImplInfo, str | None]]:
+    """(implementation, what it lacks on this machine or None) for every registered one, or for `specs`.
+
+    Raises WorkerRefused for one that does not exist.
+    """
+    return [(ImplInfo.from_dict(info), info["missing"]) for info in _described(specs)]
+
+
+def _described(specs: Sequence[str] = (), details: bool = False) -> list[dict[str, Any]]:
+    with Workers(timeout_s=120) as workers:
+        found: list[dict[str, Any]] = workers.get().ask("describe", impls=list(specs) or None, details=details)
+    return found
+
+
+def lines() -> Iterator[str]:
+    """The report of `sasa-bench doctor`."""
+    machine = probe.detect()
+    yield f"processor        {machine.cpu}, {machine.cores} cores"
+    yield f"instructions     {', '.join(machine.isa) or 'none of those that the kernels use'}"
+    yield f"memory           {size(machine.memory_bytes)}"
+    yield f"GPU              {machine.gpu or 'none found (nvidia-smi shows no device)'}"
+    yield f"NVML             {_gpu_state()}"
+    yield f"compiler         {_compiler()}"
+    yield f"python           {machine.python}"
+    for name in probe.LIBRARIES:
+        version = machine.libraries.get(name)
+        yield f"{name:16} {version or 'not installed; what needs it says how, below'}"
+    yield ""
+    for info in _described(details=True):
+        yield f"{info['name']:18} {'ready' if info['missing'] is None else info['missing']}"
+        for line in info["details"]:
+            yield f"{'':18} {line}"
+
+
+def _gpu_state() -> str:
+    try:
+        found = nvml.find()
+    except nvml.NvmlAbsentError as error:
+        return str(error)
+    figures = found.limits() | found.state()
+    told = ", ".join(f"{name} {value:g}" for name, value in figures.items())
+    held = found.throttling()
+    slowed = (
+        "throttling is not told" if held is None else f"throttled by {', '.join(held)}" if held else "not throttled"
+    )
+    return f"{told or 'no figures'}; {slowed}"
+
+
+def _compiler() -> str:
+    """The C++ compiler that native kernels are built with: CXX, else c++, as torch's extensions choose it."""
+    name = os.environ.get("CXX") or "c++"
+    path = shutil.which(name)
+    if path is None:
+        return f"no {name}: apt-get install g++, or set CXX"
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"{path} does not run: {error}"
+    return f"{path}, {said[0] if said else 'of no known version'}"

@@ -1,0 +1,209 @@
+"""What a gate run found, for people and for CI: text, Markdown, JUnit XML, JSON, HTML."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from xml.etree import ElementTree
+
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from sasa_bench.gate.run import Result, Share, column, head_over_both
+from sasa_bench.gate.verdicts import BIAS_FACTOR, EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.report.table import seconds
+
+MEANING = {
+    "PASS": "nothing became slower beyond its margin",
+    "REGRESSION": "something became slower, or an exact figure became worse",
+    "CONTAMINATED": "identical code seemed to differ, so the times of this run prove nothing; run it again",
+    "INCONCLUSIVE": "some cases could not be decided; the reasons stand beside them",
+}
+
+
+def text(result: Result) -> str:
+    """A summary for the terminal, the few that matter first."""
+    counts = Counter(case.verdict for case in result.cases)
+    lines = [f"{result.verdict}: {MEANING[result.verdict]}"]
+    if result.contaminated:
+        lines.append(f"contaminated: {result.contaminated}")
+    lines += [f"note: {note}" for note in result.notes]
+    for name, arm in result.arms.items():
+        lines.append(f"{name}: {arm['source']}, files {arm['digest']}, torch {arm['torch']}, from {arm['folder']}")
+    lines += measured_by(result)
+    notable = [case for case in result.cases if case.verdict != EQUIVALENT]
+    if notable:
+        lines += ["", tabulate(_rows(result, notable), headers="keys", tablefmt="simple")]
+    quiet = [case for case in result.cases if case.detectable is not None and case.verdict == EQUIVALENT]
+    if quiet:
+        worst = max(case.detectable or 0.0 for case in quiet)
+        lines += ["", f"{len(quiet)} cases equivalent; in the noisiest a slow-down of {worst:.1%} would have shown"]
+    said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    lines.append(f"{len(result.cases)} cases ({said}) in {result.spent_s:.0f} s")
+    return "\n".join(lines) + "\n"
+
+
+def markdown(result: Result) -> str:
+    """A summary for a pull request."""
+    lines = [f"## Performance gate: {result.verdict}", "", f"{MEANING[result.verdict].capitalize()}.", ""]
+    if result.contaminated:
+        lines += [f"> {result.contaminated}", ""]
+    notable = [case for case in result.cases if case.verdict != EQUIVALENT]
+    if notable:
+        lines += [tabulate(_rows(result, notable), headers="keys", tablefmt="github"), ""]
+    counts = Counter(case.verdict for case in result.cases)
+    lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; {result.spent_s:.0f} s.")
+    if result.notes or result.shares:
+        lines += ["", *(f"- {line}" for line in [*result.notes, *measured_by(result)])]
+    return "\n".join(lines) + "\n"
+
+
+def measured_by(result: Result) -> list[str]:
+    """A line for each node that measured, where the cases were spread over machines."""
+    nodes: dict[tuple[str, str], list[Share]] = defaultdict(list)
+    for share in result.shares:
+        nodes[share.node, share.machine].append(share)
+    return [
+        f"{node} ({machine}): {sum(len(s.keys) for s in shares)} cases in {len(shares)} task{'s' * (len(shares) > 1)}, "
+        f"{sum(s.spent_s for s in shares):.0f} s"
+        for (node, machine), shares in sorted(nodes.items())
+    ]
+
+
+def junit(result: Result) -> str:
+    """JUnit XML: a failure for each case that fails the run, an error for one that could not be decided."""
+    suite = ElementTree.Element("testsuite", name="sasa-bench gate", time=f"{result.spent_s:.1f}")
+    failures = errors = 0
+    for case in result.cases:
+        element = ElementTree.SubElement(suite, "testcase", classname="gate", name=case.key)
+        if case.key in result.nodes:
+            properties = ElementTree.SubElement(element, "properties")
+            ElementTree.SubElement(properties, "property", name="node", value=result.nodes[case.key])
+        message = f"{case.verdict}: {_ratio(case)} {case.reason}".strip()
+        if case.verdict in FAILING:
+            failures += 1
+            ElementTree.SubElement(element, "failure", message=message)
+        elif case.verdict == INCONCLUSIVE:
+            errors += 1
+            ElementTree.SubElement(element, "error", message=message)
+    if result.contaminated:
+        errors += 1
+        element = ElementTree.SubElement(suite, "testcase", classname="gate", name="noise floor")
+        ElementTree.SubElement(element, "error", message=result.contaminated)
+    total = len(result.cases) + bool(result.contaminated)
+    suite.attrib |= {"tests": str(total), "failures": str(failures), "errors": str(errors)}
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def to_json(result: Result) -> str:
+    """Everything but the blocks of the pairs."""
+    values = {
+        "verdict": result.verdict,
+        "exit_status": result.exit_status,
+        "contaminated": result.contaminated,
+        "notes": result.notes,
+        "spent_s": result.spent_s,
+        "rules": asdict(result.rules),
+        "arms": result.arms,
+        "cases": [asdict(case) for case in result.cases],
+        "shares": [asdict(share) for share in result.shares],
+        "pairs": [{"phase": phase, "head": pair.head, "floor": pair.floor} for phase, pair in result.pairs],
+    }
+    return json.dumps(_plain(values), indent=1, allow_nan=False) + "\n"
+
+
+def html(result: Result) -> str:
+    """One page that opens offline: the summary, every case, and the paired ratios of each one that was confirmed."""
+    template = (resources.files("sasa_bench.report") / "templates" / "gate.html").read_text(encoding="utf-8")
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    confirmed = {key for phase, pair in result.pairs if phase == "confirm" for key in pair.head}
+    return page.from_string(template).render(
+        result=result,
+        meaning=MEANING[result.verdict],
+        bias_factor=BIAS_FACTOR,
+        rows=_rows(result, result.cases),
+        nodes=measured_by(result),
+        plots={case.key: _plot(result, case.key) for case in result.cases if case.key in confirmed},
+    )
+
+
+def write_all(result: Result, folder: Path) -> list[Path]:
+    """gate.txt, gate.md, gate.xml, gate.json and gate.html in `folder`; returns their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    forms: dict[str, Callable[[Result], str]] = {
+        "txt": text,
+        "md": markdown,
+        "xml": junit,
+        "json": to_json,
+        "html": html,
+    }
+    paths = []
+    for suffix, form in forms.items():
+        path = folder / f"gate.{suffix}"
+        path.write_text(form(result), encoding="utf-8")
+        paths.append(path)
+    return paths
+
+
+def _rows(result: Result, cases: Sequence[CaseVerdict]) -> list[dict[str, str]]:
+    nodes = result.nodes
+    return [
+        {
+            "verdict": case.verdict,
+            "case": case.key,
+            "head / base": _ratio(case),
+            "base": seconds(case.seconds) if case.seconds else "",
+        }
+        | ({"node": nodes.get(case.key, "")} if nodes else {})
+        | {"reason": case.reason}
+        for case in cases
+    ]
+
+
+def _ratio(case: CaseVerdict) -> str:
+    if case.ratio is None:
+        return ""
+    bounds = ""
+    if case.low is not None and case.high is not None:
+        bounds = f" [{case.low:.3f}, {case.high:.3f}]"
+    return f"{case.ratio:.3f}{bounds}"
+
+
+def _plot(result: Result, key: str) -> str:
+    figure = Figure(figsize=(7, 1.8), layout="constrained")
+    axes = figure.subplots()
+    screened, fresh = ([pair for at, pair in result.pairs if at == phase] for phase in ("screen", "confirm"))
+    drawn = (
+        ("copy / base", column("floor", fresh, [key]), "#999933"),
+        ("head / both", head_over_both(fresh, [key]), "#332288"),
+        ("screen", head_over_both(screened, [key]), "#332288"),
+    )
+    for height, (label, logs, color) in enumerate(drawn):
+        axes.plot([math.exp(log) for log in logs[key]], [height] * len(logs[key]), "|", ms=14, color=color)
+        axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
+    axes.axvline(1, color="black", lw=0.8)
+    axes.set_yticks([])
+    axes.set_ylim(-0.6, 2.6)
+    axes.set_xlabel("ratio of times, one mark a pair", fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

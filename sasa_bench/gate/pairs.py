@@ -1,0 +1,176 @@
+"""Pairs: live processes of all arms take turns block by block, so that what disturbs one disturbs all."""
+
+from __future__ import annotations
+
+import math
+import random
+import secrets
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sasa_bench.case import Case
+from sasa_bench.gate.arms import Arm, verify
+from sasa_bench.results.environment import EXPORTS, WORKER_ENVIRONMENT
+from sasa_bench.timing.process import Worker, WorkerDied
+
+ENVIRONMENT = WORKER_ENVIRONMENT | {"GOMP_SPINCOUNT": "5000"}
+"""The arms of a pair are alive together: threads of the one that waits must sleep soon, or they take the other's cores.
+Some 50 us of spinning outlast the gaps between parallel regions, so that calls are as fast as with threads that never
+sleep, and are nothing next to a block."""
+
+SEED = 20190605
+BLOCK_S = 0.005
+BLOCKS, MOST_BLOCKS = 11, 41
+PAIR_S = 4.0
+"""Few cases get more blocks, until a pair is measured for about as long as its processes take to start."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A case and the implementation that runs it."""
+
+    impl: str
+    case: Case
+
+    @property
+    def key(self) -> str:
+        """A name for people and files, unique in a suite."""
+        return f"{self.impl} {self.case.describe({'threads': self.case.threads})}"
+
+
+@dataclass
+class Counts:
+    """key -> calls that fill a block, and seconds per call; found once, on the base arm, and used in every arm."""
+
+    calls: dict[str, int] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+Spin = Callable[[Counts], Mapping[str, float]]
+"""Seconds to add to each call of head, by key, from the calibrated times: a slow-down made on purpose."""
+
+
+def nothing(counts: Counts) -> Mapping[str, float]:
+    """The Spin that slows nothing."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One pair of fresh processes, and the copy of base beside them.
+
+    head, floor: key -> median over blocks of log(head / base) and log(copy / base).
+    seconds: key -> median seconds per call of base.
+    blocks: key -> log(head / base) of each block.
+    """
+
+    head: dict[str, float]
+    floor: dict[str, float]
+    seconds: dict[str, float]
+    blocks: dict[str, list[float]]
+
+
+def exact_rows(arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str, dict[str, Any]]:
+    """key -> fields of a Record, with `operator_count` and `allocated_bytes`, judged against the reference.
+
+    Runs in a fresh process, which also compiles what needs compiling. A case that kills it gets an error row.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    worker = None
+    try:
+        for point in points:
+            if worker is None:
+                worker = start(arm, timeout_s)
+                verify(arm, worker.ask("loaded"))
+            try:
+                fields = [point.impl, point.case.to_dict()]
+                rows |= worker.ask("stand", cases={point.key: fields}, seed=SEED, exact=True)
+            except WorkerDied as death:
+                rows[point.key] = {"status": death.status, "reason": str(death)}
+                worker.close()
+                worker = None
+    finally:
+        if worker is not None:
+            worker.close()
+    return rows
+
+
+def measure_pair(
+    arms: Sequence[Arm],
+    points: Sequence[Point],
+    counts: Counts,
+    timeout_s: float,
+    blocks: int | None = None,
+    spin: Spin = nothing,
+) -> Pair:
+    """Start a fresh process for each arm, in random order, and let them take turns over every point.
+
+    `arms` are base, head and copy; `blocks` is BLOCKS for many cases and up to MOST_BLOCKS for few. `spin`
+    slows the head arm on purpose. Raises WorkerDied when a process of the pair dies: the pair is lost.
+    """
+    workers: dict[str, Worker] = {}
+    try:
+        for arm in random.sample(list(arms), len(arms)):
+            workers[arm.name] = start(arm, timeout_s)
+        cases = {point.key: [point.impl, point.case.to_dict()] for point in points}
+        for answer in [w.send("stand", cases=cases, seed=SEED, exact=False) for w in workers.values()]:
+            for key, row in answer().items():
+                if row["status"] != "ok":
+                    raise WorkerDied("error", f"{key}: {row['reason']}", None, "build")
+        _calibrate(workers["base"], [key for key in cases if key not in counts.calls], counts)
+        for name in ("head", "copy"):
+            workers[name].ask("calibrate", keys=list(cases), block_s=BLOCK_S)
+        fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
+        blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
+        return _take_turns(workers, list(cases), counts, blocks, spin(counts))
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _take_turns(
+    workers: Mapping[str, Worker], keys: list[str], counts: Counts, blocks: int, spin: Mapping[str, float]
+) -> Pair:
+    times: dict[str, dict[str, list[float]]] = {key: {name: [] for name in workers} for key in keys}
+    order = list(workers)
+    for _ in range(blocks):
+        for key in random.sample(keys, len(keys)):
+            random.shuffle(order)
+            for name in order:
+                spin_s = spin.get(key, 0.0) if name == "head" else 0.0
+                seconds = workers[name].ask("block", key=key, count=counts.calls[key], spin_s=spin_s)
+                if not (isinstance(seconds, float) and 0 < seconds < math.inf):
+                    raise WorkerDied(
+                        "error", f"{key} took {seconds!r} s in the {name} arm: no time at all", None, "time"
+                    )
+                times[key][name].append(seconds)
+    ratios = {key: _log_ratios(times[key]["head"], times[key]["base"]) for key in keys}
+    return Pair(
+        head={key: statistics.median(ratios[key]) for key in keys},
+        floor={key: statistics.median(_log_ratios(times[key]["copy"], times[key]["base"])) for key in keys},
+        seconds={key: statistics.median(times[key]["base"]) for key in keys},
+        blocks=ratios,
+    )
+
+
+def _log_ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    return [math.log(a / b) for a, b in zip(over, under, strict=True)]
+
+
+def _calibrate(worker: Worker, keys: list[str], counts: Counts) -> None:
+    if keys:
+        for key, (calls, seconds) in worker.ask("calibrate", keys=keys, block_s=BLOCK_S).items():
+            counts.calls[key], counts.seconds[key] = int(calls), float(seconds)
+
+
+def start(arm: Arm, timeout_s: float) -> Worker:
+    """A fresh process of an arm. Hash seed and size of the environment differ each time, as layouts do."""
+    environment = ENVIRONMENT | {
+        "PYTHONPATH": str(arm.folder),
+        "PYTHONHASHSEED": str(random.randrange(1 << 32)),
+        EXPORTS: str(arm.folder / "exports"),
+        "SASA_BENCH_PADDING": secrets.token_hex(random.randrange(1, 2048)),
+    }
+    return Worker(timeout_s, (arm.python, "-m", "sasa_bench.worker"), environment, cwd=arm.folder)

@@ -1,0 +1,363 @@
+"""The gate: base and head in turns on one machine, screened, confirmed on fresh pairs, within a time budget.
+
+Cases may be spread over machines, the arms of a pair never: each task measures, and one decision is made of all.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sasa_bench.gate.arms import Arm, ArmError, verify
+from sasa_bench.gate.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, start
+from sasa_bench.gate.verdicts import (
+    EQUIVALENT,
+    INCONCLUSIVE,
+    CaseVerdict,
+    Rules,
+    against_both,
+    confirm,
+    contaminated,
+    detectable,
+    exact_verdict,
+    exit_status,
+    location,
+    run_verdict,
+    screen,
+    worth_more,
+)
+from sasa_bench.timing.process import Worker, WorkerDied
+
+MOST_LOST = 3
+"""Pairs that may be lost to a dying process before the gate stops guessing."""
+
+Say = Callable[[str, int, int], None]
+"""Told the phase, the pairs done in it, and how many there will be."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task of a gate that is spread over machines measured: its cases by key, on which node, how long."""
+
+    task: int
+    node: str
+    machine: str
+    keys: tuple[str, ...]
+    spent_s: float
+
+
+@dataclass
+class Result:
+    """What a gate run found.
+
+    cases     one verdict for each case and implementation, those that matter first
+    arms      what each arm was made from and what it really loaded
+    pairs     (phase, pair) in the order they were measured; the evidence
+    shares    who measured what, where the cases were spread over machines
+    """
+
+    verdict: str
+    cases: list[CaseVerdict]
+    arms: dict[str, dict[str, Any]]
+    contaminated: str
+    notes: list[str]
+    spent_s: float
+    rules: Rules
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    shares: list[Share] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """0 pass, 2 regression, 3 inconclusive or contaminated."""
+        return exit_status(self.verdict)
+
+    @property
+    def nodes(self) -> dict[str, str]:
+        """key -> the node that measured it; empty where the cases were not spread."""
+        return {key: share.node for share in self.shares for key in share.keys}
+
+
+@dataclass
+class Evidence:
+    """What one process measured, and nothing that it concluded.
+
+    keys      the points it was given
+    loaded    arm -> what it really loaded
+    exact     arm, base and head alone -> key -> exact figures, as of pairs.exact_rows
+    pairs     (phase, pair): the screen over all that is timed, then fresh pairs over its suspects
+    stopped   why pairs are missing; empty where none is
+    node, machine   where it ran; empty for a gate that is not spread
+    """
+
+    keys: list[str]
+    loaded: dict[str, dict[str, Any]]
+    exact: dict[str, dict[str, dict[str, Any]]]
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stopped: str = ""
+    spent_s: float = 0.0
+    node: str = ""
+    machine: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Evidence:
+        """The inverse of to_dict."""
+        return cls(**values | {"pairs": [(phase, Pair(**pair)) for phase, pair in values["pairs"]]})
+
+    def exact_verdicts(self, rules: Rules) -> dict[str, CaseVerdict]:
+        """key -> verdict on the exact figures."""
+        base, head = self.exact["base"], self.exact["head"]
+        return {key: exact_verdict(key, base.get(key), head.get(key), rules) for key in self.keys}
+
+    def timed(self, rules: Rules) -> list[str]:
+        """The keys that nothing but time is left to decide."""
+        both = [k for k in self.keys if all(self.exact[arm][k]["status"] == "ok" for arm in ("base", "head"))]
+        verdicts = self.exact_verdicts(rules)
+        return [key for key in both if verdicts[key].verdict == EQUIVALENT]
+
+    def phase(self, name: str) -> list[Pair]:
+        """The pairs of "screen" or "confirm"."""
+        return [pair for phase, pair in self.pairs if phase == name]
+
+    def suspects(self, rules: Rules) -> list[str]:
+        """The keys that the screen wants confirmed; none where it is not complete."""
+        screened = self.phase("screen")
+        if len(screened) < rules.screen_pairs:
+            return []
+        return screen(head_over_both(screened, self.timed(rules)), rules)
+
+    def undecided(self, rules: Rules) -> list[str]:
+        """The suspects that need fresh pairs, or more of them."""
+        suspects = self.suspects(rules)
+        fresh = head_over_both(self.phase("confirm"), suspects)
+        return [key for key in suspects if worth_more(fresh[key], rules)]
+
+
+def run(
+    arms: Sequence[Arm],
+    points: Sequence[Point],
+    rules: Rules,
+    budget_s: float,
+    timeout_s: float,
+    say: Say = lambda phase, done, total: None,
+    journal: Path | None = None,
+    label: Mapping[str, Any] | None = None,
+    spin: Spin = nothing,
+) -> Result:
+    """Gate `head` against `base` on every point; `arms` are base, head and a copy of base.
+
+    `journal` gets a line for each pair, with what is in `label`. `spin` slows head on purpose. Raises ArmError for an
+    arm that runs something else than it should.
+    """
+    found = measure(arms, points, rules, budget_s, timeout_s, say, journal, label, spin)
+    return decide(arms, {0: found}, rules, found.spent_s)
+
+
+def measure(
+    arms: Sequence[Arm],
+    points: Sequence[Point],
+    rules: Rules,
+    budget_s: float,
+    timeout_s: float,
+    say: Say = lambda phase, done, total: None,
+    journal: Path | None = None,
+    label: Mapping[str, Any] | None = None,
+    spin: Spin = nothing,
+) -> Evidence:
+    """The evidence on these points: exact figures, the screen, and fresh pairs over its suspects; see run."""
+    gate = _Gate(arms, budget_s, timeout_s, say, journal, label or {}, spin)
+    say("exact figures", 0, 2)
+    with ThreadPoolExecutor() as pool:  # nothing is timed yet
+        loaded = dict(zip((arm.name for arm in arms), pool.map(gate.loaded, arms), strict=True))
+        exact = pool.map(lambda arm: exact_rows(arm, points, timeout_s), arms[:2])
+        found = Evidence([p.key for p in points], loaded, dict(zip(("base", "head"), exact, strict=True)))
+    found.pairs, found.notes = gate.pairs, gate.notes
+    say("exact figures", 2, 2)
+    phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.undecided, rules.confirm_pairs))
+    for phase, open_keys, count in phases:
+
+        def chosen(open_keys: Callable[[Rules], list[str]] = open_keys) -> list[Point]:
+            keys = set(open_keys(rules))
+            return [point for point in points if point.key in keys]
+
+        if not gate.measure(phase, chosen, count):
+            found.stopped = gate.why_stopped()
+            break
+    found.spent_s = time.monotonic() - gate.started
+    return found
+
+
+def decide(
+    arms: Sequence[Arm],
+    evidence: Mapping[int, Evidence],
+    rules: Rules,
+    spent_s: float,
+    lost: Mapping[str, str] | None = None,
+) -> Result:
+    """One verdict on the evidence of every task, by number: Holm shares the level among the suspects of them all.
+
+    `lost` gives the reason for each key of which there is no evidence. Raises ArmError where an arm was not the same
+    code in all tasks.
+    """
+    decided = {key: CaseVerdict(key, INCONCLUSIVE, reason) for key, reason in (lost or {}).items()}
+    head: dict[str, list[float]] = {}
+    floor: dict[str, list[float]] = {}
+    seconds: dict[str, float] = {}
+    for part in evidence.values():
+        decided |= part.exact_verdicts(rules)
+        screened, fresh = part.phase("screen"), part.phase("confirm")
+        timed, suspects = part.timed(rules), part.suspects(rules)
+        if len(screened) < rules.screen_pairs:
+            decided |= {key: CaseVerdict(key, INCONCLUSIVE, part.stopped) for key in timed}
+            continue
+        for key, ratios in head_over_both(screened, timed).items():
+            decided[key] = _unsuspected(key, ratios, screened, rules)
+        undecided = part.undecided(rules)
+        decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in undecided}
+        closed = [key for key in suspects if key not in undecided]
+        head |= head_over_both(fresh, closed)
+        floor |= column("floor", fresh, closed)
+        seconds |= {key: statistics.median(own) for key, own in column("seconds", fresh, closed).items()}
+    shares = [Share(n, p.node, p.machine, tuple(p.keys), p.spent_s) for n, p in evidence.items() if p.node]
+    nodes = {key: share.node for share in shares for key in share.keys}
+    for key, verdict in confirm(head, floor, rules).items():
+        decided[key] = replace(verdict, seconds=seconds[key])
+    contamination = contaminated(floor, rules, nodes)
+    ordered = sorted(decided.values(), key=_importance)
+    loaded = _loaded(arms, evidence)
+    notes = [f"{part.node}: {note}" if part.node else note for part in evidence.values() for note in part.notes]
+    if evidence and loaded["base"]["digest"] == loaded["head"]["digest"]:
+        same = "base and head hold the same files: any difference in time is noise or comes from the environment"
+        notes.insert(0, same)
+    return Result(
+        verdict=run_verdict(ordered, contamination),
+        cases=ordered,
+        arms={a.name: {"source": a.source, "folder": str(a.folder)} | loaded[a.name] for a in arms},
+        contaminated=contamination,
+        notes=notes,
+        spent_s=spent_s,
+        rules=rules,
+        pairs=[pair for part in evidence.values() for pair in part.pairs],
+        shares=shares,
+    )
+
+
+def _loaded(arms: Sequence[Arm], evidence: Mapping[int, Evidence]) -> dict[str, dict[str, Any]]:
+    unknown = {"digest": "unknown", "torch": "unknown"}
+    found = {arm.name: unknown | {"python": arm.python} for arm in arms}
+    for number, part in enumerate(evidence.values()):
+        for name, loaded in part.loaded.items():
+            first = found[name] if number else loaded
+            for what in ("digest", "torch"):
+                if loaded[what] != first[what]:
+                    raise ArmError(
+                        f"the {name} arm was not the same in all tasks: {what} {loaded[what]} on {part.node}, "
+                        f"{first[what]} elsewhere; do all nodes see the same folder and environment?"
+                    )
+            found[name] = first
+    return found
+
+
+@dataclass
+class _Gate:
+    arms: Sequence[Arm]
+    budget_s: float
+    timeout_s: float
+    say: Say
+    journal: Path | None
+    label: Mapping[str, Any]
+    spin: Spin
+    started: float = field(default_factory=time.monotonic)
+    counts: Counts = field(default_factory=Counts)
+    notes: list[str] = field(default_factory=list)
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    lost: int = 0
+
+    def loaded(self, arm: Arm) -> dict[str, Any]:
+        worker: Worker = start(arm, self.timeout_s)
+        try:
+            answer: dict[str, Any] = worker.ask("loaded")
+        finally:
+            worker.close()
+        verify(arm, answer)
+        return answer
+
+    def measure(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int) -> bool:
+        """Up to `count` pairs of what is chosen before each; False where the budget ended or too many were lost."""
+        done = 0
+        longest = 0.0
+        while done < count and (points := chosen()):
+            self.say(phase, done, count)
+            begun = time.monotonic()
+            if self.lost > MOST_LOST:
+                return False
+            if begun - self.started + longest > self.budget_s:
+                self.notes.append(f"the time budget of {self.budget_s:g} s ended after {done} {phase} pairs")
+                return False
+            try:
+                pair = measure_pair(self.arms, points, self.counts, self.timeout_s, spin=self.spin)
+            except WorkerDied as death:
+                self.lost += 1
+                self.notes.append(f"a {phase} pair was lost: {death}")
+                continue
+            longest = max(longest, time.monotonic() - begun)
+            done += 1
+            self.pairs.append((phase, pair))
+            self.write(phase, pair)
+            self.say(phase, done, count)
+        return True
+
+    def why_stopped(self) -> str:
+        if self.lost > MOST_LOST:
+            return f"{self.lost} pairs were lost to a dying process"
+        return f"the time budget of {self.budget_s:g} s ended first; --budget allows more"
+
+    def write(self, phase: str, pair: Pair) -> None:
+        if self.journal is None:
+            return
+        line = {"phase": phase, "at": datetime.now(UTC).isoformat(timespec="seconds")} | dict(self.label)
+        figures = {"head": pair.head, "floor": pair.floor, "seconds": pair.seconds}
+        self.journal.parent.mkdir(parents=True, exist_ok=True)
+        with self.journal.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line | figures) + "\n")
+
+
+def column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    """key -> its values in this field of Pair, one for each pair that measured it."""
+    return {key: [getattr(pair, field)[key] for pair in pairs if key in getattr(pair, field)] for key in keys}
+
+
+def head_over_both(pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    """key -> what is decided on, see decide.against_both, of each pair that measured it."""
+    head, copy = column("head", pairs, keys), column("floor", pairs, keys)
+    return {key: against_both(head[key], copy[key]) for key in keys}
+
+
+def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules) -> CaseVerdict:
+    seen = detectable(ratios, rules.screen_pairs, math.log1p(rules.suspect))
+    return CaseVerdict(
+        key,
+        EQUIVALENT,
+        ratio=math.exp(location(ratios)),
+        detectable=math.expm1(seen),
+        seconds=statistics.median(pair.seconds[key] for pair in pairs),
+    )
+
+
+_ORDER = ("WRONG", "MISSING", "REGRESSION", "INCONCLUSIVE", "IMPROVED", "NEW", "EQUIVALENT")
+
+
+def _importance(case: CaseVerdict) -> tuple[int, float]:
+    return _ORDER.index(case.verdict), -(case.ratio or 0.0)

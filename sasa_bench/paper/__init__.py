@@ -1,0 +1,1 @@
+"""The paper's tables next to the figures computed and measured here."""

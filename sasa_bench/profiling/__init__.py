@@ -1,0 +1,1 @@
+"""Readers of profiler traces: operators, stacks, memory and the page that shows them; no torch."""

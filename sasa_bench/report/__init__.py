@@ -1,0 +1,1 @@
+"""Readers of results files: tables, charts, sentences and pages; no torch."""

@@ -1,0 +1,232 @@
+"""Results files side by side: time over time on the same hardware, ratios to the baseline across unlike hardware."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from sasa_bench.case import AXES, Case
+from sasa_bench.report import chart, page
+from sasa_bench.report.chart import RUN
+from sasa_bench.report.figures import style
+from sasa_bench.report.findings import Ratio, answers, ratio, times
+from sasa_bench.report.table import BASELINE, frame, marked, varying_axes
+from sasa_bench.results.record import COLUMNS, ImplInfo, Record, Results, ResultsError, read
+
+MOST_ROWS = 5
+"""How many of the largest changes are told in words."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One results file: its label on the page, what is in it, and its tidy table."""
+
+    label: str
+    results: Results
+    table: pd.DataFrame
+
+    @property
+    def hardware(self) -> str:
+        """The id of the hardware."""
+        return next(iter(self.results.hardware()), "unknown")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Row `a` of the first run and row `b` of the second for one implementation and case."""
+
+    a: Record
+    b: Record
+
+    @property
+    def ratio(self) -> Ratio:
+        """Time of b over time of a."""
+        return ratio(self.b, self.a)
+
+
+def load(paths: Sequence[Path]) -> list[Run]:
+    """A run for each file, labelled A, B, … Raises ResultsError for fewer than two files or one of several machines."""
+    if len(paths) < 2:
+        raise ResultsError("--compare needs two results files or more")
+    runs = []
+    for letter, path in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", paths, strict=False):
+        results = read([path])
+        if not results.rows:
+            raise ResultsError(f"{path} has no rows to compare")
+        if len(results.hardware()) > 1:
+            raise ResultsError(f"{path} holds rows of unlike machines: give a file for each machine")
+        runs.append(Run(f"{letter}: {path.stem}", results, frame(results)))
+    return runs
+
+
+def html(runs: Sequence[Run]) -> str:
+    """The comparison as one page that opens offline; each run is set against the first."""
+    impls: dict[str, ImplInfo] = {}
+    for run in runs:
+        impls |= {name: info for name, info in run.results.impls.items() if name not in impls}
+    table = pd.concat([run.table.assign(**{RUN: run.label}) for run in runs], ignore_index=True)
+    charted = marked(table)
+    styles = style(impls, sorted({*table["impl"], *charted["impl"]}))
+    first = runs[0]
+    sections: list[dict[str, Any]] = []
+    for other in runs[1:]:
+        alike = first.hardware == other.hardware
+        pairs = list(_pairs(first, other, alike))
+        shown = _versions(pairs, first, other) if alike else _within(pairs, first, other)
+        spec = chart.changes(shown, styles) if alike else chart.against_each_other(shown, styles)
+        sections.append(
+            {
+                "title": f"{other.label} next to {first.label}",
+                "alike": alike,
+                "sentences": list(_said(pairs, first, other) if alike else _said_within(shown, first, other)),
+                "chart": spec,
+                "table": page.sortable(shown, f"pairs-{len(sections)}", _words(shown)) if len(shown) else "",
+                "shared": len(pairs),
+                "lost": list(_status_changes(first, other, alike)),
+            }
+        )
+    machines = {run.label: _machine(run) for run in runs}
+    return page.render(
+        "compare.html",
+        runs=[{"label": run.label, "answers": answers(run.results, run.table)} for run in runs],
+        machines=machines,
+        differing=[key for key in next(iter(machines.values())) if len({m[key] for m in machines.values()}) > 1],
+        sections=sections,
+        suites=[{"name": s, "chart": chart.sweep(rows, styles)} for s, rows in charted.groupby("suite", sort=False)],
+        warnings=[warning for run in runs for warning in run.results.warnings],
+        downloads=page.downloads(table, "compared"),
+        chart_script=page.chart_script(),
+        table_script=page.table_script(),
+        baseline=BASELINE,
+    )
+
+
+def _machine(run: Run) -> dict[str, str]:
+    machines = [page.describe(machine) for machine in run.results.machines.values()]
+    return {key: " / ".join(dict.fromkeys(machine[key] for machine in machines)) for key in machines[0]}
+
+
+def _keyed(run: Run, alike: bool) -> dict[tuple[str, str, Case], Record]:
+    """Rows by suite, implementation and case; unlike machines have other numbers of threads for the same case."""
+    return {(r.suite, r.impl, r.case if alike else r.case.with_(threads=0)): r for r in run.results.rows}
+
+
+def _pairs(first: Run, other: Run, alike: bool) -> Iterator[Pair]:
+    theirs = _keyed(other, alike)
+    for key, record in _keyed(first, alike).items():
+        match = theirs.get(key)
+        if match and record.status == match.status == "ok":
+            yield Pair(record, match)
+
+
+def _case_columns(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    rows = [
+        {"suite": p.a.suite, "impl": p.a.impl} | p.a.case.to_dict() | {"resolution": str(p.a.case.resolution)}
+        for p in pairs
+    ]
+    if not rows:
+        return []
+    axes = varying_axes(pd.DataFrame(rows))
+    return [{COLUMNS[name].label: row[name] for name in ("suite", "impl", *axes)} for row in rows]
+
+
+def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
+    """Same hardware: both times and their ratio with its interval."""
+    rows = []
+    for pair, words in zip(pairs, _case_columns(pairs), strict=True):
+        found = pair.ratio
+        rows.append(
+            words
+            | {
+                "A, ms": _digits(float(np.median(pair.a.samples_s)) * 1e3),
+                f"{other.label[0]}, ms": _digits(float(np.median(pair.b.samples_s)) * 1e3),
+                "ratio": _digits(found.value),
+                "low": _digits(found.low),
+                "high": _digits(found.high),
+                "verdict": _verdict(found),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _within(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
+    """Unlike hardware: each run's time over its own baseline."""
+    base = {
+        run.label: {k[2]: r for k, r in _keyed(run, False).items() if k[1] == BASELINE and r.status == "ok"}
+        for run in (first, other)
+    }
+    rows = []
+    for pair, words in zip(pairs, _case_columns(pairs), strict=True):
+        case = pair.a.case.with_(threads=0)
+        a, b = base[first.label].get(case), base[other.label].get(case)
+        if a and b and pair.a.impl != BASELINE:
+            rows.append(words | {"A": _digits(ratio(pair.a, a).value), other.label[0]: _digits(ratio(pair.b, b).value)})
+    return pd.DataFrame(rows)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}") if np.isfinite(value) else float("nan")
+
+
+def _words(shown: pd.DataFrame) -> list[str]:
+    labels = {"suite", COLUMNS["impl"].label, "verdict"} | {COLUMNS[axis].label for axis in AXES}
+    return [name for name in shown.columns if name in labels]
+
+
+def _verdict(found: Ratio) -> str:
+    return "slower" if found.low > 1 else "faster" if found.high < 1 else "too close to call"
+
+
+def _words_of(record: Record) -> str:
+    return record.case.describe({"threads": record.case.threads})
+
+
+def _said(pairs: Sequence[Pair], first: Run, other: Run) -> Iterator[str]:
+    if not pairs:
+        yield "No implementation has an ok row for the same case in both files."
+        return
+    ratios = [pair.ratio for pair in pairs]
+    counts = {word: sum(_verdict(r) == word for r in ratios) for word in ("slower", "faster", "too close to call")}
+    words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    mean = float(np.exp(np.mean(np.log([r.value for r in ratios]))))
+    yield (
+        f"Same hardware. Of {len(ratios)} shared rows, in {other.label[0]}: {words}. "
+        f"The geometric mean of the time ratios is {mean:.2f}."
+    )
+    decided = [(pair, r) for pair, r in zip(pairs, ratios, strict=True) if r.decided]
+    decided.sort(key=lambda item: -abs(float(np.log(item[1].value))))
+    for pair, found in decided[:MOST_ROWS]:
+        yield f"`{pair.a.impl}` in {pair.a.suite} ({_words_of(pair.a)}): {found} times its time in A."
+    if len(decided) > MOST_ROWS:
+        yield f"{len(decided) - MOST_ROWS} smaller changes are in the table."
+    yield "Runs at different times drift: a change of a few percent between two files proves nothing."
+
+
+def _said_within(shown: pd.DataFrame, first: Run, other: Run) -> Iterator[str]:
+    yield f"Unlike hardware, so no time of one is divided by one of the other: each stands over its own `{BASELINE}`."
+    if shown.empty:
+        yield f"No case has `{BASELINE}` and another implementation ok in both files."
+        return
+    b = other.label[0]
+    for impl, rows in shown.groupby(COLUMNS["impl"].label, sort=False):
+        yield (
+            f"`{impl}` takes {times(float(rows['A'].median()))} times as long as `{BASELINE}` in A and "
+            f"{times(float(rows[b].median()))} times in {b} (medians of {len(rows)} shared cases)."
+        )
+
+
+def _status_changes(first: Run, other: Run, alike: bool) -> Iterator[dict[str, str]]:
+    theirs = _keyed(other, alike)
+    for key, a in _keyed(first, alike).items():
+        b = theirs.get(key)
+        if b is not None and a.status != b.status:
+            yield {
+                "row": f"{a.suite}, {a.impl}, {_words_of(a)}",
+                "a": f"{a.status}: {a.reason}" if a.reason else a.status,
+                "b": f"{b.status}: {b.reason}" if b.reason else b.status,
+            }

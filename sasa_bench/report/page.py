@@ -1,0 +1,138 @@
+"""What every page shares: the templates, inlined scripts, charts, tables and downloads as data: addresses."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import itables
+import itables.options
+import pandas as pd
+import vl_convert
+from itables import JavascriptFunction
+from itables.javascript import generate_init_offline_itables_html
+from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from sasa_bench.report.chart import Spec
+from sasa_bench.report.table import render as as_file
+from sasa_bench.report.table import size
+from sasa_bench.results.machine import Machine
+
+BLANK = JavascriptFunction(
+    "function (value, type) { return type === 'display' && String(value) === 'NaN' ? '' : value; }"
+)
+"""Shows nothing where there is no number."""
+LARGEST_PLAIN = 1 << 20
+"""A CSV with more bytes is embedded compressed."""
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from sasa_bench/report/templates. Raises jinja2.UndefinedError for a value that the template misses."""
+    return _environment().get_template(template).render(**values)
+
+
+def write(page: str, out: Path) -> None:
+    """Write a page; the folder is made."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding="utf-8")
+
+
+@cache
+def chart_script() -> Markup:
+    """Vega, Vega-Lite and Vega-Embed as one script for a page that has charts."""
+    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"))
+
+
+@cache
+def table_script() -> Markup:
+    """DataTables as one script for a page that has tables."""
+    return Markup(generate_init_offline_itables_html(itables.options.dt_bundle))
+
+
+def as_json(spec: Spec) -> Markup:
+    """A specification inside a script element."""
+    return Markup(json.dumps(spec, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def code(text: str) -> Markup:
+    """Names between backticks as code."""
+    return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
+
+
+def sortable(shown: pd.DataFrame, identity: str, searched: Sequence[str], length: int = 25) -> Markup:
+    """A table that sorts by each column and filters by value in the `searched` ones, by text or number in the rest."""
+    places = [shown.columns.get_loc(name) for name in searched]
+    return Markup(
+        itables.to_html_datatable(
+            shown,
+            connected=False,
+            showIndex=False,
+            table_id=identity,
+            display_logo_when_loading=False,
+            lengthMenu=[25, 100, 1000],
+            pageLength=length,
+            scrollX=True,
+            maxBytes=0,
+            format_floats_in_python=False,
+            classes="display compact nowrap",
+            style="width:100%",
+            columnControl=["order", ["search"]],
+            columnDefs=[
+                {"targets": places, "columnControl": ["order", ["searchList"]]},
+                {"targets": "_all", "render": BLANK},
+            ],
+            ordering={"indicators": False, "handler": True},
+            layout={"topStart": "pageLength", "topEnd": {"search": {"placeholder": "in every column"}}},
+        )
+    )
+
+
+def downloads(table: pd.DataFrame, name: str) -> list[dict[str, str]]:
+    """The table as files to save from the page: label, file name and data: address of each."""
+    csv = as_file(table, "csv")
+    packed = len(csv) > LARGEST_PLAIN
+    suffix, kind = (".csv.gz", "application/gzip") if packed else (".csv", "text/csv")
+    files = [
+        ("CSV" + (" (gzip)" if packed else ""), suffix, kind, gzip.compress(csv, 9, mtime=0) if packed else csv),
+        ("Parquet", ".parquet", "application/vnd.apache.parquet", as_file(table, "parquet")),
+    ]
+    return [
+        {"label": label, "name": name + suffix, "address": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
+        for label, suffix, kind, content in files
+    ]
+
+
+def describe(machine: Machine) -> dict[str, str]:
+    """A machine in words: what -> value."""
+    return {
+        "processor": f"{machine.cpu}, {machine.cores} cores",
+        "instructions": ", ".join(machine.isa) or "–",
+        "memory": size(machine.memory_bytes),
+        "GPU": f"{machine.gpu} (driver {machine.driver})" if machine.gpu else "none",
+        "system": f"{machine.os}, Python {machine.python}",
+        "libraries": ", ".join(f"{name} {version}" for name, version in machine.libraries.items()),
+        "worker environment": ", ".join(f"{name}={value}" for name, value in machine.environment.items()),
+        "sasa-bench": machine.revision,
+    }
+
+
+@cache
+def _environment() -> Environment:
+    folder = resources.files("sasa_bench.report") / "templates"
+    environment = Environment(
+        loader=FunctionLoader(lambda name: (folder / name).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"code": code, "as_json": as_json}
+    return environment

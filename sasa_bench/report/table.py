@@ -1,0 +1,241 @@
+"""The tidy table: one row for each Record, figures derived from what was measured."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from sasa_bench.case import AXES, CHOICES, Case
+from sasa_bench.report.services import EXPORTS
+from sasa_bench.results.record import COLUMNS, DIFFERS, STATUSES, Results, ResultsError, read
+
+FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
+BASELINE = "conv3x3"
+COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
+_FLOATS = ("time_median_s", "time_p20_s", "time_p80_s", "max_abs_err", "err_budget", "flops_per_s")
+_COUNTS = ("sample_count", "flops", "params", "min_bytes", "peak_memory_bytes")
+
+
+def load(*paths: str | Path) -> pd.DataFrame:
+    """Results files as a table: a row for each case and implementation, times in seconds, memory in bytes.
+
+    The columns are those of `sasa-bench table --format csv`, and figures that only some implementations have. Words are
+    categories: `impl` in the order of the registry, axes such as `dtype` in that of their choices, `resolution` (a
+    word, "28" or "28x56") by pixels. Counts are Int64, times and errors float64, `started_at` a time in UTC. What a row
+    does not have, such as the time of one that is not "ok", is missing.
+
+    Files of `sasa-bench run` and of pytest-benchmark are read alike. Raises ResultsError for a file that is missing or
+    not a results file.
+    """
+    results = read([Path(path) for path in paths])
+    return _typed(frame(results), results)
+
+
+def _typed(table: pd.DataFrame, results: Results) -> pd.DataFrame:
+    order: dict[str, Sequence[str]] = {**CHOICES, "status": STATUSES}
+    order["impl"] = sorted(results.impls, key=lambda name: results.impls[name].index)
+    order["resolution"] = sorted(table["resolution"].unique(), key=_pixels)
+    for name in COLUMNS:
+        if name == "started_at":
+            table[name] = pd.to_datetime(table[name], utc=True, format="ISO8601", errors="coerce")
+        elif name != "reason" and not pd.api.types.is_numeric_dtype(table[name]):
+            found = table[name].dropna().unique()
+            known = [value for value in order.get(name, ()) if name in CHOICES or name == "status" or value in found]
+            categories = [*known, *(value for value in found if value not in known)]
+            table[name] = pd.Categorical(table[name], categories)
+    extras = [name for name in table.columns if name not in COLUMNS]
+    table[extras] = table[extras].convert_dtypes()
+    return table
+
+
+def _pixels(resolution: str) -> tuple[int, int]:
+    case = Case(resolution=resolution)
+    return case.height * case.width, case.height
+
+
+def frame(results: Results) -> pd.DataFrame:
+    """The tidy table of `results`.
+
+    time_median_s, time_p20_s, time_p80_s: quantiles over rounds of the seconds per call, caches warm.
+    time_cold_s, time_cold_p20_s, time_cold_p80_s: the same of cold calls; only where rows have them.
+    flops_per_s: flops / time_median_s.
+    roofline_fraction: least time by the measured peak and bandwidth of the machine / time_median_s.
+    time_vs_conv3x3: time_median_s / that of conv3x3 for the same case, suite and machine.
+    differs: how the function of the implementation differs from those it stands next to, or "".
+    """
+    rows = []
+    hardware = {key: machine.hardware_id for key, machine in results.machines.items()}
+    for record in results.rows:
+        machine = results.machines.get(record.machine)
+        row: dict[str, Any] = {
+            "suite": record.suite,
+            "impl": record.impl,
+            "op": record.op,
+            "status": record.status,
+            "reason": record.reason,
+        }
+        info = results.impls.get(record.impl)
+        row["differs"] = info.differs if info else ""
+        row |= record.case.to_dict() | {"resolution": str(record.case.resolution)}
+        if record.samples_s:
+            low, middle, high = np.quantile(record.samples_s, (0.2, 0.5, 0.8))
+            row |= {"time_median_s": middle, "time_p20_s": low, "time_p80_s": high}
+            if record.flops:
+                row["flops_per_s"] = record.flops / middle
+            roof = results.roofs.get((record.machine, record.case.device, record.case.dtype, record.case.threads))
+            if roof and record.flops and record.min_bytes:
+                least = max(record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s)
+                row["roofline_fraction"] = least / middle
+        if record.cold_samples_s:
+            row |= dict(zip(COLD, np.quantile(record.cold_samples_s, (0.5, 0.2, 0.8)), strict=True))
+        row |= {
+            "sample_count": len(record.samples_s),
+            "flops": record.flops,
+            "params": record.params,
+            "min_bytes": record.min_bytes,
+            "peak_memory_bytes": record.peak_memory_bytes,
+            "memory_source": record.memory_source,
+            "max_abs_err": record.max_abs_err,
+            "err_budget": record.err_budget,
+            "machine": hardware.get(record.machine, record.machine),
+            "commit": machine.revision if machine else "",
+            "started_at": record.started_at,
+        }
+        rows.append(row | record.extra)
+    extras = list(COLD) if any(record.cold_samples_s for record in results.rows) else []
+    extras += dict.fromkeys(name for record in results.rows for name in record.extra)
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "differs", *extras])
+    for name in _FLOATS:
+        table[name] = table[name].astype("float64")
+    for name in _COUNTS:
+        table[name] = table[name].astype("Int64")
+    table["roofline_fraction"] = table["roofline_fraction"].astype("float64")
+    table["time_vs_conv3x3"] = _against_baseline(table)
+    return table
+
+
+def _against_baseline(table: pd.DataFrame) -> pd.Series:
+    key = ["suite", "machine", "commit", *AXES]
+    baseline = table.loc[table["impl"] == BASELINE, [*key, "time_median_s"]].drop_duplicates(key, keep="last")
+    joined = table[key].merge(baseline, on=key, how="left")
+    ratio = table["time_median_s"].to_numpy() / joined["time_median_s"].to_numpy(dtype="float64")
+    return pd.Series(ratio, index=table.index, dtype="float64")
+
+
+def varying_axes(table: pd.DataFrame) -> list[str]:
+    """The axes with more than one value in the table, in the order of Case."""
+    return [axis for axis in AXES if table[axis].nunique() > 1]
+
+
+def render(table: pd.DataFrame, form: str) -> bytes:
+    """The table as a file: csv and parquet hold every column in base units; text and markdown what a person reads.
+
+    The forms of exports.EXPORTS are for services that follow benchmarks. Raises ResultsError for an unknown form.
+    """
+    if form in EXPORTS:
+        return EXPORTS[form](table).encode()
+    if form == "csv":
+        return table.to_csv(index=False).encode()
+    if form == "parquet":
+        buffer = io.BytesIO()
+        table.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    styles = {"text": "simple", "markdown": "github"}
+    if form not in styles:
+        raise ResultsError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
+    shown = display(marked(table)).to_dict("list")
+    body = tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
+    return (body + "".join(f"\n{note}\n" for note in footnotes(table))).encode()
+
+
+def marked(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with a mark behind the name of every implementation whose function differs."""
+    names = [name + DIFFERS if differs else name for name, differs in zip(table["impl"], table["differs"], strict=True)]
+    return table.assign(impl=names)
+
+
+def footnotes(table: pd.DataFrame) -> list[str]:
+    """What the mark means, a sentence for each implementation that has it."""
+    found = table[table["differs"] != ""].drop_duplicates("impl")
+    pairs = zip(found["impl"], found["differs"], strict=True)
+    return [f"{DIFFERS} {name} computes another function: {differs}." for name, differs in pairs]
+
+
+READ_BY_PEOPLE = (
+    "time_median_s",
+    "time_vs_conv3x3",
+    "flops",
+    "flops_per_s",
+    "roofline_fraction",
+    "peak_memory_bytes",
+    "status",
+)
+
+
+def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.DataFrame:
+    """Strings for people: what varies, times with their p20 and p80, scaled units, the reason of what is not ok."""
+    names = ["suite", *varying_axes(table), "impl", *columns]
+    if table["suite"].nunique() == 1:
+        names.remove("suite")
+    shown = pd.DataFrame(
+        {COLUMNS[name].label: [text(name, value) for value in table[name]] for name in names},
+        index=table.index,
+    )
+    spread = [
+        f"{text('time_median_s', m)} ({text('time_p20_s', a)} – {text('time_p80_s', b)})" if m == m else ""
+        for a, m, b in zip(table["time_p20_s"], table["time_median_s"], table["time_p80_s"], strict=True)
+    ]
+    shown[COLUMNS["time_median_s"].label] = spread
+    shown["status"] = [s if s == "ok" else f"{s}: {r}" for s, r in zip(table["status"], table["reason"], strict=True)]
+    return shown
+
+
+def text(column: str, value: Any) -> str:
+    """A value of a column for people, scaled and with its unit; empty for none."""
+    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    form, unit = COLUMNS[column].format, COLUMNS[column].unit
+    if form == "time":
+        return seconds(float(value))
+    if form == "si":
+        return f"{si(float(value))}{unit}".strip()
+    if form == "bytes":
+        return size(float(value))
+    if form == "percent":
+        return f"{100 * value:.2g} %"
+    if form == "ratio":
+        return f"{value:.3g}"
+    if form == "error":
+        return f"{value:.1e}"
+    return str(value)
+
+
+def seconds(value: float) -> str:
+    """0.00213 -> "2.13 ms"."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value * 1e9:.3g} ns"
+
+
+def si(value: float) -> str:
+    """1.85e8 -> "185 M"."""
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= scale:
+            return f"{value / scale:.3g} {prefix}"
+    return f"{value:.3g} "
+
+
+def size(value: float) -> str:
+    """3670016 -> "3.5 MiB"."""
+    for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}"
+    return f"{value:.0f} B"

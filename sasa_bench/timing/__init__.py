@@ -1,0 +1,1 @@
+"""Check, then time: one case in a child process of its own."""

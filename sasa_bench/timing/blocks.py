@@ -1,0 +1,130 @@
+"""One arm's side of a paired measurement: cases are prepared once, then timed block by block on request."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import sasa_bench
+from sasa_bench.case import from_dict
+from sasa_bench.timing.sampling import Step, Timer, timer_for
+from sasa_bench.timing.trial import Oracles, Trial, prepare
+
+
+@dataclass(frozen=True)
+class _Ready:
+    step: Step
+    timer: Timer
+    threads: int
+
+
+_ready: dict[str, _Ready] = {}
+
+
+def loaded() -> dict[str, Any]:
+    """What this process really runs: the folder of the package, a digest of its sources, versions, native modules."""
+    folder = Path(sasa_bench.__file__).resolve().parent
+    native = sorted(
+        str(path)
+        for name, module in list(sys.modules.items())
+        if name.startswith("sasa_bench") and (path := getattr(module, "__file__", None)) and str(path).endswith(".so")
+    )
+    return {
+        "folder": str(folder),
+        "digest": digest(folder),
+        "python": sys.executable,
+        "torch": torch.__version__,
+        "native": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for path in native},
+    }
+
+
+def digest(folder: Path) -> str:
+    """A hash over names and contents of the package's files."""
+    whole = hashlib.sha256()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts):
+        whole.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return whole.hexdigest()[:16]
+
+
+def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict[str, Any]]:
+    """Prepare each case, key -> [implementation, fields of the case]; key -> fields of a Record.
+
+    With `exact` each is judged against its reference, and the row carries what never flakes: `operator_count` and
+    `allocated_bytes`, the peak of what torch allocates in one call.
+    """
+    rows = {}
+    oracles: Oracles = {}
+    for key in random.sample(list(cases), len(cases)):
+        impl, fields = cases[key]
+        case = from_dict(fields)
+        torch.set_num_threads(case.threads)
+        trial: Trial = prepare(impl, case, seed, lambda what: None, oracles, judge=exact)
+        row = trial.row
+        if trial.step is not None:
+            _ready[key] = _Ready(trial.step, timer_for(case.device), case.threads)
+            if exact:
+                row = row | _exact(trial.step)
+        rows[key] = row
+    return rows
+
+
+def calibrate(keys: list[str], block_s: float) -> dict[str, list[float]]:
+    """Key -> [calls that fill a block of block_s, seconds per call of the fastest call]; warms up on the way."""
+    found = {}
+    for key in keys:
+        ready = _use(key)
+        times: list[float] = []
+        while len(times) < 3 or sum(times) < 2 * block_s:
+            times.append(ready.timer(ready.step, 1))
+            if times[-1] <= 0:
+                raise RuntimeError(f"the clock did not move while {key} ran: its times cannot be trusted")
+        found[key] = [max(1, round(block_s / min(times))), min(times)]
+    return found
+
+
+def block(key: str, count: int, spin_s: float) -> float:
+    """Seconds per call of a block of calls. `spin_s` makes each call longer by so much, on purpose."""
+    ready = _use(key)
+    step = ready.step
+    if spin_s:
+
+        def slowed(step: Step = step) -> None:
+            step()
+            end = time.perf_counter() + spin_s
+            while time.perf_counter() < end:
+                pass
+
+        return ready.timer(slowed, count) / count
+    return ready.timer(step, count) / count
+
+
+def _use(key: str) -> _Ready:
+    ready = _ready[key]
+    if torch.get_num_threads() != ready.threads:
+        torch.set_num_threads(ready.threads)
+    return ready
+
+
+def _exact(step: Step) -> dict[str, int]:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    now = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    operators = sum("::" in event.name() for event in events)
+    return {"operator_count": operators, "allocated_bytes": peak}
+
+
+TURNS: dict[str, Callable[..., Any]] = {"loaded": loaded, "stand": stand, "calibrate": calibrate, "block": block}
+"""The questions of a paired measurement, by the name a worker is asked them."""

@@ -1,0 +1,160 @@
+"""The child's side of a worker: it builds, checks and measures what the parent asks for."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sasa_bench.case import from_dict
+from sasa_bench.timing.process import Request
+
+if TYPE_CHECKING:
+    from sasa_bench.timing.sampling import Settings, Step
+
+
+def main(events_fd: int) -> None:
+    """The child's side: answer requests until the parent goes away."""
+    _die_with_parent()
+    events = os.fdopen(events_fd, "w", buffering=1)
+
+    def send(event: str, **values: Any) -> None:
+        events.write(json.dumps({"event": event} | values) + "\n")
+
+    for line in sys.stdin:
+        message = json.loads(line)
+        do = message.pop("do")
+        if do == "measure":
+            request = Request(from_dict(message.pop("case")), tuple(message.pop("impls")), **message)
+            for impl, row in _measure(request, lambda impl, stage: send("stage", impl=impl, stage=stage)):
+                send("row", impl=impl, row=row)
+        else:
+            try:
+                send("answer", answer=_question(do)(**message))
+            except Exception as error:
+                send("failed", reason=str(error))
+        send("done")
+
+
+def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+    import torch
+
+    from sasa_bench.timing.sampling import Settings, peak_memory
+    from sasa_bench.timing.trial import Oracles, first_line, prepare
+
+    _freeze_imports()
+    case, settings = request.case, Settings(**request.settings)
+    torch.set_num_threads(case.threads)
+    torch.manual_seed(request.seed)
+    oracles: Oracles = {}
+    rows: dict[str, dict[str, Any]] = {}
+    steps: dict[str, Step] = {}
+    at = ""
+
+    def announce(name: str, what: str = "time") -> None:
+        nonlocal at
+        at = name
+        stage(name, what)
+
+    for name in request.impls:
+        announce(name, "start")
+        trial = prepare(name, case, request.seed, partial(stage, name), oracles)
+        if trial.step is None:
+            yield name, trial.row
+        else:
+            rows[name], steps[name] = trial.row, trial.step
+    oracles.clear()
+    while steps:
+        try:
+            for name, step in steps.items():
+                announce(name, "memory")
+                step()
+                rows[name]["peak_memory_bytes"], rows[name]["memory_source"] = peak_memory(step, case.device)
+            found = _sample(case.device, steps, settings, announce, request.seed)
+        except Exception as error:
+            del steps[at]
+            yield at, rows.pop(at) | {"status": "error", "reason": first_line(error)}
+            continue
+        for name, row in rows.items():
+            yield name, row | found[name] | {"extra": row["extra"] | found[name].get("extra", {})}
+        return
+
+
+@cache
+def _freeze_imports() -> None:
+    # Garbage is collected before memory is measured: torch's own objects would make each time last 0.2 s.
+    gc.collect()
+    gc.freeze()
+
+
+def _sample(
+    device: str, steps: Mapping[str, Step], settings: Settings, announce: Callable[[str], None], seed: int
+) -> dict[str, dict[str, Any]]:
+    """Record fields of each step, by name."""
+    from sasa_bench.timing.sampling import interleave, timer_for
+
+    if device == "cuda":
+        from sasa_bench.timing import cuda as gpu
+
+        return gpu.sample(gpu.current(), steps, settings, announce, seed)
+    samples = interleave(timer_for(device), steps, settings, announce, seed)
+    return {name: {"samples_s": found.seconds, "inner_count": found.inner_count} for name, found in samples.items()}
+
+
+def _roof(device: str, dtype: str, threads: int) -> list[float]:
+    import torch
+
+    from sasa_bench.timing.sampling import roof
+
+    torch.set_num_threads(threads)
+    return list(roof(device, dtype))
+
+
+def _describe(impls: list[str] | None = None, details: bool = False) -> list[dict[str, Any]]:
+    from sasa_bench import impls as registry
+
+    found = []
+    for name in impls or registry.names():
+        impl = registry.get(name)
+        info: dict[str, Any] = asdict(registry.info(impl))
+        try:
+            info["missing"] = impl.missing()
+        except Exception as error:
+            info["missing"] = str(error)
+        try:
+            info["details"] = impl.details() if details else []
+        except Exception as error:
+            info["details"] = [f"no details: {error}"]
+        found.append(info)
+    return found
+
+
+def _profile(impl: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
+    from sasa_bench.timing.capture import capture
+
+    return capture(impl, from_dict(case), Path(folder))
+
+
+def _question(do: str) -> Callable[..., Any]:
+    from sasa_bench.timing.blocks import TURNS
+
+    questions: dict[str, Callable[..., Any]] = {**TURNS, "roof": _roof, "describe": _describe, "profile": _profile}
+    return questions[do]
+
+
+def _die_with_parent() -> None:
+    # Who ends a whole group of processes means the run: the parent, which must not take it for a crash of the case.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write("1000")

@@ -1,0 +1,87 @@
+"""This machine, looked at now: processor, memory, GPU, libraries and the revision of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import cpuinfo
+import psutil
+
+from sasa_bench.results.environment import WORKER_ENVIRONMENT
+from sasa_bench.results.machine import Machine
+from sasa_bench.timing import nvml
+
+LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "nvidia-ml-py", "natten", "timm")
+ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "sve")
+
+
+def detect() -> Machine:
+    """This machine, now."""
+    info = cpuinfo.get_cpu_info()
+    flags = set(info.get("flags", ()))
+    gpu, driver = _gpu()
+    limits: dict[str, float] = {}
+    state: dict[str, Any] = {}
+    if gpu:
+        try:
+            found = nvml.find()
+            gpu, driver, limits, state = found.name or gpu, found.driver, found.limits(), found.state()
+        except nvml.NvmlAbsentError as error:
+            state = {"absent": str(error)}
+    commit, dirty = _revision(Path(__file__).parent)
+    return Machine(
+        cpu=info.get("brand_raw") or platform.processor() or platform.machine(),
+        cores=available_cores(),
+        isa=tuple(name for name in ISA if name in flags),
+        memory_bytes=psutil.virtual_memory().total >> 30 << 30,
+        gpu=gpu,
+        driver=driver,
+        os=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        libraries={name: version for name in LIBRARIES if (version := _version(name))},
+        environment=WORKER_ENVIRONMENT,
+        commit=commit,
+        dirty=dirty,
+        gpu_limits=limits,
+        gpu_state=state,
+    )
+
+
+def available_cores() -> int:
+    """CPUs this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _gpu() -> tuple[str, str]:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    line = _output(query).partition("\n")[0]
+    name, _, driver = line.partition(", ")
+    return name, driver
+
+
+def _revision(folder: Path) -> tuple[str, bool]:
+    commit = _output(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"])
+    if not commit:
+        return _version("sasa-bench") or "unknown", False
+    return commit, bool(_output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"]))
+
+
+def _output(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,182 @@
+"""A child process that builds, checks and measures on request; what kills it costs one row, not the run.
+
+Parent and child exchange JSON lines: requests on the child's standard input, events on a pipe of their own. Before each
+risky stage the child announces it, so that the parent knows whom to blame for a crash and how long to wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from sasa_bench.case import Case, UserError
+from sasa_bench.results.environment import WORKER_ENVIRONMENT
+
+if TYPE_CHECKING:
+    pass
+
+STAGES = ("start", "build", "check", "memory", "time")
+BUILD_TIMEOUT_S = 900.0
+"""Starting and building may compile native code."""
+
+
+class WorkerDied(Exception):
+    """The child ended or had to be ended. `status` is the row's, `reason` its sentence, `impl` who was at it."""
+
+    def __init__(self, status: str, reason: str, impl: str | None, stage: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.impl, self.stage = status, reason, impl, stage
+
+
+class WorkerRefused(UserError):
+    """The child could not answer a question; the message says why."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Measure `case` with these implementations, interleaved; the settings are those of measure.Settings."""
+
+    case: Case
+    impls: tuple[str, ...]
+    seed: int
+    settings: dict[str, Any]
+
+
+class Worker:
+    """The parent's side. `spent_s` holds the seconds that each stage has taken so far."""
+
+    def __init__(
+        self,
+        timeout_s: float,
+        command: Sequence[str] = (sys.executable, "-m", "sasa_bench.worker"),
+        environment: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> None:
+        self.timeout_s = timeout_s
+        self.spent_s: dict[str, float] = dict.fromkeys(STAGES, 0.0)
+        read_end, write_end = os.pipe()
+        self.errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed in close)
+        self.process = subprocess.Popen(
+            [*command, str(write_end)],
+            stdin=subprocess.PIPE,
+            stdout=self.errors,
+            stderr=self.errors,
+            pass_fds=(write_end,),
+            cwd=cwd,
+            env=os.environ | WORKER_ENVIRONMENT | dict(environment or {}),
+            start_new_session=True,
+        )
+        os.close(write_end)
+        self.pipe = read_end
+        self.buffer = b""
+
+    def measure(self, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(implementation, its Record fields) for each one of the request. Raises WorkerDied."""
+        message = asdict(request) | {"case": request.case.to_dict(), "do": "measure"}
+        for event in self._ask(message):
+            if event["event"] == "row":
+                yield event["impl"], event["row"]
+
+    def ask(self, do: str, **values: Any) -> Any:
+        """The answer to a question. Raises WorkerDied, or WorkerRefused with the child's reason."""
+        return self._answer(do, self._ask({"do": do} | values))
+
+    def send(self, do: str, **values: Any) -> Callable[[], Any]:
+        """Send a question now; the call that comes back waits for its answer and raises as `ask` does."""
+        self._write({"do": do} | values)
+        return lambda: self._answer(do, self._events())
+
+    def _answer(self, do: str, events: Iterator[dict[str, Any]]) -> Any:
+        answer = None
+        for event in events:
+            if event["event"] == "answer":
+                answer = event["answer"]
+            elif event["event"] == "failed":
+                raise WorkerRefused(event["reason"])
+        if answer is not None:
+            return answer
+        raise WorkerDied("error", f"the worker gave no answer to {do!r}", None, "start")
+
+    def _ask(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        self._write(message)
+        yield from self._events()
+
+    def _write(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps(message).encode() + b"\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            raise self._autopsy(None, "start") from None
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        impl, stage = None, "start"
+        while True:
+            limit = max(self.timeout_s, BUILD_TIMEOUT_S) if stage in ("start", "build") else self.timeout_s
+            since = time.monotonic()
+            line = self._line(since + limit)
+            self.spent_s[stage] += time.monotonic() - since
+            if line is None:
+                self.kill()
+                reason = f"stage {stage!r} took longer than {limit:g} s and was stopped; --timeout allows more"
+                raise WorkerDied("timeout", reason, impl, stage)
+            if not line:
+                raise self._autopsy(impl, stage)
+            event = json.loads(line)
+            if event["event"] == "done":
+                return
+            if event["event"] == "stage":
+                impl, stage = event["impl"], event["stage"]
+            yield event
+
+    def _line(self, deadline: float) -> bytes | None:
+        """The next line, b"" at the end of the pipe, None when the deadline passes."""
+        while b"\n" not in self.buffer:
+            ready, _, _ = select.select([self.pipe], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                return None
+            chunk = os.read(self.pipe, 1 << 16)
+            if not chunk:
+                return b""
+            self.buffer += chunk
+        line, _, self.buffer = self.buffer.partition(b"\n")
+        return line
+
+    def _autopsy(self, impl: str | None, stage: str) -> WorkerDied:
+        code = self.process.wait()
+        self.errors.seek(0)
+        said = self.errors.read().decode(errors="replace").strip().splitlines()
+        if code < 0:
+            cause = f"the worker was killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                cause += " (out of memory, as a rule)"
+        else:
+            cause = f"the worker ended with exit status {code}"
+        last = f": {said[-1]}" if said else ""
+        return WorkerDied("error", f"{cause} in stage {stage!r}{last}", impl, stage)
+
+    def kill(self) -> None:
+        """End the child and all that it started, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def close(self) -> None:
+        """End the child and close the pipes."""
+        self.kill()
+        os.close(self.pipe)
+        self.errors.close()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()

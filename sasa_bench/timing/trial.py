@@ -1,0 +1,97 @@
+"""One implementation on one case: built, checked against the reference, ready to be timed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sasa_bench import impls
+from sasa_bench.case import Case
+from sasa_bench.impls import _nvrtc as nvrtc
+from sasa_bench.ops.cost import FORMULAS, cost
+from sasa_bench.ops.tensors import leaves, random_tensors, step
+from sasa_bench.timing.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
+from sasa_bench.timing.sampling import Step
+
+Oracles = dict[tuple[str, Case], Oracle]
+"""What is expected of (op, case); filled on demand, so that implementations of one op share it."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """`row` holds the fields of a Record so far; `step` makes one call, or is None where the row is not ok."""
+
+    row: dict[str, Any]
+    step: Step | None
+
+
+def prepare(
+    name: str, case: Case, seed: int, stage: Callable[[str], None], oracles: Oracles, judge: bool = True
+) -> Trial:
+    """Build an implementation and judge one call of it on random input; without `judge` only see that it runs.
+
+    `stage` is told "check" and "build" before each begins. Any exception becomes a row with status "error".
+    """
+    row: dict[str, Any] = {"status": "ok", "reason": ""}
+    try:
+        impl = impls.get(name)
+        computed = impl.computes(case)
+        if impl.op.name in FORMULAS:
+            row |= asdict(cost(impl.op.name, computed))
+        reason = impl.supports(case) or no_device(case) or impl.missing()
+        if reason:
+            return Trial(row | {"status": "skipped", "reason": reason}, None)
+        if not judge:
+            return Trial(row, _unjudged(impl, computed, seed, stage))
+        stage("check")
+        key = (impl.op.name, computed)
+        if key not in oracles:
+            oracles[key] = consult(impl.op, computed, seed)
+        oracle = oracles[key]
+        tensors = leaves(oracle.tensors, computed)
+        grad_y = None if oracle.grad_y is None else oracle.grad_y.to(tensors[next(iter(tensors))])
+        with poisoned_memory() if impl.poisoned else nullcontext():
+            stage("build")
+            started = time.perf_counter()
+            call = impl.build(computed, tensors)
+            row["extra"] = {"build_s": time.perf_counter() - started} | getattr(call, "figures", {})
+            stage("check")
+            run = step(computed, call, tensors, grad_y)
+            outputs = run()
+        verdict = compare(oracle, outputs)
+    except Exception as error:
+        return Trial(row | {"status": "error", "reason": first_line(error)}, None)
+    row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
+    if not verdict.ok:
+        return Trial(row | {"status": "wrong", "reason": verdict.reason}, None)
+    return Trial(row, run)
+
+
+def _unjudged(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], None]) -> Step:
+    tensors = leaves(random_tensors(impl.op, case, seed), case)
+    stage("build")
+    call = impl.build(case, tensors)
+    stage("check")
+    grad_y = None if case.mode == "forward" else gradient_of_output(case, call().detach(), seed)
+    run = step(case, call, tensors, grad_y)
+    run()
+    return run
+
+
+def first_line(error: Exception) -> str:
+    """The kind of an exception and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+
+
+def no_device(case: Case) -> str | None:
+    """None, or why torch cannot use the device of a case on this machine and what would help."""
+    reason = nvrtc.no_device() if case.device == "cuda" else None
+    return f"no CUDA device: {reason}" if reason else None
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) != float("inf") else None

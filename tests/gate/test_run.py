@@ -1,0 +1,348 @@
+"""Gate runs end to end: made-up pairs for the logic, live processes for the machinery, mutants that must not pass."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import sasa_bench
+from sasa_bench.case import Case
+from sasa_bench.cli import main
+from sasa_bench.gate import outputs as gate_report
+from sasa_bench.gate import run as gate
+from sasa_bench.gate.arms import Arm, ArmError, set_up, verify
+from sasa_bench.gate.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
+from sasa_bench.gate.verdicts import Rules
+from sasa_bench.timing.process import WorkerDied
+
+PACKAGE = Path(sasa_bench.__file__).parent
+TINY = Case(channels=8, heads=2, kernel_size=3, resolution=6, batch=1, threads=1)
+POINTS = [Point(impl, TINY.with_(kernel_size=k)) for impl in ("unfold", "conv3x3") for k in (3, 5)]
+ROW = {
+    "status": "ok",
+    "reason": "",
+    "flops": 1,
+    "params": 1,
+    "operator_count": 1,
+    "allocated_bytes": 1,
+    "err_budget": 1,
+}
+QUICK = Rules(screen_pairs=7, confirm_pairs=21)
+
+
+def checkout(folder: Path, edit: Callable[[Path], None] = lambda package: None) -> Path:
+    """A copy of the package, edited."""
+    shutil.copytree(PACKAGE, folder / "sasa_bench", ignore=shutil.ignore_patterns("__pycache__"))
+    edit(folder / "sasa_bench")
+    return folder
+
+
+def substitute(file: str, old: str, new: str) -> Callable[[Path], None]:
+    def edit(package: Path) -> None:
+        text = (package / file).read_text()
+        assert old in text, file
+        (package / file).write_text(text.replace(old, new))
+
+    return edit
+
+
+class Played:
+    """Plays the arms: pairs with a given shift of head and copy, exact rows that may differ."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.shift: dict[str, float] = {}
+        self.screen_shift: dict[str, float] = {}
+        self.floor_shift: dict[str, float] = {}
+        self.scatter = 0.01
+        self.head_rows: dict[str, dict[str, Any]] = {}
+        self.deaths = 0
+        self.dies_after = 1000
+        self.pairs = 0
+        monkeypatch.setattr(gate, "exact_rows", self.exact)
+        monkeypatch.setattr(gate, "measure_pair", self.pair)
+        monkeypatch.setattr(gate._Gate, "loaded", lambda self, arm: {"digest": arm.name, "torch": "2", "python": "p"})
+
+    def exact(self, arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str, dict[str, Any]]:
+        rows = {p.key: dict(ROW) for p in points}
+        return rows | self.head_rows if arm.name == "head" else rows
+
+    def pair(
+        self, arms: object, points: Sequence[Point], counts: Counts, timeout_s: float, spin: object = None
+    ) -> Pair:
+        if self.deaths:
+            self.deaths -= 1
+            raise WorkerDied("error", "the worker was killed by SIGKILL", None, "time")
+        if self.pairs == self.dies_after:
+            raise WorkerDied("timeout", "no answer", None, "time")
+        self.pairs += 1
+        shift = self.shift | (self.screen_shift if self.pairs <= QUICK.screen_pairs else {})
+        head = {p.key: math.log1p(shift.get(p.key, 0)) + random.gauss(0, self.scatter) for p in points}
+        floor = {p.key: math.log1p(self.floor_shift.get(p.key, 0)) + random.gauss(0, self.scatter) for p in points}
+        return Pair(head, floor, dict.fromkeys(head, 0.002), {key: [value] for key, value in head.items()})
+
+    def run(self, budget_s: float = 600.0, **changes: Any) -> gate.Result:
+        arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
+        return gate.run(arms, POINTS, QUICK, budget_s, 10.0, **changes)
+
+
+@pytest.fixture
+def played(monkeypatch: pytest.MonkeyPatch) -> Played:
+    return Played(monkeypatch)
+
+
+def test_identical_arms_pass(played: Played) -> None:
+    played.scatter = 0.002
+    result = played.run()
+    assert (result.verdict, result.exit_status) == ("PASS", 0)
+    assert played.pairs == QUICK.screen_pairs
+
+
+def test_a_slow_down_is_confirmed_on_fresh_pairs_and_fails(played: Played) -> None:
+    played.shift[POINTS[1].key] = 0.08
+    result = played.run()
+    assert (result.verdict, result.exit_status) == ("REGRESSION", 2)
+    assert result.cases[0].key == POINTS[1].key
+    assert played.pairs == QUICK.screen_pairs + QUICK.confirm_pairs
+
+
+def test_a_suspect_that_no_longer_looks_slow_is_let_go(played: Played) -> None:
+    played.scatter = 0.002
+    played.screen_shift[POINTS[1].key] = 0.08
+    result = played.run()
+    assert (result.verdict, result.exit_status) == ("PASS", 0)
+    assert played.pairs == QUICK.screen_pairs + QUICK.look_pairs
+    let_go = next(case for case in result.cases if case.key == POINTS[1].key)
+    assert f"after {QUICK.look_pairs} fresh pairs" in let_go.reason
+    assert let_go.ratio == pytest.approx(1, abs=0.01)
+
+
+def test_a_confirmation_cut_short_leaves_open_only_what_still_looked_slow(played: Played) -> None:
+    played.scatter = 0.002
+    played.shift[POINTS[0].key] = 0.08
+    played.screen_shift[POINTS[1].key] = 0.08
+    played.dies_after = QUICK.screen_pairs + QUICK.look_pairs + 2
+    result = played.run()
+    assert (result.verdict, result.exit_status) == ("INCONCLUSIVE", 3)
+    verdicts = {case.key: case.verdict for case in result.cases}
+    assert (verdicts[POINTS[0].key], verdicts[POINTS[1].key]) == ("INCONCLUSIVE", "EQUIVALENT")
+
+
+def test_a_speed_up_passes_and_is_shown(played: Played) -> None:
+    played.shift[POINTS[0].key] = -0.2
+    result = played.run()
+    assert result.exit_status == 0
+    assert result.cases[0].verdict == "IMPROVED"
+
+
+def test_a_floor_that_moves_contaminates(played: Played) -> None:
+    played.shift[POINTS[0].key] = 0.3
+    played.floor_shift[POINTS[0].key] = 0.1
+    assert (played.run().verdict, played.run().exit_status) == ("CONTAMINATED", 3)
+
+
+@pytest.mark.parametrize(
+    ("row", "verdict"),
+    [
+        (ROW | {"status": "wrong", "reason": "y is off"}, "WRONG"),
+        (ROW | {"status": "error", "reason": "boom"}, "MISSING"),
+        (ROW | {"flops": 2}, "REGRESSION"),
+        (ROW | {"allocated_bytes": 2}, "REGRESSION"),
+    ],
+)
+def test_an_exact_figure_that_became_worse_fails(played: Played, row: dict[str, Any], verdict: str) -> None:
+    played.head_rows[POINTS[2].key] = row
+    result = played.run()
+    assert result.exit_status == 2
+    assert (result.cases[0].key, result.cases[0].verdict) == (POINTS[2].key, verdict)
+
+
+def test_a_budget_that_ends_is_inconclusive_never_a_guess(played: Played) -> None:
+    result = played.run(budget_s=0.0)
+    assert (result.verdict, result.exit_status) == ("INCONCLUSIVE", 3)
+    assert all("--budget" in case.reason for case in result.cases)
+
+
+def test_a_lost_pair_is_measured_again(played: Played) -> None:
+    played.deaths, played.scatter = 2, 0.002
+    result = played.run()
+    assert result.exit_status == 0
+    assert played.pairs == QUICK.screen_pairs
+    assert sum("lost" in note for note in result.notes) == 2
+
+
+def test_processes_that_keep_dying_end_inconclusive(played: Played) -> None:
+    played.deaths = 1000
+    assert played.run().exit_status == 3
+
+
+def test_no_points_at_all_never_pass(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "POINTS", [])
+    assert played.run().exit_status == 3
+
+
+def test_the_reports_say_what_happened(played: Played, tmp_path: Path) -> None:
+    played.shift[POINTS[1].key] = 0.08
+    played.head_rows[POINTS[2].key] = ROW | {"status": "wrong", "reason": "y is <off> & bad"}
+    result = played.run(journal=tmp_path / "journal.jsonl")
+    paths = gate_report.write_all(result, tmp_path)
+    assert {p.suffix for p in paths} == {".txt", ".md", ".xml", ".json", ".html"}
+    shown = (tmp_path / "gate.txt").read_text()
+    assert shown.index("WRONG") < shown.index(POINTS[1].key)
+    assert "## Performance gate: REGRESSION" in (tmp_path / "gate.md").read_text()
+    suite = ElementTree.fromstring((tmp_path / "gate.xml").read_text())
+    assert (suite.get("failures"), suite.get("errors"), suite.get("tests")) == ("2", "0", "4")
+    values = json.loads((tmp_path / "gate.json").read_text())
+    assert (values["verdict"], values["exit_status"], len(values["cases"])) == ("REGRESSION", 2, 4)
+    page = (tmp_path / "gate.html").read_text()
+    assert "&lt;off&gt; &amp; bad" in page
+    assert "data:image/svg+xml" in page
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    assert len(lines) == played.pairs
+    assert set(json.loads(lines[0])["head"]) == {p.key for p in POINTS if p.key != POINTS[2].key}
+
+
+@pytest.fixture(scope="module")
+def arms(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
+    folder = tmp_path_factory.mktemp("arms")
+    slow = substitute("impls/unfold.py", "    def core(", "    import time\n\n    time.sleep(0)\n\n    def core(")
+    return set_up(str(checkout(folder / "b")), str(checkout(folder / "h", slow)), folder / "out")
+
+
+def test_live_arms_take_turns(arms: list[Arm]) -> None:
+    counts = Counts()
+    pair = measure_pair(arms, POINTS, counts, 60.0, blocks=3)
+    assert set(pair.head) == set(pair.floor) == {p.key for p in POINTS}
+    assert all(abs(value) < math.log(10) for value in [*pair.head.values(), *pair.floor.values()])
+    assert all(count >= 1 for count in counts.calls.values())
+    slowed = POINTS[0].key
+    again = measure_pair(
+        arms, POINTS[:1], counts, 60.0, blocks=3, spin=lambda counts: {slowed: 99 * counts.seconds[slowed]}
+    )
+    assert again.head[slowed] > math.log(4)
+
+
+def test_threads_of_an_arm_that_waits_leave_the_cores_to_the_others(arms: list[Arm]) -> None:
+    point = Point("conv3x3", TINY.with_(channels=64, resolution=28, threads=2))
+    worker = start(arms[0], 60.0)
+
+    def busy_s() -> float:
+        files = Path(f"/proc/{worker.process.pid}/task").glob("*/schedstat")
+        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+    try:
+        worker.ask("stand", cases={point.key: [point.impl, point.case.to_dict()]}, seed=1, exact=False)
+        waited = []
+        for _ in range(9):
+            worker.ask("block", key=point.key, count=3, spin_s=0.0)
+            before = busy_s()
+            time.sleep(0.02)
+            waited.append(busy_s() - before)
+        assert min(waited) < 1e-3
+    finally:
+        worker.close()
+
+
+def test_exact_figures_of_live_arms_repeat_exactly(arms: list[Arm]) -> None:
+    first, second = exact_rows(arms[0], POINTS, 60.0), exact_rows(arms[2], POINTS, 60.0)
+    for key, row in first.items():
+        assert row["status"] == "ok"
+        for name in ("flops", "params", "operator_count", "allocated_bytes", "err_budget"):
+            assert row[name] == second[key][name], (key, name)
+        assert row["operator_count"] > 0
+        assert row["allocated_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("edit", "status"),
+    [
+        (substitute("impls/unfold.py", "return (weights", "return 1.01 * (weights"), "wrong"),
+        (
+            substitute(
+                "impls/unfold.py", "    def core(", "    import os\n\n    os.kill(os.getpid(), 9)\n\n    def core("
+            ),
+            "error",
+        ),
+        (substitute("impls/unfold.py", "IMPL = ", "NOTHING = "), "error"),
+    ],
+    ids=["wrong", "killed", "gone"],
+)
+def test_a_head_that_broke_is_seen_in_its_exact_figures(
+    tmp_path: Path, edit: Callable[[Path], None], status: str
+) -> None:
+    head = Arm("head", checkout(tmp_path / "h", edit), "h", sys.executable)
+    rows = exact_rows(head, [POINTS[0], POINTS[2]], 60.0)
+    assert rows[POINTS[0].key]["status"] == status
+    assert rows[POINTS[2].key]["status"] == "ok"
+
+
+@pytest.mark.parametrize("clock", ["-1e-3", "float('nan')", "0.0"])
+def test_a_clock_that_does_not_run_forwards_loses_the_pair(tmp_path: Path, clock: str) -> None:
+    edit = substitute("measurement.py", "return time.perf_counter() - start", f"return {clock}")
+    broken = checkout(tmp_path / "h", edit)
+    arms = set_up(str(checkout(tmp_path / "b")), str(broken), tmp_path / "out")
+    with pytest.raises((WorkerDied, ValueError)):
+        measure_pair(arms, POINTS[:1], Counts(), 60.0, blocks=2)
+
+
+def test_the_same_folder_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkout(tmp_path / "a")
+    with pytest.raises(SystemExit) as stop:
+        main(["gate", "--base", str(folder), "--head", f"{folder}/../a", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["no-such-revision", "."])
+def test_an_arm_that_is_no_checkout_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArmError):
+        set_up(str(checkout(tmp_path / "a")), source, tmp_path / "out")
+
+
+def test_an_arm_that_loads_another_package_is_refused(tmp_path: Path) -> None:
+    arm = Arm("head", tmp_path, "h", sys.executable)
+    with pytest.raises(ArmError, match="instead of"):
+        verify(arm, {"folder": str(PACKAGE)})
+
+
+def test_a_revision_is_checked_out_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+
+    checkout(tmp_path / "repo")
+    git = ["git", "-C", str(tmp_path / "repo"), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *command], check=True)
+    (tmp_path / "repo/sasa_bench/extra.py").write_text("x = 1\n")
+    subprocess.run([*git, "add", "."], check=True)
+    subprocess.run([*git, "commit", "-qm", "two"], check=True)
+    monkeypatch.chdir(tmp_path / "repo")
+    base, head, copy = set_up("HEAD~1", "HEAD", tmp_path / "out")
+    assert not (base.folder / "sasa_bench/extra.py").exists()
+    assert (head.folder / "sasa_bench/extra.py").exists()
+    assert not (copy.folder / "sasa_bench/extra.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["aa"], "nothing to do"),
+        (["aa", "--runs", "1", "--inject", "0.5"], "1 or more"),
+        (["gate", "--base", "a", "--head", "b", "--budget", "soon"], "duration"),
+        (["gate", "--base", "a"], "--head"),
+    ],
+)
+def test_bad_options_are_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 1
+    assert words in capsys.readouterr().err

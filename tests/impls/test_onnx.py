@@ -1,0 +1,202 @@
+"""Exported graphs compute what the reference computes, count what the cost model counts, and say what is missing."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from sasa_bench import impls
+from sasa_bench.case import Case
+from sasa_bench.cli import cli
+from sasa_bench.ops.cost import cost
+from sasa_bench.ops.tensors import LOCAL_ATTENTION, leaves, random_tensors
+from sasa_bench.results.environment import KEEP_MODELS
+from sasa_bench.results.record import read
+from sasa_bench.timing.check import compare, consult
+from sasa_bench.timing.trial import prepare
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+from sasa_bench.impls import _onnx as shared  # noqa: E402
+from sasa_bench.impls import gathered, onnx_fused  # noqa: E402
+
+EXPORTED = [name for name in impls.names() if name.startswith("onnx")]
+SMALL = Case(channels=12, heads=3, kernel_size=5, resolution="7x9", threads=1)
+
+
+def judged(name: str, case: Case) -> dict[str, object]:
+    row = prepare(name, case, 5, lambda stage: None, {}).row
+    if row["status"] == "skipped":
+        pytest.skip(row["reason"])
+    assert row["status"] == "ok", row["reason"]
+    return row
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scope": "core", "position": "none", "border": "zero"},
+        {"position": "absolute", "border": "mask"},
+        {"position": "relative", "border": "zero"},
+        {"position": "relative", "kernel_size": 11, "resolution": "4x6"},
+        {"position": "relative", "heads": 12, "batch": 1, "resolution": "1x5"},
+        {"dtype": "float16"},
+    ],
+    ids=str,
+)
+def test_the_formulation_to_export_agrees_with_the_reference(changes: dict[str, object]) -> None:
+    judged("onnx", SMALL.with_(**changes))
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_implementation_names_the_one_in_pytorch_that_computes_the_same(name: str) -> None:
+    file = impls.get(name)
+    source = impls.get(file.exports)
+    assert source.op is file.op
+    assert not source.exports
+    assert source.computes(SMALL) == file.computes(SMALL)
+    assert impls.info(file).any_size == (name == "onnx_dynamic")
+    assert impls.info(file).library == (name == "onnx_fused")
+
+
+def test_the_headers_are_found_in_the_package_that_contains_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR", raising=False)
+    monkeypatch.setattr(onnx_fused, "SYSTEM_FOLDERS", ())
+    if find_spec("quark") is None:
+        pytest.skip("amd-quark is not installed: `make setup` installs it")
+    found = onnx_fused.header_folder()
+    assert found is not None
+    assert (found / "onnxruntime_cxx_api.h").is_file()
+
+
+@pytest.mark.parametrize("name", [name for name in EXPORTED if name not in ("onnx", "onnx_dynamic")])
+def test_every_exported_implementation_has_its_figures(name: str) -> None:
+    figures = judged(name, SMALL)["extra"]
+    assert isinstance(figures, dict)
+    for column in ("build_s", "export_s", "session_s", "model_bytes", "node_count", "optimised_node_count"):
+        assert figures[column] > 0, column
+    assert ("graph_flops" in figures) == (name != "onnx_fused")
+
+
+def test_the_graph_of_the_unfolded_formulation_does_what_the_cost_model_counts() -> None:
+    for position in ("relative", "absolute"):
+        case = SMALL.with_(position=position)
+        row = judged("onnx_unfold", case)
+        assert row["extra"]["graph_flops"] == cost("local_attention", case).flops  # type: ignore[index]
+
+
+def test_the_graph_of_a_convolution_does_what_the_cost_model_counts() -> None:
+    row = judged("onnx_conv3x3", SMALL)
+    assert row["extra"]["graph_flops"] == row["flops"] == 2 * 9 * 12 * 12 * 2 * 7 * 9  # type: ignore[index]
+
+
+def test_the_graph_of_the_gathered_formulation_multiplies_whole_halos() -> None:
+    """2 x 3 blocks of 4 x 4 queries and 8 x 8 keys: two products over 4 channels, and a mask or what positions add.
+
+    Positions: 8 rows and 8 columns of a halo for each query, the mask, and a product over these 16.
+    """
+    case = SMALL.with_(scope="core", position="none")
+    queries = 2 * 3 * 6 * 16
+    assert judged("onnx", case)["extra"]["graph_flops"] == queries * 64 * (2 * 4 + 2 * 4 + 1)  # type: ignore[index]
+    relative = judged("onnx", case.with_(position="relative"))
+    places = queries * 16 * (2 * 4 + 1)
+    assert relative["extra"]["graph_flops"] == places + queries * 64 * (2 * 4 + 2 * 4 + 2 * 16 + 1)  # type: ignore[index]
+
+
+def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
+    case = SMALL.with_(scope="core")
+    function = shared.attention_function(case, gathered.attend_any_size)
+    tensors = random_tensors(LOCAL_ATTENTION, case, 1)
+    model, figures = shared.export(function, case, leaves(tensors, case), dynamic=True)
+    assert "graph_flops" not in figures
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), shared.session_options(case), providers=["CPUExecutionProvider"]
+    )
+    for batch, resolution in [(2, "7x9"), (1, 1), (3, "4x4"), (1, "13x2"), (2, 20)]:
+        sized = case.with_(batch=batch, resolution=resolution)
+        oracle = consult(LOCAL_ATTENTION, sized, batch)
+        parameters = {name: tensors[name] for name in ("rel_row", "rel_col")}
+        oracle.tensors.update(parameters)
+        oracle.expected["y"] = LOCAL_ATTENTION.reference(sized, oracle.tensors)
+        feed = {name: oracle.tensors[name].float().numpy() for name in ("q", "k", "v")}
+        verdict = compare(oracle, (torch.from_numpy(session.run(["y"], feed)[0]),))
+        assert verdict.ok, f"{sized.describe()}: {verdict.reason}"
+
+
+def test_what_cannot_run_says_so() -> None:
+    can = impls.get("onnx").supports
+    assert "forward" in (can(SMALL.with_(mode="training")) or "")
+    assert "one map" in (impls.get("onnx_dynamic").supports(SMALL.with_(position="absolute")) or "")
+    assert "bfloat16" in (can(SMALL.with_(dtype="bfloat16")) or "")
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        assert "pip install onnxruntime-gpu" in (can(SMALL.with_(device="cuda")) or "")
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_a_missing_package_is_named_with_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shared.find_spec
+    monkeypatch.setattr(shared, "find_spec", lambda package: None if package == "onnxscript" else found(package))
+    row = prepare(name, SMALL, 1, lambda stage: None, {}).row
+    assert row["status"] == "skipped"
+    assert row["reason"] == "onnxscript not installed: pip install onnxscript"
+
+
+def test_an_opset_that_the_runtime_lacks_is_an_error_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported = shared.export
+
+    def future(*args: object, **kwargs: object) -> object:
+        model, figures = exported(*args, **kwargs)  # type: ignore[arg-type]
+        model.opset_import[0].version = 999
+        return model, figures
+
+    monkeypatch.setattr(shared, "export", future)
+    row = prepare("onnx_conv3x3", SMALL, 1, lambda stage: None, {}).row
+    assert row["status"] == "error"
+    assert "opset" in row["reason"].lower()
+
+
+def test_a_failed_export_is_an_error_row_that_names_the_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise torch.onnx.OnnxExporterError("long story") from ValueError("the cause")
+
+    monkeypatch.setattr(torch.onnx, "export", broken)
+    row = prepare("onnx_conv3x3", SMALL, 1, lambda stage: None, {}).row
+    assert row["status"] == "error"
+    assert row["reason"].endswith("the cause")
+
+
+def test_headers_that_are_not_there_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_fused, "KERNELS", tmp_path / "kernels.h")
+    (tmp_path / "kernels.h").touch()
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(tmp_path))
+    assert str(tmp_path) in (onnx_fused.missing() or "")
+    monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR")
+    monkeypatch.setattr(onnx_fused, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(onnx_fused, "HEADER_PACKAGE", "no-such-package")
+    assert "pip install --no-deps" in (onnx_fused.missing() or "")
+
+
+def test_models_are_kept_on_request(tmp_path: Path) -> None:
+    out, kept = tmp_path / "r.jsonl", tmp_path / "models"
+    suite = tmp_path / "s.toml"
+    suite.write_text('title = "?"\nimpls = ["onnx_conv3x3"]\n[fixed]\nchannels = 4\nheads = 1\nresolution = 5\n')
+    options = ["run", str(suite), "--out", str(out), "--budget", "0.01", "--keep-models", str(kept)]
+    result = CliRunner().invoke(cli, options)
+    assert result.exit_code == 0, result.output
+    (row,) = read([out]).rows
+    (path,) = kept.glob("*.onnx")
+    assert path.name.startswith("onnx_conv3x3-")
+    assert path.stat().st_size == row.extra["model_bytes"]
+
+
+def test_no_model_is_kept_without_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(KEEP_MODELS, raising=False)
+    monkeypatch.chdir(tmp_path)
+    judged("onnx_conv3x3", SMALL)
+    assert not list(tmp_path.iterdir())

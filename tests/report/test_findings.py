@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import factory
+import pytest
+
+from sasa_bench.case import Case
+from sasa_bench.ops.cost import cost
+from sasa_bench.paper.tables import published
+from sasa_bench.report.findings import FAILS, HOLDS, OPEN, PARTLY, Answers, answers, ratio, times
+from sasa_bench.report.table import frame
+from sasa_bench.results.record import Record, read
+
+
+def found(tmp_path: Path, rows: list[Record]) -> Answers:
+    results = read([factory.results_file(tmp_path / "a.jsonl", rows)])
+    return answers(results, frame(results))
+
+
+def sentences(answers: Answers) -> str:
+    return "\n".join(s for by_suite in answers.groups.values() for said in by_suite.values() for s in said)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.6, "0.60"), (0.994, "0.99"), (0.0421, "0.042"), (1.04, "1.0"), (5.44, "5.4"), (9.96, "10"), (103, "100"),
+     (2345, "2,300"), (float("inf"), "∞")],
+)  # fmt: skip
+def test_ratios_are_written_without_powers_of_ten(value: float, words: str) -> None:
+    assert times(value) == words
+
+
+def test_the_interval_of_a_ratio_holds_it() -> None:
+    found = ratio(factory.record("unfold", 0.02), factory.record("conv3x3", 0.01))
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(2, rel=0.05)
+    assert found.decided
+
+
+def test_few_samples_decide_nothing() -> None:
+    found = ratio(factory.record("unfold", 0.02, count=3), factory.record("conv3x3", 0.01, count=3))
+    assert not found.decided
+    assert "too few samples" in str(found)
+
+
+def test_the_verdict_names_ratio_flops_and_the_fastest(tmp_path: Path) -> None:
+    said = found(tmp_path, factory.sweep()).verdict
+    assert said.startswith("At the paper's 7×7 window, local attention takes 1.3 times as long as a 3×3 convolution")
+    assert "0.44 of its FLOPs" in said
+    assert said.endswith("The fastest is `blocked`.")
+
+
+def test_where_attention_is_faster_the_verdict_says_so(tmp_path: Path) -> None:
+    case = Case(threads=2)
+    rows = [factory.record("unfold", 0.001, case=case), factory.record("conv3x3", 0.002, case=case)]
+    answers = found(tmp_path, rows)
+    assert re.search(r"is faster than a 3×3 convolution: it takes 0\.(49|50|51) of the time", answers.verdict)
+    assert {claim.text: claim.verdict for claim in answers.claims}[
+        "For want of optimised kernels it is slower in wall-clock time all the same."
+    ] == FAILS
+
+
+def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
+    case = Case(threads=2)
+    rows = [factory.record(name, 0.002, noise=0.2, case=case) for name in ("unfold", "blocked", "conv3x3")]
+    answers = found(tmp_path, rows)
+    assert "cannot be told apart by time" in answers.verdict
+    assert "fastest" not in answers.verdict
+    assert "No implementation of attention is faster than the others beyond the uncertainty." in sentences(answers)
+    assert OPEN in {claim.verdict for claim in answers.claims}
+
+
+def test_the_crossing_is_found_between_its_neighbours(tmp_path: Path) -> None:
+    said = sentences(found(tmp_path, factory.sweep()))
+    assert "`blocked` becomes dearer than `conv3x3` between kernel size 5 and 7: from 0.9" in said
+
+
+def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:
+    answers = found(tmp_path, [row for row in factory.sweep() if row.impl != "conv3x3"])
+    assert answers.verdict == ""
+    assert answers.tiles == []
+    assert "conv3x3" not in sentences(answers)
+    assert "`blocked` is the fastest at" in sentences(answers)
+
+
+def test_rows_that_failed_support_no_sentence(tmp_path: Path) -> None:
+    rows = [factory.failed(name, "error", "boom") for name in ("unfold", "conv3x3")]
+    answers = found(tmp_path, rows)
+    assert answers.verdict == ""
+    assert answers.groups == {}
+    assert all("cost model" in claim.figures for claim in answers.claims)
+
+
+def test_the_claims_about_work_follow_from_the_cost_model(tmp_path: Path) -> None:
+    case = Case(kernel_size=19, channels=128, threads=2)
+    rows = [*factory.sweep(), factory.record("blocked", 0.009, case=case), factory.record("conv3x3", 0.0022, case=case)]
+    claims = {claim.text: claim for claim in found(tmp_path, rows).claims}
+    assert len(claims) >= 5
+    fewer = next(claim for text, claim in claims.items() if "fewer FLOPs" in text)
+    equal = next(claim for text, claim in claims.items() if "window of 19" in text)
+    assert fewer.verdict == HOLDS
+    assert fewer.figures.startswith("0.44 of the FLOPs")
+    assert equal.verdict == HOLDS
+    assert "0.96 of the FLOPs without the position term" in equal.figures
+    assert re.search(r"The time: 4\.[01] \(", equal.figures)
+
+
+def test_memory_stands_next_to_memory(tmp_path: Path) -> None:
+    case = Case(threads=2)
+    rows = [
+        factory.record("unfold", 0.002, case=case, peak_memory_bytes=8 << 20),
+        factory.record("blocked", 0.004, case=case, peak_memory_bytes=2 << 20),
+        factory.record("conv3x3", 0.001, case=case, peak_memory_bytes=1 << 20),
+    ]
+    said = sentences(found(tmp_path, rows))
+    assert (
+        "The fastest attention needs 8.0 times the peak memory of `conv3x3`; the leanest (`blocked`) 2.0 times" in said
+    )
+
+
+def networks(slow: float, **changes: Any) -> list[Record]:
+    """ResNet-50 with each stem, `slow` times as slow as its convolutional counterpart."""
+    rows = []
+    for stem in ("conv", "aware_values"):
+        case = Case(
+            scope="network", network="resnet50", stem=stem, attention_groups="1234", resolution=224, batch=1, threads=2
+        ).with_(**changes)
+        plain = case.with_(stem="conv", attention_groups="none", position="none")
+        work = {"flops": cost("convolution", plain).flops, "params": cost("convolution", plain).params}
+        rows.append(factory.record("unfold", 0.1 * slow, case=case))
+        rows.append(factory.record("conv3x3", 0.1, case=case, **work))
+    return rows
+
+
+@pytest.mark.parametrize(("slow", "verdict"), [(3, HOLDS), (0.5, FAILS)])
+def test_rows_of_networks_judge_the_claims_about_networks(slow: float, verdict: str, tmp_path: Path) -> None:
+    claims = [claim for claim in found(tmp_path, networks(slow)).claims if "stem" in claim.text]
+    work, clock = claims[:2], claims[2:]
+    printed = {(cell.row, cell.quantity): cell.paper for cell in published() if cell.table == "T1"}
+    plain = printed["ResNet-50 baseline", "flops"], printed["ResNet-50 baseline", "params"]
+    for claim, row in zip(work, ("ResNet-50 conv stem + attention", "ResNet-50 full attention"), strict=True):
+        assert claim.verdict == HOLDS
+        assert f"({printed[row, 'flops']} for {plain[0]} B)" in claim.text
+        assert f"({printed[row, 'params']} for {plain[1]} M)" in claim.text
+        shares = [float(share) for share in re.findall(r"(0\.\d+) of the", claim.figures)]
+        assert shares[0] == pytest.approx(float(printed[row, "flops"]) / float(plain[0]), abs=0.03)
+        assert shares[1] == pytest.approx(float(printed[row, "params"]) / float(plain[1]), abs=0.01)
+    assert [claim.verdict for claim in clock] == [verdict, verdict]
+    assert "stem aware values" in clock[1].text
+
+
+def test_a_network_that_costs_more_does_not_hold_what_the_paper_says(tmp_path: Path) -> None:
+    rows = [replace(row, flops=row.flops * (2 if row.impl == "unfold" else 1)) for row in networks(2) if row.flops]
+    claims = [claim for claim in found(tmp_path, rows).claims if "of the FLOPs" in claim.figures]
+    assert {claim.verdict for claim in claims} == {PARTLY}
+    assert len(claims) == 2
+
+
+def test_networks_that_the_paper_gives_no_figures_of_are_only_timed(tmp_path: Path) -> None:
+    claims = found(tmp_path, networks(2, resolution=96)).claims
+    assert len(claims) == 2
+    assert all("times as long" in claim.figures for claim in claims)
+
+
+def test_where_the_paper_counts_as_many_flops_it_claims_fewer_parameters_only(tmp_path: Path) -> None:
+    claims = {claim.text: claim for claim in found(tmp_path, networks(2, network="resnet26")).claims}
+    (full,) = [text for text in claims if "aware values" in text and "fewer" in text]
+    assert "fewer parameters" in full
+    assert "FLOPs" not in full

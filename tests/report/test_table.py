@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import factory
+import pandas as pd
+import pytest
+
+from sasa_bench.case import AXES, Case
+from sasa_bench.report.table import FORMATS, load, render, seconds, si, size
+from sasa_bench.results.record import COLUMNS, ResultsError
+
+CONTRACT = """suite, impl, op, status, reason,
+scope, kernel_size, channels, heads, resolution, batch, position, border, dtype, device, mode, threads, network, stem,
+attention_groups,
+time_median_s, time_p20_s, time_p80_s, sample_count, flops, params, min_bytes, peak_memory_bytes, memory_source,
+max_abs_err, err_budget, flops_per_s, roofline_fraction, time_vs_conv3x3, machine, commit, started_at"""
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> pd.DataFrame:
+    rows = [*factory.sweep(), factory.failed("naive", "error", "RuntimeError: boom")]
+    return load(factory.results_file(tmp_path / "a.jsonl", rows))
+
+
+def test_the_columns_are_those_of_the_contract(table: pd.DataFrame) -> None:
+    names = [name.strip() for name in CONTRACT.replace("\n", " ").split(",")]
+    assert list(COLUMNS) == names
+    assert list(pd.read_csv(io.BytesIO(render(table, "csv"))).columns)[: len(names)] == names
+    assert set(AXES) <= set(names)
+
+
+def test_quantiles_and_rates_follow_from_the_samples(table: pd.DataFrame) -> None:
+    ok = table[table.status == "ok"]
+    assert (ok.time_p20_s <= ok.time_median_s).all()
+    assert (ok.time_median_s <= ok.time_p80_s).all()
+    assert ((ok.flops_per_s * ok.time_median_s / ok.flops.astype(float)) - 1).abs().max() < 1e-12
+
+
+def test_times_are_divided_by_the_convolution_of_the_same_case(table: pd.DataFrame) -> None:
+    unfold = table[table.impl == "unfold"].set_index("kernel_size")
+    assert unfold.time_vs_conv3x3[9] == pytest.approx(0.081 / 0.0022, rel=0.05)
+    assert (table[table.impl == "conv3x3"].time_vs_conv3x3 == 1).all()
+
+
+def test_the_baseline_of_another_suite_or_machine_does_not_count(tmp_path: Path) -> None:
+    other = factory.machine(cores=64)
+    first = factory.results_file(tmp_path / "a.jsonl", [factory.record("unfold")])
+    second = factory.results_file(tmp_path / "b.jsonl", [factory.record("conv3x3", machine=other.id)], other)
+    assert load(first, second).time_vs_conv3x3.isna()[0]
+    third = factory.results_file(tmp_path / "c.jsonl", [factory.record("unfold"), factory.record("conv3x3", suite="s")])
+    assert load(third).time_vs_conv3x3.isna()[0]
+
+
+def test_the_roofline_fraction_is_least_time_over_time(table: pd.DataFrame) -> None:
+    row = table[table.impl == "conv3x3"].iloc[0]
+    assert row.roofline_fraction == pytest.approx(max(row.flops / 2e11, row.min_bytes / 3e10) / row.time_median_s)
+
+
+def test_a_failed_row_has_a_reason_and_no_time(table: pd.DataFrame) -> None:
+    row = table[table.status == "error"].iloc[0]
+    assert row.reason == "RuntimeError: boom"
+    assert pd.isna(row.time_median_s)
+    for form in ("text", "markdown", "csv"):
+        assert "boom" in render(table, form).decode()
+
+
+def test_parquet_and_csv_hold_the_same(table: pd.DataFrame) -> None:
+    parquet = pd.read_parquet(io.BytesIO(render(table, "parquet")))
+    csv = pd.read_csv(io.BytesIO(render(table, "csv")), keep_default_na=False, na_values=[""])
+    assert list(parquet.columns) == list(csv.columns)
+    assert parquet.time_median_s.dropna().tolist() == pytest.approx(csv.time_median_s.dropna().tolist())
+
+
+def test_an_unknown_format_lists_the_known_ones(table: pd.DataFrame) -> None:
+    with pytest.raises(ResultsError, match=", ".join(FORMATS)):
+        render(table, "xls")
+
+
+def test_text_shows_only_axes_that_vary(table: pd.DataFrame) -> None:
+    head = render(table, "text").decode().splitlines()[0]
+    assert "kernel size" in head
+    assert "channels" not in head
+
+
+def test_extra_figures_of_one_implementation_become_columns(tmp_path: Path) -> None:
+    rows = [factory.record("unfold"), factory.record("other", extra={"node_count": 7}, case=Case(threads=1))]
+    table = load(factory.results_file(tmp_path / "a.jsonl", rows))
+    assert table.node_count.tolist()[1] == 7
+    assert pd.isna(table.node_count[0])
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (seconds(0.00213), "2.13 ms"),
+        (seconds(3.2e-7), "320 ns"),
+        (seconds(12.0), "12 s"),
+        (si(1.85e8), "185 M"),
+        (size(3670016), "3.5 MiB"),
+        (size(12), "12 B"),
+    ],
+)
+def test_figures_are_scaled_for_people(shown: str, expected: str) -> None:
+    assert shown == expected

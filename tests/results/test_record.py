@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import factory
+import pytest
+
+from sasa_bench.case import Case
+from sasa_bench.results.machine import Machine
+from sasa_bench.results.record import Record, ResultsError, Writer, read
+from sasa_bench.timing.probe import detect
+
+
+def test_a_row_survives_the_file(tmp_path: Path) -> None:
+    row = factory.record(case=Case(resolution="6x10", threads=2), extra={"build_s": 1.5})
+    found = read([factory.results_file(tmp_path / "a.jsonl", [row])])
+    assert found.rows == [row]
+    assert found.machines == {factory.machine().id: factory.machine()}
+    assert found.impls["unfold"].op == "local_attention"
+    assert not found.warnings
+
+
+def test_this_machine_survives_its_dictionary() -> None:
+    machine = detect()
+    assert Machine.from_dict(machine.to_dict()) == machine
+    assert machine.cores >= 1
+    assert machine.libraries["torch"]
+
+
+def test_software_does_not_change_the_name_of_the_hardware() -> None:
+    other = factory.machine(libraries={"torch": "9"}, commit="f" * 12, dirty=True)
+    assert other.hardware_id == factory.machine().hardware_id
+    assert other.id != factory.machine().id
+    assert factory.machine(cores=4).hardware_id != factory.machine().hardware_id
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_a_cut_last_line_is_left_out_with_a_warning_and_then_written_over(tmp_path: Path, cut: int) -> None:
+    rows = factory.sweep()
+    path = factory.results_file(tmp_path / "a.jsonl", rows)
+    path.write_bytes(path.read_bytes()[:-cut])
+    found = read([path])
+    assert len(found.rows) == len(rows) - (cut > 1) or found.rows == rows
+    if cut > 1:
+        assert "cut off" in found.warnings[0]
+    with Writer(path) as writer:
+        writer.rows([rows[-1]])
+    assert read([path]).rows == rows
+    assert not read([path]).warnings
+
+
+@pytest.mark.parametrize(
+    "content", ["", "hello\n", '{"a": 1}\n', "[1, 2]\n", '{"kind": "row"}\n', '{"kind": "tale"}\n', "\x00\xff"]
+)
+def test_a_file_that_holds_no_results_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(content, encoding="latin-1")
+    with pytest.raises(ResultsError, match=r"a\.jsonl"):
+        read([path])
+
+
+def test_a_broken_line_in_the_middle_is_refused_with_its_number(tmp_path: Path) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    lines = path.read_text().splitlines()
+    lines[4] = lines[4][:30]
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(ResultsError, match="line 5"):
+        read([path])
+
+
+def test_a_missing_file_is_refused() -> None:
+    with pytest.raises(ResultsError, match="no such results file"):
+        read([Path("nowhere.jsonl")])
+
+
+def test_rows_of_later_versions_may_have_more_fields(tmp_path: Path) -> None:
+    values = factory.record().to_dict() | {"invented_later": 1}
+    assert Record.from_dict(values) == factory.record()

@@ -1,0 +1,105 @@
+"""The rooms of the package and the arrows between them, as pyproject.toml states them."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sasa_bench
+
+PACKAGE = Path(sasa_bench.__file__).parent
+ROOT = Path(__file__).parents[1]
+
+READERS = (
+    "case",
+    "suite",
+    "results.record",
+    "results.machine",
+    "results.pytest_benchmark",
+    "results.statistics",
+    "networks",
+    "ops.cost",
+    "sweep.shard",
+    "sweep.slurm",
+    "timing.nvml",
+    "timing.probe",
+    "pytest_plugin",
+    "paper.tables",
+    "report.compare",
+    "report.history",
+    "report.index",
+    "report.report",
+    "report.services",
+    "report.table",
+    "profiling.page",
+    "profiling.trace",
+)
+
+VIOLATIONS = {
+    "Rooms stand in pipeline order": ("case.py", "from sasa_bench.suite import Suite"),
+    "Readers need no torch": ("report/table.py", "import torch"),
+    "The results file needs no pandas": ("results/record.py", "import pandas"),
+    "Implementations never import each other": ("impls/unfold.py", "from sasa_bench.impls import naive"),
+}
+"""Contract -> a file and a line in it that breaks the contract."""
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    return subprocess.run([*command, "--no-cache"], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of the package and of the contracts."""
+    shutil.copytree(PACKAGE, tmp_path / "sasa_bench", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_every_contract_is_kept(copy: Path) -> None:
+    found = lint_imports(copy)
+    assert found.returncode == 0, found.stdout
+    assert "0 broken" in found.stdout
+
+
+@pytest.mark.parametrize("contract", VIOLATIONS)
+def test_a_planted_violation_breaks_its_contract(copy: Path, contract: str) -> None:
+    file, line = VIOLATIONS[contract]
+    path = copy / "sasa_bench" / file
+    path.write_text(path.read_text() + f"\n{line}\n")
+    found = lint_imports(copy)
+    assert found.returncode == 1
+    broken = [said for said in found.stdout.splitlines() if " BROKEN" in said]
+    assert broken, found.stdout
+    assert broken[0].startswith(contract)
+
+
+@pytest.mark.parametrize("module", READERS)
+def test_readers_work_without_torch(module: str) -> None:
+    code = f"import sys, sasa_bench.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_module_names_an_implementation_outside_its_own_file() -> None:
+    from sasa_bench.case import CHOICES
+    from sasa_bench.impls import names
+    from sasa_bench.ops.cost import FORMULAS
+
+    allowed = {
+        "conv3x3",
+        "onnx",
+        "natten",
+        *CHOICES["device"],
+        *FORMULAS,
+    }  # the baseline of the ratio column, libraries of that name, and an op called as its one implementation
+    for path in PACKAGE.rglob("*.py"):
+        if path.parent.name == "impls":
+            continue
+        strings = {n.value for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Constant)}
+        assert not (strings & set(names())) - allowed, path

@@ -1,0 +1,254 @@
+"""Timing on a GPU, with a made-up stream whose clock moves only when work runs, and a made-up NVML."""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fake_nvml import FakeNvml
+
+from sasa_bench.timing import cuda as gpu
+from sasa_bench.timing import nvml
+from sasa_bench.timing import process as worker
+from sasa_bench.timing.cuda import Device
+from sasa_bench.timing.sampling import Settings, Step
+
+SETTINGS = Settings(warmup_s=0.0, sample_s=0.01, budget_s=0.1, least=7, most=21)
+FLUSH_S = 0.003
+POWER = FakeNvml.nvmlClocksEventReasonSwPowerCap
+
+
+class Stream:
+    """Work in the order it was queued; `warm` says whether the last thing that ran was a call, not a flush."""
+
+    def __init__(self, library: FakeNvml | None = None) -> None:
+        self.now_s = 0.0
+        self.warm: object = None
+        self.queued: list[str] = []
+        self.library = library
+
+    def step(self, name: str, hot_s: float, cold_s: float) -> Step:
+        def call() -> None:
+            self.queued.append(name)
+            self.run(hot_s if self.warm == name else cold_s)
+            self.warm = name
+
+        return call
+
+    def run(self, seconds: float) -> None:
+        self.now_s += seconds
+        if self.library is not None:
+            self.library.millijoules += round(seconds * 250_000)
+
+    def flush(self) -> None:
+        self.queued.append("flush")
+        self.run(FLUSH_S)
+        self.warm = None
+
+    def event(self) -> Any:
+        stream = self
+
+        class Event:
+            def record(self) -> None:
+                stream.queued.append("event")
+                self.at_s = stream.now_s
+
+            def synchronize(self) -> None:
+                stream.queued.append("synchronize")
+
+            def elapsed_time(self, end: Any) -> float:
+                return (end.at_s - self.at_s) * 1e3
+
+        return Event()
+
+    def device(self) -> Device:
+        watch = nvml.find(library=self.library) if self.library is not None else None
+        return Device(self.event, self.flush, lambda: self.queued.append("synchronize"), watch)
+
+
+@pytest.fixture(autouse=True)
+def _no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "COOL_DOWN_S", 0.0)
+
+
+def test_hot_and_cold_samples_are_told_apart() -> None:
+    stream = Stream()
+    steps = {"a": stream.step("a", 0.002, 0.005), "b": stream.step("b", 0.001, 0.004)}
+    rows = gpu.sample(stream.device(), steps, SETTINGS)
+    for name, hot_s, cold_s in (("a", 0.002, 0.005), ("b", 0.001, 0.004)):
+        row = rows[name]
+        assert row["cold_samples_s"] == pytest.approx([cold_s] * SETTINGS.least)
+        assert row["samples_s"] == pytest.approx([hot_s] * SETTINGS.least)
+        assert row["inner_count"] >= 2
+        assert "status" not in row
+
+
+def test_the_flush_is_queued_before_the_first_event_and_only_when_cold() -> None:
+    stream = Stream()
+    gpu.sample(stream.device(), {"a": stream.step("a", 0.002, 0.005)}, SETTINGS)
+    whole = " ".join(stream.queued)
+    assert whole.count("flush") == SETTINGS.least
+    assert whole.count("flush event a event synchronize") == SETTINGS.least
+    hot, _, cold = whole.partition("flush")
+    assert hot.count("event") > 2 * SETTINGS.least
+    assert cold.count("event") == 2 * SETTINGS.least
+
+
+def test_without_nvml_timing_goes_on_and_what_it_would_tell_is_absent() -> None:
+    stream = Stream()
+    row = gpu.sample(stream.device(), {"a": stream.step("a", 0.002, 0.002)}, SETTINGS)["a"]
+    assert set(row["extra"]) == {"queue_s"}
+    assert row["samples_s"]
+
+
+def throttled_in(share: float, seed: int = 0) -> tuple[Stream, FakeNvml]:
+    """A stream on a GPU that is throttled in about `share` of the samples."""
+    draw = random.Random(seed)
+    library = FakeNvml(sm_mhz=1500)
+
+    def change() -> None:
+        library.reasons = POWER if draw.random() < share else 0
+
+    library.on_reasons = change
+    return Stream(library), library
+
+
+def test_throttled_samples_are_thrown_away_and_counted() -> None:
+    library = FakeNvml(sm_mhz=1500)
+    stream = Stream(library)
+    calls = 0
+
+    def step() -> None:
+        nonlocal calls
+        calls += 1
+        library.reasons = POWER if calls % 3 == 0 else 0
+        stream.run(0.09 if library.reasons else 0.03)
+
+    row = gpu.sample(stream.device(), {"a": step}, SETTINGS)["a"]
+    assert row["samples_s"] == pytest.approx([0.03] * len(row["samples_s"]))
+    assert row["cold_samples_s"] == pytest.approx([0.03] * len(row["cold_samples_s"]))
+    assert row["extra"]["throttled_samples"] >= 3
+    assert row["extra"]["sm_clock_mhz"] == 1500
+
+
+def test_a_gpu_that_is_throttled_as_a_rule_gives_a_reason_and_no_time() -> None:
+    stream, _ = throttled_in(1.0)
+    steps = {"a": stream.step("a", 0.02, 0.02), "b": stream.step("b", 0.02, 0.02)}
+    rows = gpu.sample(stream.device(), steps, SETTINGS)
+    for row in rows.values():
+        assert row["status"] == "error"
+        assert "power limit" in row["reason"]
+        assert "nvidia-smi --lock-gpu-clocks" in row["reason"]
+        assert 3 <= row["extra"]["throttled_samples"] <= SETTINGS.most_discarded
+        assert "samples_s" not in row
+
+
+def test_samples_end_however_often_the_gpu_is_throttled() -> None:
+    for seed in range(20):
+        stream, library = throttled_in(random.random(), seed)
+        asked = 0
+        change = library.on_reasons
+
+        def count(change: Callable[[], None] = change) -> None:
+            nonlocal asked
+            asked += 1
+            change()
+
+        library.on_reasons = count
+        gpu.sample(stream.device(), {"a": stream.step("a", 0.001, 0.001)}, SETTINGS)
+        # Two looks a sample; no more samples are thrown away than are kept, or than the settings allow.
+        assert asked <= 2 * 2 * (2 * SETTINGS.most + SETTINGS.most_discarded) + 100
+
+
+def test_a_gpu_throttled_for_one_implementation_keeps_the_others() -> None:
+    library = FakeNvml()
+    stream = Stream(library)
+
+    def hungry() -> None:
+        library.reasons = POWER
+        stream.run(0.02)
+
+    def modest() -> None:
+        library.reasons = 0
+        stream.run(0.02)
+
+    rows = gpu.sample(stream.device(), {"hungry": hungry, "modest": modest}, SETTINGS)
+    assert rows["hungry"]["status"] == "error"
+    assert rows["modest"]["extra"]["throttled_samples"] == 0
+    assert len(rows["modest"]["samples_s"]) >= SETTINGS.least
+
+
+def test_the_energy_of_a_call_is_read_over_a_long_block() -> None:
+    library = FakeNvml()
+    stream = Stream(library)
+    step = stream.step("a", 0.004, 0.004)
+    row = gpu.sample(stream.device(), {"a": step}, Settings(warmup_s=0.0, energy_s=2.0))["a"]
+    assert row["extra"]["energy_j"] == pytest.approx(0.004 * 250, rel=0.01)
+    assert "energy_j" not in gpu.sample(stream.device(), {"a": step}, SETTINGS)["a"]["extra"]
+
+
+def test_a_gpu_without_an_energy_counter_has_no_energy() -> None:
+    stream = Stream(FakeNvml(unsupported={"nvmlDeviceGetTotalEnergyConsumption"}))
+    row = gpu.sample(stream.device(), {"a": stream.step("a", 0.004, 0.004)}, Settings(warmup_s=0.0, energy_s=2.0))["a"]
+    assert "energy_j" not in row["extra"]
+
+
+def test_what_fails_is_announced_last() -> None:
+    stream = Stream()
+    said: list[str] = []
+
+    def fails() -> None:
+        if "flush" in stream.queued:
+            raise ValueError("no luck")
+        stream.run(0.02)
+
+    with pytest.raises(ValueError, match="no luck"):
+        gpu.sample(stream.device(), {"a": stream.step("a", 0.02, 0.02), "bad": fails}, SETTINGS, said.append)
+    assert said[-1] == "bad"
+
+
+def test_the_worker_times_cuda_by_this_module_and_the_cpu_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(FakeNvml())
+    monkeypatch.setattr(gpu, "current", stream.device)
+    rows = worker._sample("cuda", {"a": stream.step("a", 0.02, 0.05)}, SETTINGS, lambda name: None, 0)
+    assert rows["a"]["cold_samples_s"] == pytest.approx([0.05] * SETTINGS.least)
+    matrix = torch.ones(64, 64)
+    rows = worker._sample("cpu", {"a": lambda: matrix @ matrix}, Settings(budget_s=0.01), lambda name: None, 0)
+    assert set(rows["a"]) == {"samples_s", "inner_count"}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_real_gpu_a_copy_that_fits_into_the_cache_is_slower_when_cold() -> None:
+    device = gpu.current()
+    cache = torch.cuda.get_device_properties(0).L2_cache_size
+    source = torch.ones(cache // 8, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    row = gpu.sample(device, {"copy": lambda: target.copy_(source)}, Settings(energy_s=2.0))["copy"]
+    assert 0 < statistics.median(row["samples_s"]) < statistics.median(row["cold_samples_s"])
+    if device.watch is not None and device.watch.energy_j() is not None:
+        assert row["extra"]["energy_j"] > 0
+
+
+def test_cold_times_stand_in_columns_of_their_own(tmp_path: Path) -> None:
+    import factory
+
+    from sasa_bench.report.table import load
+    from sasa_bench.results.record import COLUMNS
+
+    extra = {"throttled_samples": 2, "energy_j": 0.5}
+    gpu_row = factory.record("unfold", 0.01, noise=0.0, cold_samples_s=(0.02, 0.03, 0.04), extra=extra)
+    table = load(factory.results_file(tmp_path / "a.jsonl", [gpu_row, factory.record("conv3x3")]))
+    new = ["differs", "time_cold_s", "time_cold_p20_s", "time_cold_p80_s", "throttled_samples", "energy_j"]
+    assert list(table.columns) == [*COLUMNS, *new]
+    row = table[table.impl == "unfold"].iloc[0]
+    assert (row.time_median_s, row.time_cold_s, row.throttled_samples) == (pytest.approx(0.01), 0.03, 2)
+    assert 0.02 < row.time_cold_p20_s < 0.03 < row.time_cold_p80_s < 0.04
+    assert table[table.impl == "conv3x3"].time_cold_s.isna().all()
+    without = load(factory.results_file(tmp_path / "b.jsonl", [factory.record("conv3x3")]))
+    assert "time_cold_s" not in without.columns

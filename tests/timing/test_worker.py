@@ -1,0 +1,187 @@
+"""What kills the worker costs one row, not the run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from sasa_bench.case import Case
+from sasa_bench.results.record import Record, Writer, read
+from sasa_bench.suite import from_data
+from sasa_bench.sweep.run import Workers, describe, execute, plan
+from sasa_bench.timing.probe import detect
+from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
+from sasa_bench.timing.sampling import Settings
+
+QUICK = Settings(warmup_s=0.001, sample_s=0.001, budget_s=0.01, least=3, most=7)
+FILE = """
+import os, time, torch
+from dataclasses import replace
+from sasa_bench.impls import get
+def build(case, tensors):
+    call = get("unfold").build(case, tensors)
+    state = {{"calls": 0}}
+    def wrapped():
+        state["calls"] += 1
+        {body}
+    return wrapped
+IMPL = replace(get("unfold"), name="{name}", build=build)
+"""
+BODIES = {
+    "crashing": "os.kill(os.getpid(), 11)",
+    "crashing_later": "os.kill(os.getpid(), 11) if state['calls'] > 3 else None; return call()",
+    "killed": "os.kill(os.getpid(), 9)",
+    "exiting": "os._exit(7)",
+    "raising": "raise ValueError('no such luck')",
+    "raising_later": "1 / (state['calls'] < 4); return call()",
+    "hanging": "time.sleep(60)",
+    "wrong": "return call() * 1.01",
+    "lazy": "return torch.empty_like(call())",
+    "greedy": "return torch.empty(1 << 50)",
+    "talkative": "print('{' * 100); return call()",
+}
+
+
+def run(tmp_path: Path, names: list[str], timeout_s: float = 20.0, **fixed: object) -> dict[str, Record]:
+    specs = []
+    for name in names:
+        if name in BODIES:
+            path = tmp_path / f"{name}.py"
+            path.write_text(FILE.format(name=name, body=BODIES[name]))
+            specs.append(str(path))
+        else:
+            specs.append(name)
+    suite = from_data(
+        "s", {"title": "t", "impls": specs, "fixed": {"channels": 8, "heads": 2, "resolution": 5} | fixed}
+    )
+    machine = detect()
+    with Workers(timeout_s) as workers, Writer(tmp_path / "out.jsonl") as writer:
+        work = plan([suite], (), describe(workers, specs))
+        rows = [row for rows in execute(work, workers, writer, machine, None, QUICK) for row in rows]
+    assert [row.impl for row in read([tmp_path / "out.jsonl"]).rows] == [row.impl for row in rows]
+    assert sorted(row.impl for row in rows) == sorted(names)
+    return {row.impl: row for row in rows}
+
+
+def test_every_case_and_implementation_gives_one_row_whatever_happens(tmp_path: Path) -> None:
+    rows = run(tmp_path, ["unfold", *[n for n in BODIES if n != "hanging"], "conv3x3"])
+    status = {name: row.status for name, row in rows.items()}
+    assert status == {
+        "unfold": "ok",
+        "conv3x3": "ok",
+        "talkative": "ok",
+        "crashing": "error",
+        "crashing_later": "error",
+        "killed": "error",
+        "exiting": "error",
+        "raising": "error",
+        "raising_later": "error",
+        "greedy": "error",
+        "wrong": "wrong",
+        "lazy": "wrong",
+    }
+    assert "SIGSEGV" in rows["crashing"].reason
+    assert "out of memory" in rows["killed"].reason
+    assert "exit status 7" in rows["exiting"].reason
+    assert rows["raising"].reason == "ValueError: no such luck"
+    for row in rows.values():
+        assert bool(row.samples_s) == (row.status == "ok")
+        assert bool(row.reason) == (row.status != "ok")
+    assert rows["wrong"].max_abs_err > rows["wrong"].err_budget > 0
+
+
+def test_a_hang_becomes_a_timeout_and_the_sweep_goes_on(tmp_path: Path) -> None:
+    rows = run(tmp_path, ["hanging", "conv3x3"], timeout_s=3.0)
+    assert rows["hanging"].status == "timeout"
+    assert "--timeout" in rows["hanging"].reason
+    assert rows["conv3x3"].status == "ok"
+
+
+def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> None:
+    sleepy = tmp_path / "sleepy.py"
+    sleepy.write_text(FILE.format(name="sleepy", body="time.sleep(0.2); return call()"))
+    crashing = tmp_path / "crashing.py"
+    crashing.write_text(FILE.format(name="crashing", body=BODIES["crashing"]))
+    suite = from_data("s", {"title": "t", "impls": [str(sleepy), str(crashing)], "fixed": {"channels": 8}})
+    with Workers(20.0) as workers, Writer(tmp_path / "out.jsonl") as writer:
+        work = plan([suite], (), describe(workers, suite.impls))
+        (rows,) = execute(work, workers, writer, detect(), None, QUICK)
+        calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
+        assert sorted(row.status for row in rows) == ["error", "ok"]
+        assert workers.spent_s["time"] > 0.2 * calls
+        assert workers.spent_s["check"] > 0.2
+        assert workers.spent_s["start"] > 0.1
+    assert workers.spent_s["time"] > 0.2 * calls
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "training"])
+def test_an_ok_row_is_complete(tmp_path: Path, mode: str) -> None:
+    row = run(tmp_path, ["unfold"], mode=mode)["unfold"]
+    assert row.status == "ok"
+    assert len(row.samples_s) >= 3
+    assert row.inner_count >= 1
+    assert row.flops
+    assert row.params
+    assert row.min_bytes
+    assert row.peak_memory_bytes is not None
+    assert row.max_abs_err <= row.err_budget
+    assert row.case.threads >= 1
+
+
+def test_cuda_without_a_device_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    row = run(tmp_path, ["unfold"], device="cuda")["unfold"]
+    assert (row.status, "no CUDA device" in row.reason) == ("skipped", True)
+
+
+def test_an_unknown_implementation_is_refused_before_anything_runs() -> None:
+    with Workers(20.0) as workers, pytest.raises(WorkerRefused, match="unknown implementation 'magic'"):
+        describe(workers, ["magic"])
+
+
+def test_a_worker_that_cannot_start_says_why() -> None:
+    worker = Worker(5.0, command=[sys.executable, "-c", "raise SystemExit('no luck today')"])
+    request = Request(Case(threads=1), ("unfold",), 0, asdict(QUICK))
+    with pytest.raises(WorkerDied, match=r"exit status 1.*no luck today"):
+        list(worker.measure(request))
+    worker.close()
+
+
+def test_a_request_to_end_the_group_is_for_the_parent() -> None:
+    with Workers(20.0) as workers:
+        worker = workers.get()
+        worker.ask("describe", impls=["unfold"])
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.ask("describe", impls=["unfold"])[0]["name"] == "unfold"
+
+
+def test_the_worker_dies_with_its_parent() -> None:
+    code = (
+        "import time; from sasa_bench.timing.process import Worker; w = Worker(60.0); "
+        "w.ask('describe', impls=['unfold']); print(w.process.pid, flush=True); time.sleep(60)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    for _ in range(100):
+        try:
+            os.kill(child, 0)
+            state = Path(f"/proc/{child}/stat").read_text().split()[2]
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        if state == "Z":
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker outlived its parent")
