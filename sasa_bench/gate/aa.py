@@ -22,6 +22,7 @@ from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import PACKAGE, set_up
 from sasa_bench.gate.neighbours import beside as neighbour
 from sasa_bench.gate.pairs import Counts, Point
+from sasa_bench.gate.statistics import against_both, location
 from sasa_bench.gate.verdicts import (
     CONTAMINATED,
     EQUIVALENT,
@@ -30,10 +31,8 @@ from sasa_bench.gate.verdicts import (
     PASS,
     REGRESSION,
     Rules,
-    against_both,
     confirm,
     contaminated,
-    location,
     screen,
     worth_more,
 )

@@ -19,8 +19,9 @@ from typing import Any
 
 from sasa_bench.case import from_dict
 from sasa_bench.gate.arms import Arm, verify
+from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, start
-from sasa_bench.gate.run import Evidence, Result, decide, measure
+from sasa_bench.gate.run import Result, decide, measure
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.ops.cost import FORMULAS, cost
 from sasa_bench.sweep.shard import RATE_FLOPS_PER_S, spread

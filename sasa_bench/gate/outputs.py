@@ -17,8 +17,10 @@ from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from sasa_bench.gate.run import Result, Share, column, head_over_both
-from sasa_bench.gate.verdicts import BIAS_FACTOR, EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.gate.evidence import Share, column, head_over_both
+from sasa_bench.gate.run import Result
+from sasa_bench.gate.statistics import BIAS_FACTOR
+from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
 from sasa_bench.report.table import seconds
 
 MEANING = {

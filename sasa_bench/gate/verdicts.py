@@ -5,22 +5,16 @@ Nothing here measures. A slow-down is flagged on fresh pairs alone, never on tho
 
 from __future__ import annotations
 
-import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import numpy as np
-from scipy import stats
+from sasa_bench.gate.statistics import bias, detectable, holm, location, lower_bound, p_above
 
 REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
 INCONCLUSIVE, NEW, MISSING, WRONG = "INCONCLUSIVE", "NEW", "MISSING", "WRONG"
 CONTAMINATED, PASS = "CONTAMINATED", "PASS"
-
-BIAS_FACTOR = 2 * math.sqrt(3 / 4)
-"""What copy / base differs by is doubled for safety; head over both bases has 3/4 of its variance."""
 
 FAILING = (WRONG, MISSING, REGRESSION)
 """Verdicts of a case that fail the run, the worst first."""
@@ -106,29 +100,6 @@ def exact_verdict(
     return CaseVerdict(key, EQUIVALENT)
 
 
-def against_both(head: Sequence[float], copy: Sequence[float]) -> list[float]:
-    """Log ratios of head to the geometric mean of base and its copy, from those of head and of copy to base alone.
-
-    Two processes that are base instead of one: where processes scatter alike, three quarters of the variance.
-    """
-    return [h - c / 2 for h, c in zip(head, copy, strict=True)]
-
-
-def location(ratios: Sequence[float]) -> float:
-    """The median of the Walsh averages (Hodges and Lehmann 1963), the estimate that goes with the signed-rank test.
-
-    It has 3 / pi of the efficiency of the mean on normal values, a median 2 / pi, and bears 29 % of outliers.
-    """
-    return float(np.median(_walsh_averages(ratios)))
-
-
-def _walsh_averages(values: Sequence[float]) -> np.ndarray:
-    own = np.asarray(values)
-    first, second = np.triu_indices(len(own))
-    averages: np.ndarray = (own[first] + own[second]) / 2
-    return averages
-
-
 def screen(head: Mapping[str, Sequence[float]], rules: Rules) -> list[str]:
     """The keys to confirm with fresh pairs: suspect, or too noisy for the screen to show `tolerance`."""
     threshold = math.log1p(rules.suspect)
@@ -138,15 +109,6 @@ def screen(head: Mapping[str, Sequence[float]], rules: Rules) -> list[str]:
         if abs(location(ratios)) > threshold
         or detectable(ratios, rules.screen_pairs, threshold) > math.log1p(rules.tolerance)
     ]
-
-
-def detectable(ratios: Sequence[float], pairs: int, threshold: float) -> float:
-    """The log slow-down whose location over `pairs` exceeds `threshold` nine times in ten, at the scatter of `ratios`.
-
-    The location of n normal values scatters by sqrt(pi / 3 n) of their standard deviation, estimated from the MAD.
-    """
-    scatter = float(stats.median_abs_deviation(ratios, scale="normal"))
-    return threshold + 1.2816 * scatter * math.sqrt(math.pi / 3 / pairs)
 
 
 def worth_more(ratios: Sequence[float], rules: Rules) -> bool:
@@ -176,7 +138,7 @@ def confirm(
     margins = {key: max(math.log1p(rules.margin), bias(floor[key])) for key in keys}
     full = {key for key in keys if len(head[key]) >= rules.confirm_pairs}
     slower, faster = (
-        _holm([_p_above([sign * x for x in head[k]], margins[k]) if k in full else 1.0 for k in keys], rules.alpha)
+        holm([p_above([sign * x for x in head[k]], margins[k]) if k in full else 1.0 for k in keys], rules.alpha)
         for sign in (1, -1)
     )
     level = rules.alpha / max(1, len(keys))
@@ -225,47 +187,13 @@ def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules, nodes: Mapp
     keys = list(floor)
     margin = math.log1p(rules.margin)
     for sign, word in ((1, "slower"), (-1, "faster")):
-        flags = _holm([_p_above([sign * x for x in floor[key]], margin) for key in keys], rules.alpha)
+        flags = holm([p_above([sign * x for x in floor[key]], margin) for key in keys], rules.alpha)
         for key, flag in zip(keys, flags, strict=True):
             if flag:
                 ratio = math.exp(location(floor[key]))
                 where = f" on {nodes[key]}" if nodes else ""
                 return f"a copy of base measured {word} than base itself, {ratio:.3f} of its time, in {key}{where}"
     return ""
-
-
-def bias(ratios: Sequence[float]) -> float:
-    """How far head may seem to differ from both bases over the whole run where it is the same, from copy / base.
-
-    What scatters from pair to pair is not in it: the bound of the test allows for that already.
-    """
-    return BIAS_FACTOR * abs(location(ratios))
-
-
-def lower_bound(ratios: Sequence[float], level: float) -> float:
-    """The exact one-sided lower confidence bound of the location: the signed-rank test turned round.
-
-    The rank sum of a margin counts the Walsh averages above it (Tukey 1949), so the bound is the one that leaves just
-    enough of them above to refuse what is below it at `level`; -inf where the pairs are too few.
-    """
-    walsh = np.sort(_walsh_averages(ratios))
-    needed = _least_rank_sum(len(ratios), level)
-    return float(walsh[-needed]) if needed <= len(walsh) else -math.inf
-
-
-@lru_cache(maxsize=1024)
-def _least_rank_sum(count: int, level: float) -> int:
-    """The least sum of positive ranks of `count` values that is refused at `level`; one more than any where none is."""
-
-    def p(total: int) -> float:
-        signed = []
-        for rank in range(count, 0, -1):
-            positive = rank <= total
-            total -= rank * positive
-            signed.append(rank if positive else -rank)
-        return float(stats.wilcoxon(signed, alternative="greater", method="exact").pvalue)
-
-    return bisect.bisect_left(range(count * (count + 1) // 2 + 1), True, key=lambda total: p(total) <= level)
 
 
 def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "") -> str:
@@ -288,28 +216,3 @@ def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "") -> str:
 def exit_status(verdict: str) -> int:
     """0 pass, 2 regression, 3 inconclusive or contaminated."""
     return {PASS: 0, REGRESSION: 2}.get(verdict, 3)
-
-
-def _p_above(ratios: Sequence[float] | np.ndarray, margin: float) -> float:
-    """P of so large values where the location is at most `margin` (Wilcoxon's signed-rank test, exact)."""
-    shifted = np.asarray(ratios) - margin
-    if not np.isfinite(shifted).all():
-        raise ValueError("a ratio is not a number: the times it comes from cannot be trusted")
-    if not shifted.any():
-        return 1.0
-    return float(stats.wilcoxon(shifted, alternative="greater", method=_method(shifted)).pvalue)
-
-
-def _method(values: np.ndarray) -> str:
-    ties = len(np.unique(np.abs(values))) < len(values) or bool((values == 0).any())
-    return "approx" if ties else "exact"
-
-
-def _holm(p_values: Sequence[float], alpha: float) -> list[bool]:
-    """Which hypotheses to refuse at a family-wise level (Holm 1979): the i-th smallest p has alpha / (m - i + 1)."""
-    refused = [False] * len(p_values)
-    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        if p_values[index] > alpha / (len(p_values) - place):
-            break
-        refused[index] = True
-    return refused

@@ -24,8 +24,9 @@ from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.cluster import Plan, Task, load, prepare, require_room
+from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import Pair, Point
-from sasa_bench.gate.run import Evidence, decide
+from sasa_bench.gate.run import decide
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep import slurm
 from sasa_bench.sweep.slurm import Options, SlurmError
@@ -282,7 +283,7 @@ def test_a_task_that_is_started_again_measures_anew_and_a_finished_one_does_not(
 
 
 def test_the_cost_of_an_implementation_that_head_lacks_is_unknown_and_no_error() -> None:
-    package = Path(gate.__file__).parent
+    package = Path(gate.__file__).parents[1]
     arm = Arm("head", package.parent, "head", sys.executable)
     ops = gate_slurm._ops(arm, ["unfold", "nothing_like_it"], 120.0)
     assert ops == {"unfold": "local_attention", "nothing_like_it": ""}

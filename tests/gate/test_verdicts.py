@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from statsmodels.stats.multitest import multipletests
 
+from sasa_bench.gate.statistics import against_both, detectable, holm, location, lower_bound
 from sasa_bench.gate.verdicts import (
     CONTAMINATED,
     EQUIVALENT,
@@ -24,15 +25,10 @@ from sasa_bench.gate.verdicts import (
     WRONG,
     CaseVerdict,
     Rules,
-    _holm,
-    against_both,
     confirm,
     contaminated,
-    detectable,
     exact_verdict,
     exit_status,
-    location,
-    lower_bound,
     run_verdict,
     screen,
     worth_more,
@@ -159,9 +155,9 @@ def test_the_screen_suspects_the_slow_the_fast_and_the_noisy() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.2))
 @settings(max_examples=20, deadline=None)
-def test_holm_agrees_with_statsmodels(p_values: list[float], alpha: float) -> None:
+def testholm_agrees_with_statsmodels(p_values: list[float], alpha: float) -> None:
     """Written out because the library collects garbage in each call, which takes longer than everything else here."""
-    assert _holm(p_values, alpha) == multipletests(p_values, alpha=alpha, method="holm")[0].tolist()
+    assert holm(p_values, alpha) == multipletests(p_values, alpha=alpha, method="holm")[0].tolist()
 
 
 @given(st.lists(st.floats(-1, 1), min_size=9, max_size=31), st.floats(0.001, 0.05))

@@ -1,0 +1,93 @@
+"""What a gate measured, before anything is concluded from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sasa_bench.gate.pairs import Pair
+from sasa_bench.gate.statistics import against_both
+from sasa_bench.gate.verdicts import EQUIVALENT, CaseVerdict, Rules, exact_verdict, screen, worth_more
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one task of a gate that is spread over machines measured: its cases by key, on which node, how long."""
+
+    task: int
+    node: str
+    machine: str
+    keys: tuple[str, ...]
+    spent_s: float
+
+
+@dataclass
+class Evidence:
+    """What one process measured, and nothing that it concluded.
+
+    keys      the points it was given
+    loaded    arm -> what it really loaded
+    exact     arm, base and head alone -> key -> exact figures, as of pairs.exact_rows
+    pairs     (phase, pair): the screen over all that is timed, then fresh pairs over its suspects
+    stopped   why pairs are missing; empty where none is
+    node, machine   where it ran; empty for a gate that is not spread
+    """
+
+    keys: list[str]
+    loaded: dict[str, dict[str, Any]]
+    exact: dict[str, dict[str, dict[str, Any]]]
+    pairs: list[tuple[str, Pair]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    stopped: str = ""
+    spent_s: float = 0.0
+    node: str = ""
+    machine: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Evidence:
+        """The inverse of to_dict."""
+        return cls(**values | {"pairs": [(phase, Pair(**pair)) for phase, pair in values["pairs"]]})
+
+    def exact_verdicts(self, rules: Rules) -> dict[str, CaseVerdict]:
+        """key -> verdict on the exact figures."""
+        base, head = self.exact["base"], self.exact["head"]
+        return {key: exact_verdict(key, base.get(key), head.get(key), rules) for key in self.keys}
+
+    def timed(self, rules: Rules) -> list[str]:
+        """The keys that nothing but time is left to decide."""
+        both = [k for k in self.keys if all(self.exact[arm][k]["status"] == "ok" for arm in ("base", "head"))]
+        verdicts = self.exact_verdicts(rules)
+        return [key for key in both if verdicts[key].verdict == EQUIVALENT]
+
+    def phase(self, name: str) -> list[Pair]:
+        """The pairs of "screen" or "confirm"."""
+        return [pair for phase, pair in self.pairs if phase == name]
+
+    def suspects(self, rules: Rules) -> list[str]:
+        """The keys that the screen wants confirmed; none where it is not complete."""
+        screened = self.phase("screen")
+        if len(screened) < rules.screen_pairs:
+            return []
+        return screen(head_over_both(screened, self.timed(rules)), rules)
+
+    def undecided(self, rules: Rules) -> list[str]:
+        """The suspects that need fresh pairs, or more of them."""
+        suspects = self.suspects(rules)
+        fresh = head_over_both(self.phase("confirm"), suspects)
+        return [key for key in suspects if worth_more(fresh[key], rules)]
+
+
+def column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    """key -> its values in this field of Pair, one for each pair that measured it."""
+    return {key: [getattr(pair, field)[key] for pair in pairs if key in getattr(pair, field)] for key in keys}
+
+
+def head_over_both(pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:
+    """key -> what is decided on, see decide.against_both, of each pair that measured it."""
+    head, copy = column("head", pairs, keys), column("floor", pairs, keys)
+    return {key: against_both(head[key], copy[key]) for key in keys}
