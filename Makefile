@@ -1,7 +1,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-EXTRAS ?= dev,onnx,cuda-check,history,validation
+# What a run needs, and what tests and checks of the code add. Where pip finds a CPU build of torch, it takes that.
+RUN_EXTRAS = history onnx parquet
+DEV_EXTRAS = dev
+GPU_EXTRAS = $(RUN_EXTRAS) cuda
 SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 GPU_SUITES ?= $(SUITES) training
@@ -13,23 +16,51 @@ REFERENCE ?= reports/reference/cpu.jsonl
 RESULTS ?= reports/bench-$(STAMP).jsonl
 VALIDATION ?= --repeats 20
 
-.PHONY: setup bench bench-gpu report reference reference-pages tensorboard api peers gate gate-validation test test-slurm lint clean
+ifneq ($(origin PYTHON),file)
+ifneq ($(wildcard $(VENV)/bin/python),)
+ifneq ($(shell $(PYTHON) --version),$(shell $(BIN)/python --version))
+$(error $(VENV) holds $(shell $(BIN)/python --version), and PYTHON is $(shell $(PYTHON) --version): run make clean, or add VENV=.venv-other)
+endif
+endif
+endif
+
+.PHONY: setup setup-dev setup-gpu lock resolve bench bench-gpu report reference reference-pages tensorboard api peers \
+    gate gate-validation test test-slurm lint check dist clean
 
 setup: $(VENV)/.ready
+setup-dev: $(VENV)/.ready-dev
+setup-gpu: $(VENV)/.ready-gpu
 
-# amd-quark is there for the headers of ONNX Runtime that it contains (3 MB); what it depends on is not needed for them.
-$(VENV)/.ready: pyproject.toml .ci/constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS)]'
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-deps amd-quark
+INSTALL = .ci/install pyproject.toml .ci/constraints.txt .ci/no-deps.txt
+
+$(VENV)/.ready: $(INSTALL)
+	.ci/install $(PYTHON) $(VENV) $(RUN_EXTRAS)
 	touch $@
+
+$(VENV)/.ready-dev: $(INSTALL)
+	.ci/install $(PYTHON) $(VENV) $(DEV_EXTRAS)
+	touch $@ $(VENV)/.ready
+
+$(VENV)/.ready-gpu: $(INSTALL)
+	.ci/install $(PYTHON) $(VENV) $(GPU_EXTRAS)
+	touch $@
+
+# Renews the constraints: make lock UPGRADE=--upgrade takes the newest versions.
+lock: setup-dev
+	PATH="$(abspath $(BIN)):$$PATH" .ci/lock $(UPGRADE)
+
+# Every set-up has a solution where only public packages are.
+resolve: setup-dev
+	PATH="$(abspath $(BIN)):$$PATH" .ci/resolve
+
+print-%:
+	@echo $($*)
 
 bench: setup
 	$(BIN)/sasa-bench run $(SUITES:%=suites/%.toml) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
 
-bench-gpu: setup
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS),cuda]'
+bench-gpu: setup-gpu
 	$(BIN)/sasa-bench run $(GPU_SUITES:%=suites/%.toml) --device cuda -c dtype=$(GPU_DTYPES) $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
 
@@ -40,7 +71,7 @@ gate: setup
 	$(BIN)/sasa-bench gate --base $(shell git merge-base HEAD $(MAIN) 2>/dev/null || echo $(MAIN)) --head . $(GATE)
 
 # The gate on code that became slower for a real reason, then beside other tools; stopped, it goes on where it was.
-gate-validation: setup
+gate-validation: setup-dev
 	$(BIN)/python tests/studies/gate_slowdowns.py
 	$(BIN)/python tests/studies/gate_validation.py $(VALIDATION)
 
@@ -54,30 +85,34 @@ reference-pages: setup
 	$(BIN)/sasa-bench figure $(REFERENCE) --suite kernel_size --suite channels --suite resolution --out $(dir $(REFERENCE))figure.svg
 
 # Without dependencies, which would move torch, and built with the torch that is there.
-peers: setup
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --no-deps --no-build-isolation natten timm
+peers: setup-dev
+	$(BIN)/pip install --quiet --constraint .ci/no-deps.txt --no-deps --no-build-isolation natten timm
 
 tensorboard: setup
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[tensorboard]'
+	.ci/install $(PYTHON) $(VENV) tensorboard
 	$(BIN)/tensorboard --logdir $(lastword $(sort $(wildcard reports/profile-*)))/traces
 
-api: setup
+api: setup-dev
 	$(BIN)/python docs/api.py docs/api.html
 
-test: setup
+test: setup-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slurm: setup
+test-slurm: setup-dev
 	tests/slurm/install.sh
-	$(BIN)/pip install --quiet --constraint .ci/constraints.txt --editable '.[$(EXTRAS),slurm]'
+	.ci/install $(PYTHON) $(VENV) slurm
 	$(BIN)/python -m pytest -m slurm tests/slurm
 
-lint: setup
+lint: setup-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/actionlint
 
+dist: setup-dev
+	rm -rf build dist
+	$(BIN)/python -m build
+
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
