@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from sasa_bench.library import run
     from sasa_bench.nn import LocalAttention2d, network
     from sasa_bench.report.table import load
-    from sasa_bench.timing.sampling import Measurement, Settings, measure
+    from sasa_bench.timing.sampling import Measurement, measure
+    from sasa_bench.timing.settings import Settings
 
 __all__ = [
     "Case",
@@ -37,7 +38,7 @@ _MODULES = {
     "Impl": "impls",
     "LocalAttention2d": "nn",
     "Measurement": "timing.sampling",
-    "Settings": "timing.sampling",
+    "Settings": "timing.settings",
     "UserError": "case",
     "load": "report.table",
     "local_attention": "impls",

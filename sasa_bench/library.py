@@ -15,7 +15,7 @@ from sasa_bench.suite import Suite
 from sasa_bench.suite import load as load_suite
 from sasa_bench.sweep.run import Workers, describe, execute, open_results, plan
 from sasa_bench.timing import probe
-from sasa_bench.timing.sampling import Settings
+from sasa_bench.timing.settings import Settings
 
 Measurable = Case | Suite | str | Path
 """A case, a suite, or the path of a suite file."""

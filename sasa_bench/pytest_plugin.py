@@ -106,8 +106,8 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
         from sasa_bench import impls
         from sasa_bench.results.pytest_benchmark import extra_info
         from sasa_bench.results.record import Record
+        from sasa_bench.timing.memory import peak_memory
         from sasa_bench.timing.probe import available_cores
-        from sasa_bench.timing.sampling import peak_memory
         from sasa_bench.timing.trial import prepare
 
         resolved = case if case.threads else case.with_(threads=available_cores())

@@ -136,7 +136,7 @@ def run(
     from sasa_bench.sweep.run import Workers, describe, execute, open_results, plan
     from sasa_bench.sweep.shard import cut
     from sasa_bench.timing import nvml, probe
-    from sasa_bench.timing.sampling import Settings
+    from sasa_bench.timing.settings import Settings
 
     if budget_s <= 0 or timeout_s <= 0:
         raise click.UsageError("--budget and --timeout are seconds, more than 0")
@@ -727,7 +727,7 @@ def paper(
         from sasa_bench.results.record import Writer
         from sasa_bench.sweep.run import Workers, describe, execute, plan
         from sasa_bench.timing import probe
-        from sasa_bench.timing.sampling import Settings
+        from sasa_bench.timing.settings import Settings
 
         if device == "cuda":
             _require_cuda()

@@ -16,7 +16,7 @@ from sasa_bench.results.record import ImplInfo, Record, Results, ResultsError, R
 from sasa_bench.suite import Suite
 from sasa_bench.timing.probe import available_cores
 from sasa_bench.timing.process import Request, Worker, WorkerDied
-from sasa_bench.timing.sampling import Settings
+from sasa_bench.timing.settings import Settings
 
 
 @dataclass(frozen=True)

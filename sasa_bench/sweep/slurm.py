@@ -284,7 +284,7 @@ class Measure:
 
 def _measure_rest(sweep: Sweep, index: int) -> None:
     from sasa_bench.sweep.run import Workers, describe, execute, plan
-    from sasa_bench.timing.sampling import Settings
+    from sasa_bench.timing.settings import Settings
 
     path, suites = sweep.file(index), sweep.shards[index]
     machine = detect()

@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import sasa_bench
 from sasa_bench.case import from_dict
-from sasa_bench.timing.sampling import Step, Timer, timer_for
+from sasa_bench.timing.timers import Step, Timer, timer_for
 from sasa_bench.timing.trial import Oracles, Trial, prepare
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,24 +10,8 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import IMAGES, Op, Tensors, leaves, output_names, random_tensors, step
-
-BUDGET_FACTOR = 8.0
-"""How many times the error of the plain reference, run in the dtype of the case, an implementation may be off: a
-different order of summation is allowed, a different function is not."""
-
-
-KINK_STEP = 32 * 2.0**-23
-"""By what share of itself every tensor of a network moves to see how far its gradients jump, or by a rounding of the
-dtype if that is more. Enough that relus of every depth change sides, so that the jump is not a matter of luck."""
-
-KINK_FACTOR = 2.0
-"""The jump is the maximum over many scalars, known from one draw; an implementation's, another draw, may be larger.
-With a factor of 1, one of 36 right gradients of a ResNet was called wrong, by 1.16 times."""
-
-
-FEW_SCALARS, DRAWS = 1 << 14, 4
-"""With few scalars the plain error may be small by luck: it is at least what rounding the input anew does."""
+from sasa_bench.ops.tensors import Op, Tensors, leaves, output_names, random_tensors, step
+from sasa_bench.timing.budgets import budgets, max_abs
 
 
 @dataclass(frozen=True)
@@ -63,50 +45,17 @@ class Verdict:
 
 
 def consult(op: Op, case: Case, seed: int) -> Oracle:
-    """Run the reference in float64 and in the dtype of the case on fresh random input.
-
-    A budget also allows for adding the K x K terms of a window one after the other in float32, whose error is at most
-    K^2 roundings (Higham, Accuracy and Stability of Numerical Algorithms, section 4.2); the reference adds them in
-    blocks. The gradient of a parameter adds terms of every pixel of the batch; of terms with random signs, added in
-    float32 one after the other, the errors grow as the square root of their number (Higham and Mary, A New Approach to
-    Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41(5), 2019).
-    """
+    """What the reference gives in float64 on fresh random input, and how far an implementation may be from it."""
     tensors = random_tensors(op, case, seed)
-    dtype = getattr(torch, case.dtype)
     seed_of_gradient = None if case.mode == "forward" else seed
     exact = _reference(op, case, tensors, torch.float64, seed_of_gradient)
     grad_y = exact.pop("grad_y", None)
-    plain = _reference(op, case, tensors, dtype, seed_of_gradient)
-    plain.pop("grad_y", None)
-    rounding = torch.finfo(dtype).eps
-    in_window = case.kernel_size**2
-    over_pixels = math.sqrt(case.batch * case.height * case.width)
-    budgets = {}
-    kinks = {}
-    if case.scope == "network" and case.mode != "forward":
-        kinks = _kinks(op, case, tensors, exact, seed)
-    errors = {name: _max_abs(plain[name].double() - value) for name, value in exact.items()}
-    if case.scope != "network" and case.batch * case.channels * case.height * case.width < FEW_SCALARS:
-        for draw in range(1, DRAWS):
-            moved = _rounded_anew(tensors, rounding, seed + draw)
-            for name, value in _reference(op, case, moved, torch.float64, seed_of_gradient).items():
-                if name != "grad_y":
-                    errors[name] = max(errors[name], _max_abs(value - exact[name]))
-    for name, value in exact.items():
-        error = errors[name]
-        roundings = in_window + (over_pixels if name.removeprefix("gradient of ") not in (*IMAGES, "y") else 0.0)
-        in_sequence = roundings * torch.finfo(torch.float32).eps
-        budgets[name] = BUDGET_FACTOR * max(error, rounding * _max_abs(value)) + in_sequence * _max_abs(value)
-        budgets[name] = max(budgets[name], kinks.get(name, 0.0))
-    return Oracle(case, tensors, grad_y, exact, budgets)
+    plain = _reference(op, case, tensors, getattr(torch, case.dtype), seed_of_gradient)
 
+    def rerun(moved: Tensors) -> dict[str, Tensor]:
+        return _reference(op, case, moved, torch.float64, seed_of_gradient)
 
-def _rounded_anew(tensors: Tensors, rounding: float, seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: t * (1 + rounding * torch.randn(t.shape, generator=generator, dtype=t.dtype))
-        for name, t in tensors.items()
-    }
+    return Oracle(case, tensors, grad_y, exact, budgets(case, tensors, exact, plain, rerun, seed))
 
 
 def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:
@@ -116,7 +65,7 @@ def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:
         if output.shape != expected.shape:
             reason = f"{name} has shape {list(output.shape)}, expected {list(expected.shape)}"
             return Verdict(float("inf"), oracle.budgets[name], reason)
-        error = _max_abs(output.detach().to(expected.device).double() - expected)
+        error = max_abs(output.detach().to(expected.device).double() - expected)
         budget = oracle.budgets[name]
         excess = error / budget if budget else (0.0 if error == 0 else float("inf"))
         if worst is None or excess > worst[0]:
@@ -159,29 +108,3 @@ def _reference(op: Op, case: Case, tensors: Tensors, dtype: torch.dtype, seed: i
     outputs = step(case.with_(mode="training"), lambda: y, inputs, grad_y)()
     named = dict(zip(output_names(case.with_(mode="training"), tensors), outputs, strict=True))
     return {name: named[name] for name in output_names(case, tensors)} | {"grad_y": grad_y}
-
-
-def _kinks(op: Op, case: Case, tensors: Tensors, exact: dict[str, Tensor], seed: int) -> dict[str, float]:
-    """How far each gradient of a network jumps when every tensor moves by KINK_STEP, and at least as far as the median.
-
-    A relu whose input is within rounding of 0 passes or stops its gradient by chance, and one such relu moves all
-    gradients below it. Which ones do so differs from run to run; the median is for gradients above all that did here.
-    """
-    distance = max(KINK_STEP, torch.finfo(getattr(torch, case.dtype)).eps)
-    generator = torch.Generator().manual_seed(seed + 2)
-    moved = {
-        name: t * (1 + distance * torch.randn(t.shape, generator=generator, dtype=t.dtype))
-        for name, t in tensors.items()
-    }
-    jumped = _reference(op, case, moved, torch.float64, seed)
-    sizes = {name: _max_abs(value) for name, value in exact.items() if name != "y"}
-    jumps = {name: _max_abs(jumped[name] - exact[name]) for name in sizes}
-    middle = statistics.median(jumps[name] / size for name, size in sizes.items() if size)
-    return {name: KINK_FACTOR * max(jump, middle * sizes[name]) for name, jump in jumps.items()}
-
-
-def _max_abs(t: Tensor) -> float:
-    if not t.numel():
-        return 0.0
-    largest = t.abs().max().item()
-    return float("inf") if largest != largest else largest

@@ -19,7 +19,8 @@ from sasa_bench.case import from_dict
 from sasa_bench.timing.process import Request
 
 if TYPE_CHECKING:
-    from sasa_bench.timing.sampling import Settings, Step
+    from sasa_bench.timing.settings import Settings
+    from sasa_bench.timing.timers import Step
 
 
 def main(events_fd: int) -> None:
@@ -48,7 +49,8 @@ def main(events_fd: int) -> None:
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
-    from sasa_bench.timing.sampling import Settings, peak_memory
+    from sasa_bench.timing.memory import peak_memory
+    from sasa_bench.timing.settings import Settings
     from sasa_bench.timing.trial import Oracles, first_line, prepare
 
     _freeze_imports()
@@ -100,7 +102,8 @@ def _sample(
     device: str, steps: Mapping[str, Step], settings: Settings, announce: Callable[[str], None], seed: int
 ) -> dict[str, dict[str, Any]]:
     """Record fields of each step, by name."""
-    from sasa_bench.timing.sampling import interleave, timer_for
+    from sasa_bench.timing.sampling import interleave
+    from sasa_bench.timing.timers import timer_for
 
     if device == "cuda":
         from sasa_bench.timing import cuda as gpu
@@ -113,7 +116,7 @@ def _sample(
 def _roof(device: str, dtype: str, threads: int) -> list[float]:
     import torch
 
-    from sasa_bench.timing.sampling import roof
+    from sasa_bench.timing.roof import roof
 
     torch.set_num_threads(threads)
     return list(roof(device, dtype))

@@ -19,7 +19,9 @@ from typing import Any, Protocol
 import torch
 
 from sasa_bench.timing import nvml
-from sasa_bench.timing.sampling import Samples, Settings, Step, interleave
+from sasa_bench.timing.sampling import Samples, interleave
+from sasa_bench.timing.settings import Settings
+from sasa_bench.timing.timers import Step
 
 COOL_DOWN_S = 0.1
 """Rest after a sample that was thrown away."""

@@ -1,7 +1,8 @@
-"""A child process that builds, checks and measures on request; what kills it costs one row, not the run.
+"""The parent's side of a worker: a child process that measures on request; what kills it costs one row, not the run.
 
-Parent and child exchange JSON lines: requests on the child's standard input, events on a pipe of their own. Before each
-risky stage the child announces it, so that the parent knows whom to blame for a crash and how long to wait.
+Parent and child (timing.child) exchange JSON lines: requests on the child's standard input, events on a pipe of their
+own. Before each risky stage the child announces it, so that the parent knows which implementation crashed and how long
+to wait.
 """
 
 from __future__ import annotations
@@ -18,13 +19,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 from sasa_bench.case import Case, UserError
 from sasa_bench.results.environment import WORKER_ENVIRONMENT
-
-if TYPE_CHECKING:
-    pass
 
 STAGES = ("start", "build", "check", "memory", "time")
 BUILD_TIMEOUT_S = 900.0
@@ -32,7 +30,7 @@ BUILD_TIMEOUT_S = 900.0
 
 
 class WorkerDied(Exception):
-    """The child ended or had to be ended. `status` is the row's, `reason` its sentence, `impl` who was at it."""
+    """The child ended or had to be ended: `status` and `reason` of the row of `impl`, which was running in `stage`."""
 
     def __init__(self, status: str, reason: str, impl: str | None, stage: str) -> None:
         super().__init__(reason)
@@ -45,7 +43,7 @@ class WorkerRefused(UserError):
 
 @dataclass(frozen=True)
 class Request:
-    """Measure `case` with these implementations, interleaved; the settings are those of measure.Settings."""
+    """Measure `case` with these implementations, interleaved; `settings` are the fields of settings.Settings."""
 
     case: Case
     impls: tuple[str, ...]

@@ -14,7 +14,7 @@ from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.ops.cost import FORMULAS, cost
 from sasa_bench.ops.tensors import leaves, random_tensors, step
 from sasa_bench.timing.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
-from sasa_bench.timing.sampling import Step
+from sasa_bench.timing.timers import Step
 
 Oracles = dict[tuple[str, Case], Oracle]
 """What is expected of (op, case); filled on demand, so that implementations of one op share it."""

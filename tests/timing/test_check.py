@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import CONVOLUTION, LOCAL_ATTENTION, output_names
-from sasa_bench.timing.check import BUDGET_FACTOR, compare, consult, poisoned_memory
+from sasa_bench.timing.budgets import BUDGET_FACTOR
+from sasa_bench.timing.check import compare, consult, poisoned_memory
 
 CASE = Case(channels=8, heads=2, kernel_size=3, resolution=6)
 

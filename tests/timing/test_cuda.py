@@ -12,11 +12,12 @@ import pytest
 import torch
 from fake_nvml import FakeNvml
 
+from sasa_bench.timing import child as worker
 from sasa_bench.timing import cuda as gpu
 from sasa_bench.timing import nvml
-from sasa_bench.timing import process as worker
 from sasa_bench.timing.cuda import Device
-from sasa_bench.timing.sampling import Settings, Step
+from sasa_bench.timing.settings import Settings
+from sasa_bench.timing.timers import Step
 
 SETTINGS = Settings(warmup_s=0.0, sample_s=0.01, budget_s=0.1, least=7, most=21)
 FLUSH_S = 0.003

@@ -18,7 +18,7 @@ from sasa_bench.suite import from_data
 from sasa_bench.sweep.run import Workers, describe, execute, plan
 from sasa_bench.timing.probe import detect
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
-from sasa_bench.timing.sampling import Settings
+from sasa_bench.timing.settings import Settings
 
 QUICK = Settings(warmup_s=0.001, sample_s=0.001, budget_s=0.01, least=3, most=7)
 FILE = """

@@ -1,0 +1,28 @@
+"""When a measurement stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """When to stop.
+
+    warmup_s     least time of calls before the first sample
+    sample_s     time that one sample should take; short calls are repeated to fill it
+    budget_s     time for the samples of one implementation of one case
+    least, most  samples
+    precision    stop when half the 95 % interval of the median is within this share of the median
+    most_discarded  samples thrown away before an implementation is given up, if they are half of all or more
+    energy_s     on CUDA, time of the block of calls whose energy is read; 0 reads none
+    """
+
+    warmup_s: float = 0.05
+    sample_s: float = 0.01
+    budget_s: float = 0.6
+    least: int = 7
+    most: int = 101
+    precision: float = 0.02
+    most_discarded: int = 20
+    energy_s: float = 0.0
