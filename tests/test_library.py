@@ -145,5 +145,5 @@ def test_the_wheel_holds_what_the_package_needs_besides_its_modules(tmp_path: Pa
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
     assert "sasa_bench/py.typed" in files
-    assert "sasa_bench/templates/kernel.py" in files
+    assert {"sasa_bench/impls/template.py", "sasa_bench/report/templates/base.html"} <= files
     assert {f"sasa_bench/{path.name}" for path in (ROOT / "sasa_bench").glob("*.py")} <= files

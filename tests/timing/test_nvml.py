@@ -86,7 +86,7 @@ def test_pynvml_itself_reads_a_fake_library_in_the_same_way(tmp_path: Path) -> N
     subprocess.run([compiler, *flags, str(FAKE_LIBRARY), "-o", str(library)], check=True)
     code = (
         f"import ctypes; ctypes.CDLL({str(library)!r})\n"  # the loader then takes it for the driver's, by its name
-        "from sasa_bench import nvml\n"
+        "from sasa_bench.timing import nvml\n"
         "gpu = nvml.find('GPU-fake')\n"
         "print(gpu.name, gpu.driver, gpu.limits(), gpu.state(), gpu.throttling(), gpu.energy_j(), sep='\\n')"
     )
