@@ -25,7 +25,7 @@ def test_the_table_of_implementations_is_the_generated_one() -> None:
     lines = []
     for name in impls.names():
         impl = impls.get(name)
-        mark, how = (" †", f" († {impl.differs})") if impl.differs else ("", "")
+        mark, how = (" †", f" († {impl.info.differs})") if impl.info.differs else ("", "")
         lines.append(f"| `{name}`{mark} | {impl.op.name.replace('_', ' ')} | {impl.summary}{how} |")
     assert table.strip().splitlines()[2:] == lines
 

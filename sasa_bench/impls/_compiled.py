@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, Impl, layers_only
+from sasa_bench.impls import Attend, Impl, Info, layers_only
 from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Tensors, project, step
 
 Function = Callable[[Tensors], Tensor]
@@ -75,8 +75,8 @@ def compiled(
         build=build,
         supports=lambda case: layers_only(case) or supports(case),
         missing=missing,
-        quick=False,
         poisoned=False,
+        info=Info(quick=False),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl
+from sasa_bench.impls import Impl, Info
 from sasa_bench.ops.cost import halo_block
 from sasa_bench.ops.tensors import HALO_ATTENTION, Call, Tensors
 
@@ -79,5 +79,7 @@ IMPL = Impl(
     supports=_supports,
     missing=_missing,
     computes=lambda case: case.with_(border="zero"),
-    differs="all pixels of a block share one window, zero padding included, and logits are divided by sqrt(d)",
+    info=Info(
+        differs="all pixels of a block share one window, zero padding included, and logits are divided by sqrt(d)"
+    ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl, layers_only
+from sasa_bench.impls import Impl, Info, layers_only
 from sasa_bench.ops.tensors import PER_CHANNEL_ATTENTION, Call, Tensors, project
 
 
@@ -48,5 +48,5 @@ IMPL = Impl(
     build=_build,
     supports=_supports,
     computes=lambda case: case.with_(border="zero"),
-    differs="each channel has its own softmax, over products instead of dot products, zero padding included",
+    info=Info(differs="each channel has its own softmax, over products instead of dot products, zero padding included"),
 )

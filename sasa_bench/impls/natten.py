@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl, layers_only
+from sasa_bench.impls import Impl, Info, layers_only
 from sasa_bench.ops.tensors import NEIGHBORHOOD_ATTENTION, Call, Tensors, project
 
 FLEX = "flex-fna"
@@ -65,6 +65,8 @@ IMPL = Impl(
     supports=_supports,
     missing=_missing,
     computes=lambda case: case.with_(border="mask"),
-    quick=False,
-    differs="near a border the window is shifted inward instead of cut off, and there is no position term",
+    info=Info(
+        quick=False,
+        differs="near a border the window is shifted inward instead of cut off, and there is no position term",
+    ),
 )

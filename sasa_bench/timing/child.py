@@ -134,7 +134,7 @@ def _describe(impls: list[str] | None = None, details: bool = False) -> list[dic
         except Exception as error:
             info["missing"] = str(error)
         try:
-            info["details"] = impl.details() if details else []
+            info["details"] = impl.info.details() if details else []
         except Exception as error:
             info["details"] = [f"no details: {error}"]
         found.append(info)

@@ -25,6 +25,7 @@ pytest.importorskip("onnxscript")
 
 from sasa_bench.impls import _onnx as shared  # noqa: E402
 from sasa_bench.impls import gathered, onnx_fused  # noqa: E402
+from sasa_bench.impls._onnx import session  # noqa: E402
 
 EXPORTED = [name for name in impls.names() if name.startswith("onnx")]
 SMALL = Case(channels=12, heads=3, kernel_size=5, resolution="7x9", threads=1)
@@ -57,9 +58,9 @@ def test_the_formulation_to_export_agrees_with_the_reference(changes: dict[str, 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_an_exported_implementation_names_the_one_in_pytorch_that_computes_the_same(name: str) -> None:
     file = impls.get(name)
-    source = impls.get(file.exports)
+    source = impls.get(file.info.exports)
     assert source.op is file.op
-    assert not source.exports
+    assert not source.info.exports
     assert source.computes(SMALL) == file.computes(SMALL)
     assert impls.info(file).any_size == (name == "onnx_dynamic")
     assert impls.info(file).library == (name == "onnx_fused")
@@ -140,8 +141,8 @@ def test_what_cannot_run_says_so() -> None:
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_a_missing_package_is_named_with_the_command(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = shared.find_spec
-    monkeypatch.setattr(shared, "find_spec", lambda package: None if package == "onnxscript" else found(package))
+    found = session.find_spec
+    monkeypatch.setattr(session, "find_spec", lambda package: None if package == "onnxscript" else found(package))
     row = prepare(name, SMALL, 1, lambda stage: None, {}).row
     assert row["status"] == "skipped"
     assert row["reason"] == "onnxscript not installed: pip install onnxscript"

@@ -31,7 +31,7 @@ from sasa_bench.suite import load
 from sasa_bench.timing.check import consult
 from sasa_bench.timing.trial import prepare
 
-DIFFERING = [name for name in impls.names() if impls.get(name).differs]
+DIFFERING = [name for name in impls.names() if impls.get(name).info.differs]
 TINY = Case(channels=8, heads=2, kernel_size=3, resolution="4x6", batch=2)
 
 

@@ -17,8 +17,8 @@ from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import LOCAL_ATTENTION, leaves, random_tensors
 
-QUICK = [name for name in impls.names() if impls.get(name).quick]
-SLOW = [name for name in impls.names() if not impls.get(name).quick]
+QUICK = [name for name in impls.names() if impls.get(name).info.quick]
+SLOW = [name for name in impls.names() if not impls.get(name).info.quick]
 
 
 SHAPES = {

@@ -1,0 +1,136 @@
+"""What an implementation is, and how one of local attention is made from its core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from sasa_bench.case import Case
+from sasa_bench.networks import modules as networks
+from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""(q, k, v [B, C, H, W], rel_row [N, d // 2, K] or None, rel_col [N, d - d // 2, K] or None) -> y [B, C, H, W]."""
+
+Layer = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+"""(x [B, C, H, W], w_qkv [3 C, C], rel_row, rel_col) -> y [B, C, H, W]: projections and core in one call."""
+
+
+def _everything(case: Case) -> str | None:
+    return None
+
+
+def layers_only(case: Case) -> str | None:
+    """Why an implementation of a single layer cannot do a case, for `supports`."""
+    return "this is a layer, not a network" if case.scope == "network" else None
+
+
+def _nothing_missing() -> str | None:
+    return None
+
+
+def _no_details() -> list[str]:
+    return []
+
+
+def _itself(case: Case) -> Case:
+    return case
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """What only readers and tests need to know of an implementation; computing does without.
+
+    details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
+    quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
+    differs   for the work of others that is put next to local attention and is another function, with an op of its
+              own: how it differs, as the end of a sentence; readers mark its name
+    exports, any_size, library
+              of one that runs an exported file: see record.ImplInfo
+    """
+
+    details: Callable[[], list[str]] = _no_details
+    quick: bool = True
+    differs: str = ""
+    exports: str = ""
+    any_size: bool = False
+    library: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impl:
+    """How an op is computed.
+
+    name      as written in suites
+    op        what is computed; its reference judges the result
+    summary   one line for people
+    build     (case, tensors) -> call; `call()` computes y from those very tensors, so set-up is not timed. The
+              tensors are those of op.shapes in the dtype and on the device of the case. A call with an attribute
+              `figures`, a dict from column name (with its unit) to number, adds these columns to its row
+    supports  case -> None, or the reason why this implementation cannot do it
+    missing   None, or what this machine lacks and the command that would help; must be cheap
+    computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
+    attend    for local attention: case -> the core as a function of tensors, for use inside models
+    layer     for local attention: case -> projections and core as one function, where that is faster
+    poisoned  whether it is checked while torch fills new memory with NaN, which needs deterministic algorithms: for
+              these torch.compile would make another program than the one that is timed
+    info      what only readers and tests need
+    """
+
+    name: str
+    op: Op
+    summary: str
+    build: Callable[[Case, Tensors], Call]
+    supports: Callable[[Case], str | None] = _everything
+    missing: Callable[[], str | None] = _nothing_missing
+    computes: Callable[[Case], Case] = _itself
+    attend: Callable[[Case], Attend] | None = None
+    layer: Callable[[Case], Layer] | None = None
+    poisoned: bool = True
+    info: Info = field(default_factory=Info)
+
+
+def local_attention(
+    name: str,
+    summary: str,
+    attend: Callable[[Case], Attend],
+    *,
+    layer: Callable[[Case], Layer] | None = None,
+    supports: Callable[[Case], str | None] = _everything,
+    missing: Callable[[], str | None] = _nothing_missing,
+    details: Callable[[], list[str]] = _no_details,
+) -> Impl:
+    """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
+
+    `attend(case)` prepares what depends on the case alone (masks, indices) and returns the core as a function.
+    """
+
+    def build(case: Case, tensors: Tensors) -> Call:
+        if case.scope == "network":
+            network = networks.bind(case, tensors, impl)
+            return lambda: network(tensors["x"])
+        rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")
+        if layer is not None and case.scope == "layer":
+            whole = layer(case)
+            return lambda: whole(add_absolute(case, tensors), tensors["w_qkv"], rel_row, rel_col)
+        core = attend(case)
+        return lambda: core(*project(case, tensors), rel_row, rel_col)
+
+    def supports_each(case: Case) -> str | None:
+        cases = networks.attention_cases(case) if case.scope == "network" else [case]
+        return next((reason for reason in map(supports, cases) if reason), None)
+
+    impl = Impl(
+        name=name,
+        op=LOCAL_ATTENTION,
+        summary=summary,
+        build=build,
+        supports=supports_each,
+        missing=missing,
+        attend=attend,
+        layer=layer,
+        info=Info(details=details),
+    )
+    return impl

@@ -1,0 +1,124 @@
+"""The registry: every implementation by name.
+
+To add one, write sasa_bench/impls/NAME.py that defines `IMPL` and add a line to BUILTIN. Nothing else names it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from sasa_bench.impls.implementation import Impl
+from sasa_bench.results.record import ImplInfo
+
+BUILTIN = {
+    "reference": "sasa_bench.impls.reference:IMPL",
+    "naive": "sasa_bench.impls.naive:IMPL",
+    "unfold": "sasa_bench.impls.unfold:IMPL",
+    "blocked": "sasa_bench.impls.blocked:IMPL",
+    "gathered": "sasa_bench.impls.gathered:IMPL",
+    "fused": "sasa_bench.impls.fused:IMPL",
+    "cuda": "sasa_bench.impls.cuda:IMPL",
+    "onnx_unfold": "sasa_bench.impls.unfold:ONNX",
+    "onnx_blocked": "sasa_bench.impls.blocked:ONNX",
+    "onnx": "sasa_bench.impls.gathered:ONNX",
+    "onnx_dynamic": "sasa_bench.impls.gathered:ONNX_DYNAMIC",
+    "onnx_fused": "sasa_bench.impls.onnx_fused:IMPL",
+    "onnx_conv3x3": "sasa_bench.impls.convolution:ONNX_CONV3X3",
+    "conv3x3": "sasa_bench.impls.convolution:CONV3X3",
+    "conv_kxk": "sasa_bench.impls.convolution:CONV_KXK",
+    "depthwise_kxk": "sasa_bench.impls.convolution:DEPTHWISE_KXK",
+    "conv1x1": "sasa_bench.impls.convolution:CONV1X1",
+    "global_attention": "sasa_bench.impls.global_attention:IMPL",
+    "squeeze_excitation": "sasa_bench.impls.squeeze_excitation:IMPL",
+    "non_local": "sasa_bench.impls.non_local:IMPL",
+    "criss_cross": "sasa_bench.impls.criss_cross:IMPL",
+    "sdpa_dense": "sasa_bench.impls.sdpa_dense:IMPL",
+    "flex_attention": "sasa_bench.impls.flex_attention:IMPL",
+    "compiled_unfold": "sasa_bench.impls.unfold:COMPILED",
+    "compiled_blocked": "sasa_bench.impls.blocked:COMPILED",
+    "natten": "sasa_bench.impls.natten:IMPL",
+    "halo_attention": "sasa_bench.impls.halo_attention:IMPL",
+    "leaderj1001": "sasa_bench.impls.leaderj1001:IMPL",
+}
+"""Name -> "module:object" of each implementation that comes with the package."""
+
+ANYWHERE = "unfold"
+"""The local attention that runs on every device and in every dtype, forward and backward."""
+
+IN_NETWORKS = ("conv3x3", "unfold", "fused", "cuda")
+"""What whole networks are timed with, where it is registered and the machine can run it."""
+
+ENTRY_POINTS = "sasa_bench.impls"
+"""The entry-point group through which other packages register theirs; each entry is an Impl."""
+
+
+class UnknownImplError(ValueError):
+    """A name that no implementation has, or a file that defines none."""
+
+
+def names() -> list[str]:
+    """Every registered name, in the order of the table: built in first, then those of other packages."""
+    return [*BUILTIN, *(name for name in sorted(_plugins()) if name not in BUILTIN)]
+
+
+def index(name: str) -> int:
+    """The place of an implementation in the registry; one that comes from a file stands behind all others."""
+    known = names()
+    return known.index(name) if name in known else len(known)
+
+
+def info(impl: Impl) -> ImplInfo:
+    """What readers know of it."""
+    about = impl.info
+    return ImplInfo(
+        name=impl.name,
+        op=impl.op.name,
+        summary=impl.summary,
+        index=index(impl.name),
+        differs=about.differs,
+        exports=about.exports,
+        any_size=about.any_size,
+        library=about.library,
+    )
+
+
+def get(name: str) -> Impl:
+    """The implementation of that name, or the IMPL of that .py file. Raises UnknownImplError."""
+    if name.endswith(".py"):
+        return _from_file(Path(name))
+    if name in BUILTIN:
+        module, _, attribute = BUILTIN[name].partition(":")
+        found = getattr(importlib.import_module(module), attribute)
+    elif name in (plugins := _plugins()):
+        found = plugins[name].load()
+    else:
+        raise UnknownImplError(
+            f"unknown implementation {name!r}: there are {', '.join(names())}; a file of your own is named by its path"
+        )
+    return _checked(found, name)
+
+
+def _plugins() -> dict[str, metadata.EntryPoint]:
+    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
+
+
+def _from_file(path: Path) -> Impl:
+    if not path.is_file():
+        raise UnknownImplError(f"{path}: no such file; give the path of a Python file that defines IMPL")
+    spec = importlib.util.spec_from_file_location(f"sasa_bench_plugin_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UnknownImplError(f"{path} cannot be loaded as a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return _checked(getattr(module, "IMPL", None), str(path))
+
+
+def _checked(found: object, source: str) -> Impl:
+    if not isinstance(found, Impl):
+        raise UnknownImplError(f"{source} must define IMPL, a sasa_bench.impls.Impl; found {type(found).__name__}")
+    return found
