@@ -73,7 +73,7 @@ class Plan:
         """Plain values."""
         return {
             "name": self.name,
-            "arms": [asdict(arm) | {"folder": str(arm.folder)} for arm in self.arms],
+            "arms": [arm.to_dict() for arm in self.arms],
             "shards": [[[point.impl, point.case.to_dict()] for point in shard] for shard in self.shards],
             "rules": asdict(self.rules),
             "budget_s": self.budget_s,
@@ -87,7 +87,7 @@ def load(folder: Path) -> Plan:
     return Plan(
         folder,
         plan["name"],
-        tuple(Arm(**arm | {"folder": Path(arm["folder"])}) for arm in plan["arms"]),
+        tuple(Arm.from_dict(arm) for arm in plan["arms"]),
         tuple(tuple(Point(impl, from_dict(case)) for impl, case in shard) for shard in plan["shards"]),
         Rules(**plan["rules"]),
         plan["budget_s"],
@@ -144,7 +144,7 @@ def _ops(head: Arm, impls: Sequence[str], timeout_s: float) -> dict[str, str]:
         verify(head, worker.ask("loaded"))
         for impl in impls:
             try:
-                ops[impl] = worker.ask("describe", impls=[impl])[0]["op"]
+                ops[impl] = worker.ask("describe", impls=[head.impl(impl)])[0]["op"]
             except WorkerRefused:
                 continue
     finally:

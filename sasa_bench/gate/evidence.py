@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -56,7 +56,8 @@ class Evidence:
     def exact_verdicts(self, rules: Rules) -> dict[str, CaseVerdict]:
         """key -> verdict on the exact figures."""
         base, head = self.exact["base"], self.exact["head"]
-        return {key: exact_verdict(key, base.get(key), head.get(key), rules) for key in self.keys}
+        same = not environment_difference(self.loaded["base"], self.loaded["head"], ("torch", "onnxruntime"))
+        return {key: exact_verdict(key, base.get(key), head.get(key), rules, same) for key in self.keys}
 
     def timed(self, rules: Rules) -> list[str]:
         """The keys that nothing but time is left to decide."""
@@ -91,3 +92,32 @@ def head_over_both(pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list
     """key -> what is decided on, see decide.against_both, of each pair that measured it."""
     head, copy = column("head", pairs, keys), column("floor", pairs, keys)
     return {key: against_both(head[key], copy[key]) for key in keys}
+
+
+def environment_difference(
+    base: Mapping[str, Any], head: Mapping[str, Any], libraries: Sequence[str] | None = None
+) -> list[str]:
+    """What differs between two arms besides their own code: "torch 2.12 -> 2.13", of these libraries or of all.
+
+    `base` and `head` are what blocks.loaded gave. An older revision names torch alone.
+    """
+    before, after = ({"torch": arm.get("torch", "")} | arm.get("libraries", {}) for arm in (base, head))
+    names = [name for name in {**before, **after} if libraries is None or name in libraries]
+    if libraries is None:
+        for what in ("python_version", "isa"):
+            before[what], after[what] = base.get(what, ""), head.get(what, "")
+            names.append(what)
+    both = "libraries" in base and "libraries" in head
+    return [
+        f"{name} {before.get(name) or 'none'} -> {after.get(name) or 'none'}"
+        for name in names
+        if before.get(name, "") != after.get(name, "") and (both or name == "torch")
+    ]
+
+
+def same_code(base: Mapping[str, Any], head: Mapping[str, Any]) -> bool:
+    """Whether everything that two arms loaded is the same: package, kernel files, plug-ins and the environment."""
+    kernels = [{name: kernel["digest"] for name, kernel in arm.get("kernels", {}).items()} for arm in (base, head)]
+    plugins = [arm.get("plugins", {}) for arm in (base, head)]
+    same_files = base["digest"] == head["digest"] and kernels[0] == kernels[1] and plugins[0] == plugins[1]
+    return same_files and not environment_difference(base, head)

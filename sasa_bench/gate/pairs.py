@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 import random
 import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sasa_bench.case import Case
-from sasa_bench.gate.arms import Arm, verify
+from sasa_bench.gate import clock
+from sasa_bench.gate.arms import Arm, ArmError, verify
 from sasa_bench.results.environment import EXPORTS, WORKER_ENVIRONMENT
-from sasa_bench.timing.process import Worker, WorkerDied
+from sasa_bench.timing.process import Worker, WorkerDied, WorkerRefused
 
 ENVIRONMENT = WORKER_ENVIRONMENT | {"GOMP_SPINCOUNT": "5000"}
 """The arms of a pair are alive together: threads of the one that waits must sleep soon, or they take the other's cores.
@@ -38,6 +41,16 @@ class Point:
     def key(self) -> str:
         """A name for people and files, unique in a suite."""
         return f"{self.impl} {self.case.describe({'threads': self.case.threads})}"
+
+    def request(self, arm: Arm) -> list[Any]:
+        """What a worker of `arm` is asked to stand: the implementation as it knows it, and the fields of the case.
+
+        Fields that have their default are left out: their default means what code did before there was such a field,
+        so an older revision need not know it.
+        """
+        plain = {f.name: f.default for f in fields(Case)}
+        named = {name: value for name, value in self.case.to_dict().items() if value != plain[name]}
+        return [arm.impl(self.impl), named]
 
 
 @dataclass
@@ -85,8 +98,7 @@ def exact_rows(arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str,
                 worker = start(arm, timeout_s)
                 verify(arm, worker.ask("loaded"))
             try:
-                fields = [point.impl, point.case.to_dict()]
-                rows |= worker.ask("stand", cases={point.key: fields}, seed=SEED, exact=True)
+                rows |= worker.ask("stand", cases={point.key: point.request(arm)}, seed=SEED, exact=True)
             except WorkerDied as death:
                 rows[point.key] = {"status": death.status, "reason": str(death)}
                 worker.close()
@@ -114,17 +126,18 @@ def measure_pair(
     try:
         for arm in random.sample(list(arms), len(arms)):
             workers[arm.name] = start(arm, timeout_s)
-        cases = {point.key: [point.impl, point.case.to_dict()] for point in points}
-        for answer in [w.send("stand", cases=cases, seed=SEED, exact=False) for w in workers.values()]:
+        cases = [point.key for point in points]
+        requests = {arm.name: {point.key: point.request(arm) for point in points} for arm in arms}
+        for answer in [w.send("stand", cases=requests[n], seed=SEED, exact=False) for n, w in workers.items()]:
             for key, row in answer().items():
                 if row["status"] != "ok":
                     raise WorkerDied("error", f"{key}: {row['reason']}", None, "build")
         _calibrate(workers["base"], [key for key in cases if key not in counts.calls], counts)
         for name in ("head", "copy"):
-            workers[name].ask("calibrate", keys=list(cases), block_s=BLOCK_S)
+            workers[name].ask("calibrate", keys=cases, block_s=BLOCK_S)
         fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
         blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
-        return _take_turns(workers, list(cases), counts, blocks, spin(counts))
+        return _take_turns(workers, cases, counts, blocks, spin(counts))
     finally:
         for worker in workers.values():
             worker.close()
@@ -165,12 +178,41 @@ def _calibrate(worker: Worker, keys: list[str], counts: Counts) -> None:
             counts.calls[key], counts.seconds[key] = int(calls), float(seconds)
 
 
+def survey(arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a fresh process of an arm has loaded, and which of these implementations it does not have, with its reason.
+
+    Raises ArmError for an arm that runs something else than it should.
+    """
+    worker = start(arm, timeout_s)
+    unknown: dict[str, str] = {}
+    try:
+        loaded: dict[str, Any] = worker.ask("loaded")
+        verify(arm, loaded)
+        for impl in dict.fromkeys(impls):
+            try:
+                worker.ask("describe", impls=[arm.impl(impl)])
+            except WorkerRefused as error:
+                unknown[impl] = str(error)
+    finally:
+        worker.close()
+    kernels = {name: {"digest": kernel.digest, "path": kernel.path} for name, kernel in arm.kernels.items()}
+    return loaded | {"commit": arm.commit, "kernels": kernels}, unknown
+
+
+def require_known(unknown: Sequence[Mapping[str, str]]) -> None:
+    """Raise ArmError for an implementation that no arm has. `unknown`: implementation -> reason, of each arm."""
+    for impl in unknown[0]:
+        if all(impl in of_arm for of_arm in unknown):
+            raise ArmError(f"neither arm has {impl!r}: {unknown[-1][impl]}")
+
+
 def start(arm: Arm, timeout_s: float) -> Worker:
     """A fresh process of an arm. Hash seed and size of the environment differ each time, as layouts do."""
+    beside = [os.path.dirname(kernel.path) for kernel in arm.kernels.values()]
     environment = ENVIRONMENT | {
-        "PYTHONPATH": str(arm.folder),
+        "PYTHONPATH": os.pathsep.join([str(arm.package_folder), *dict.fromkeys(beside)]),
         "PYTHONHASHSEED": str(random.randrange(1 << 32)),
         EXPORTS: str(arm.folder / "exports"),
         "SASA_BENCH_PADDING": secrets.token_hex(random.randrange(1, 2048)),
     }
-    return Worker(timeout_s, (arm.python, "-m", "sasa_bench.worker"), environment, cwd=arm.folder)
+    return Worker(timeout_s, (arm.python, "-c", inspect.getsource(clock)), environment, cwd=arm.folder)

@@ -16,9 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.gate.arms import Arm, ArmError, verify
-from sasa_bench.gate.evidence import Evidence, Share, column, head_over_both
-from sasa_bench.gate.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, start
+from sasa_bench.gate.arms import Arm, ArmError
+from sasa_bench.gate.evidence import Evidence, Share, column, environment_difference, head_over_both, same_code
+from sasa_bench.gate.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, require_known, survey
 from sasa_bench.gate.statistics import detectable, location
 from sasa_bench.gate.verdicts import (
     EQUIVALENT,
@@ -30,7 +30,7 @@ from sasa_bench.gate.verdicts import (
     exit_status,
     run_verdict,
 )
-from sasa_bench.timing.process import Worker, WorkerDied
+from sasa_bench.timing.process import WorkerDied
 
 MOST_LOST = 3
 """Pairs that may be lost to a dying process before the gate stops guessing."""
@@ -105,7 +105,10 @@ def measure(
     gate = _Gate(arms, budget_s, timeout_s, say, journal, label or {}, spin)
     say("exact figures", 0, 2)
     with ThreadPoolExecutor() as pool:  # nothing is timed yet
-        loaded = dict(zip((arm.name for arm in arms), pool.map(gate.loaded, arms), strict=True))
+        impls = [point.impl for point in points]
+        surveys = list(pool.map(lambda arm: survey(arm, impls, timeout_s), arms))
+        require_known([unknown for _, unknown in surveys])
+        loaded = {arm.name: found for arm, (found, _) in zip(arms, surveys, strict=True)}
         exact = pool.map(lambda arm: exact_rows(arm, points, timeout_s), arms[:2])
         found = Evidence([p.key for p in points], loaded, dict(zip(("base", "head"), exact, strict=True)))
     found.pairs, found.notes = gate.pairs, gate.notes
@@ -140,15 +143,18 @@ def decide(
     head: dict[str, list[float]] = {}
     floor: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
+    remarks: dict[str, str] = {}
     for part in evidence.values():
-        decided |= part.exact_verdicts(rules)
+        exact = part.exact_verdicts(rules)
+        decided |= exact
+        remarks |= {key: verdict.reason for key, verdict in exact.items() if verdict.verdict == EQUIVALENT}
         screened, fresh = part.phase("screen"), part.phase("confirm")
         timed, suspects = part.timed(rules), part.suspects(rules)
         if len(screened) < rules.screen_pairs:
             decided |= {key: CaseVerdict(key, INCONCLUSIVE, part.stopped) for key in timed}
             continue
         for key, ratios in head_over_both(screened, timed).items():
-            decided[key] = _unsuspected(key, ratios, screened, rules)
+            decided[key] = _unsuspected(key, ratios, screened, rules, decided[key].reason)
         undecided = part.undecided(rules)
         decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in undecided}
         closed = [key for key in suspects if key not in undecided]
@@ -158,16 +164,18 @@ def decide(
     shares = [Share(n, p.node, p.machine, tuple(p.keys), p.spent_s) for n, p in evidence.items() if p.node]
     nodes = {key: share.node for share in shares for key in share.keys}
     for key, verdict in confirm(head, floor, rules).items():
-        decided[key] = replace(verdict, seconds=seconds[key])
+        remark = remarks.get(key, "")
+        reason = f"{verdict.reason}; {remark}" if remark else verdict.reason
+        decided[key] = replace(verdict, seconds=seconds[key], reason=reason)
     contamination = contaminated(floor, rules, nodes)
     ordered = sorted(decided.values(), key=_importance)
     loaded = _loaded(arms, evidence)
     notes = [f"{part.node}: {note}" if part.node else note for part in evidence.values() for note in part.notes]
-    if evidence and loaded["base"]["digest"] == loaded["head"]["digest"]:
-        same = "base and head hold the same files: any difference in time is noise or comes from the environment"
-        notes.insert(0, same)
+    if evidence and same_code(loaded["base"], loaded["head"]):
+        notes.insert(0, "base and head run the same files in the same environment: any difference in time is noise")
+    notes += [f"environment: {change}" for change in environment_difference(loaded["base"], loaded["head"])]
     return Result(
-        verdict=run_verdict(ordered, contamination),
+        verdict=run_verdict(ordered, contamination, rules.allow_not_run),
         cases=ordered,
         arms={a.name: {"source": a.source, "folder": str(a.folder)} | loaded[a.name] for a in arms},
         contaminated=contamination,
@@ -210,15 +218,6 @@ class _Gate:
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     lost: int = 0
 
-    def loaded(self, arm: Arm) -> dict[str, Any]:
-        worker: Worker = start(arm, self.timeout_s)
-        try:
-            answer: dict[str, Any] = worker.ask("loaded")
-        finally:
-            worker.close()
-        verify(arm, answer)
-        return answer
-
     def measure(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int) -> bool:
         """Up to `count` pairs of what is chosen before each; False where the budget ended or too many were lost."""
         done = 0
@@ -259,18 +258,19 @@ class _Gate:
             file.write(json.dumps(line | figures) + "\n")
 
 
-def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules) -> CaseVerdict:
+def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules, remark: str) -> CaseVerdict:
     seen = detectable(ratios, rules.screen_pairs, math.log1p(rules.suspect))
     return CaseVerdict(
         key,
         EQUIVALENT,
+        remark,
         ratio=math.exp(location(ratios)),
         detectable=math.expm1(seen),
         seconds=statistics.median(pair.seconds[key] for pair in pairs),
     )
 
 
-_ORDER = ("WRONG", "MISSING", "REGRESSION", "INCONCLUSIVE", "IMPROVED", "NEW", "EQUIVALENT")
+_ORDER = ("NOT RUN", "WRONG", "MISSING", "REGRESSION", "INCONCLUSIVE", "IMPROVED", "NEW", "EQUIVALENT")
 
 
 def _importance(case: CaseVerdict) -> tuple[int, float]:

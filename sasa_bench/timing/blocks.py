@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import os
 import random
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from torch.profiler import ProfilerActivity, profile
 
 import sasa_bench
 from sasa_bench.case import from_dict
+from sasa_bench.impls import ENTRY_POINTS
+from sasa_bench.impls import get as implementation
+from sasa_bench.timing.probe import LIBRARIES
 from sasa_bench.timing.timers import Step, Timer, timer_for
 from sasa_bench.timing.trial import Oracles, Trial, prepare
 
@@ -31,7 +37,7 @@ _ready: dict[str, _Ready] = {}
 
 
 def loaded() -> dict[str, Any]:
-    """What this process really runs: the folder of the package, a digest of its sources, versions, native modules."""
+    """What this process really runs: the package's folder and digest, versions, plug-ins, build and native modules."""
     folder = Path(sasa_bench.__file__).resolve().parent
     native = sorted(
         str(path)
@@ -43,8 +49,32 @@ def loaded() -> dict[str, Any]:
         "digest": digest(folder),
         "python": sys.executable,
         "torch": torch.__version__,
+        "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
+        "plugins": {entry.name: _plugin_digest(entry) for entry in metadata.entry_points(group=ENTRY_POINTS)},
+        "isa": os.environ.get("SASA_BENCH_ISA", ""),
         "native": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for path in native},
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _plugin_digest(entry: metadata.EntryPoint) -> str:
+    """A hash over the files of the package or module that an entry point names; "" where it is not found."""
+    try:
+        found = importlib.util.find_spec(entry.module.partition(".")[0])
+    except (ImportError, ValueError):
+        return ""
+    if found is None or not found.origin:
+        return ""
+    origin = Path(found.origin)
+    return (
+        digest(origin.parent) if origin.name == "__init__.py" else hashlib.sha256(origin.read_bytes()).hexdigest()[:16]
+    )
 
 
 def digest(folder: Path) -> str:
@@ -58,8 +88,8 @@ def digest(folder: Path) -> str:
 def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict[str, Any]]:
     """Prepare each case, key -> [implementation, fields of the case]; key -> fields of a Record.
 
-    With `exact` each is judged against its reference, and the row carries what never flakes: `operator_count` and
-    `allocated_bytes`, the peak of what torch allocates in one call.
+    With `exact` each is judged against its reference, and the row carries what never flakes: `operator_count`,
+    `allocated_bytes`, the peak of what torch allocates in one call, and `budgets`, the error allowed to each output.
     """
     rows = {}
     oracles: Oracles = {}
@@ -72,7 +102,9 @@ def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict
         if trial.step is not None:
             _ready[key] = _Ready(trial.step, timer_for(case.device), case.threads)
             if exact:
-                row = row | _exact(trial.step)
+                known = implementation(impl)
+                oracle = oracles[known.op.name, known.computes(case)]
+                row = row | _exact(trial.step) | {"budgets": oracle.budgets}
         rows[key] = row
     return rows
 

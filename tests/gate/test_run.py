@@ -70,7 +70,14 @@ class Played:
         self.pairs = 0
         monkeypatch.setattr(gate, "exact_rows", self.exact)
         monkeypatch.setattr(gate, "measure_pair", self.pair)
-        monkeypatch.setattr(gate._Gate, "loaded", lambda self, arm: {"digest": arm.name, "torch": "2", "python": "p"})
+        self.libraries = {"base": {"torch": "2"}, "head": {"torch": "2"}, "copy": {"torch": "2"}}
+        self.unknown: dict[str, dict[str, str]] = {}
+        monkeypatch.setattr(gate, "survey", self.survey)
+
+    def survey(self, arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
+        libraries = self.libraries[arm.name]
+        loaded = {"digest": arm.name, "torch": libraries["torch"], "libraries": libraries, "python": "p"}
+        return loaded, self.unknown.get(arm.name, {})
 
     def exact(self, arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str, dict[str, Any]]:
         rows = {p.key: dict(ROW) for p in points}
@@ -285,13 +292,15 @@ def test_a_head_that_broke_is_seen_in_its_exact_figures(
     assert rows[POINTS[2].key]["status"] == "ok"
 
 
-@pytest.mark.parametrize("clock", ["-1e-3", "float('nan')", "0.0"])
-def test_a_clock_that_does_not_run_forwards_loses_the_pair(tmp_path: Path, clock: str) -> None:
-    edit = substitute("measurement.py", "return time.perf_counter() - start", f"return {clock}")
-    broken = checkout(tmp_path / "h", edit)
-    arms = set_up(str(checkout(tmp_path / "b")), str(broken), tmp_path / "out")
-    with pytest.raises((WorkerDied, ValueError)):
-        measure_pair(arms, POINTS[:1], Counts(), 60.0, blocks=2)
+def test_a_head_whose_own_clock_shows_half_the_time_is_timed_by_the_clock_of_the_gate(tmp_path: Path) -> None:
+    def halve(package: Path) -> None:
+        path = package / "timing/blocks.py"
+        path.write_text(path.read_text() + "\n\nTURNS['block'] = lambda key, count, spin_s: 1e-9\n")
+
+    arms = set_up(str(checkout(tmp_path / "b")), str(checkout(tmp_path / "h", halve)), tmp_path / "out")
+    pair = measure_pair(arms, POINTS[:1], Counts(), 60.0, blocks=5)
+    assert abs(pair.head[POINTS[0].key]) < math.log(3)
+    assert pair.seconds[POINTS[0].key] > 1e-6
 
 
 def test_the_same_folder_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ from sasa_bench.gate.verdicts import (
     INCONCLUSIVE,
     MISSING,
     NEW,
+    NOT_RUN,
     PASS,
     REGRESSION,
     WRONG,
@@ -43,6 +44,7 @@ OK = {
     "operator_count": 7,
     "allocated_bytes": 1 << 20,
     "err_budget": 1e-6,
+    "budgets": {"y": 1e-6, "gradient of x": 3e-6},
 }
 
 
@@ -199,9 +201,11 @@ def test_more_scatter_makes_less_detectable() -> None:
         (OK, OK, EQUIVALENT, ""),
         (OK, OK | {"flops": 1001}, REGRESSION, "flops 1,000 -> 1,001"),
         (OK, OK | {"params": 11}, REGRESSION, "params"),
-        (OK, OK | {"operator_count": 8}, REGRESSION, "operator_count"),
+        (OK, OK | {"operator_count": 8}, EQUIVALENT, "operators 7 -> 8"),
         (OK, OK | {"allocated_bytes": 2 << 20}, REGRESSION, "allocated bytes"),
-        (OK, OK | {"err_budget": 2e-6}, REGRESSION, "laxer"),
+        (OK, OK | {"budgets": {"y": 2e-6, "gradient of x": 3e-6}}, REGRESSION, "error budget of y"),
+        (OK, OK | {"err_budget": 3e-6}, EQUIVALENT, ""),  # another output comes nearest to its budget
+        (OK, {name: value for name, value in OK.items() if name != "budgets"}, EQUIVALENT, ""),  # an older revision
         (OK, OK | {"flops": 900, "allocated_bytes": 1 << 19, "operator_count": 3}, EQUIVALENT, ""),
         (OK, {"status": "wrong", "reason": "y is off"}, WRONG, "y is off"),
         (OK, {"status": "error", "reason": "boom"}, MISSING, "boom"),
@@ -209,7 +213,8 @@ def test_more_scatter_makes_less_detectable() -> None:
         (OK, None, MISSING, "absent"),
         (None, OK, NEW, "absent in base"),
         ({"status": "error", "reason": "boom"}, OK, NEW, "boom"),
-        ({"status": "skipped", "reason": "x"}, {"status": "skipped", "reason": "x"}, EQUIVALENT, "neither"),
+        ({"status": "skipped", "reason": "x"}, {"status": "skipped", "reason": "x"}, NOT_RUN, "neither"),
+        (None, None, NOT_RUN, "absent in head"),
         ({"status": "error", "reason": "x"}, {"status": "wrong", "reason": "off"}, WRONG, "off"),
     ],
 )
@@ -235,7 +240,9 @@ TIMED = CaseVerdict("a", EQUIVALENT, ratio=1.0)
         ([TIMED, CaseVerdict("b", INCONCLUSIVE, ratio=1.0)], "", INCONCLUSIVE, 3),
         ([TIMED], "copy differs", CONTAMINATED, 3),
         ([], "", INCONCLUSIVE, 3),
-        ([CaseVerdict("b", EQUIVALENT, "runs in neither arm")], "", INCONCLUSIVE, 3),
+        ([CaseVerdict("b", NOT_RUN, "runs in neither arm")], "", INCONCLUSIVE, 3),
+        ([TIMED, CaseVerdict("b", NOT_RUN, "runs in neither arm")], "", INCONCLUSIVE, 3),
+        ([TIMED, CaseVerdict("b", NOT_RUN), CaseVerdict("c", REGRESSION, ratio=1.2)], "", REGRESSION, 2),
     ],
 )
 def test_the_verdict_of_the_run_and_its_exit_status(
@@ -243,6 +250,19 @@ def test_the_verdict_of_the_run_and_its_exit_status(
 ) -> None:
     assert run_verdict(cases, contamination) == verdict
     assert exit_status(verdict) == status
+
+
+@pytest.mark.parametrize("name", ["flops", "allocated_bytes", "budgets"])
+def test_what_depends_on_the_libraries_is_not_compared_across_them(name: str) -> None:
+    grown = {"flops": 2000, "allocated_bytes": 2 << 20, "budgets": {"y": 1.0}}[name]
+    assert exact_verdict("a", OK, OK | {name: grown}, RULES).verdict == REGRESSION
+    assert exact_verdict("a", OK, OK | {name: grown}, RULES, same_environment=False).verdict == EQUIVALENT
+
+
+def test_a_case_that_ran_in_neither_arm_passes_only_where_that_is_allowed() -> None:
+    cases = [TIMED, CaseVerdict("b", NOT_RUN, "runs in neither arm")]
+    assert run_verdict(cases, allow_not_run=True) == PASS
+    assert run_verdict(cases[1:], allow_not_run=True) == INCONCLUSIVE
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])

@@ -1,0 +1,314 @@
+"""Which commit made a case slower: a search with the gate as an oracle that errs at a known rate.
+
+Every question compares one commit with the good end on a few fresh pairs. The answer is a likelihood, not a yes or no:
+Bayes' rule turns all answers into a probability for each commit, the next question goes to the commit that halves it
+(probabilistic bisection, Horstein 1963), and a commit may be asked again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from sasa_bench.case import UserError
+from sasa_bench.gate.arms import set_up
+from sasa_bench.gate.evidence import head_over_both
+from sasa_bench.gate.git import Repository
+from sasa_bench.gate.pairs import Counts, Point, exact_rows, measure_pair
+from sasa_bench.gate.run import Say
+from sasa_bench.gate.run import run as run_gate
+from sasa_bench.gate.statistics import location
+from sasa_bench.gate.verdicts import REGRESSION, Rules
+
+PAIRS = 5
+"""Fresh pairs a question."""
+
+SURPRISE = 0.02
+"""Chance that an answer says nothing of the commit (a neighbour, a change that was mended again), so that no single
+answer can settle the search."""
+
+LEAST_SCATTER = 0.003
+"""Log ratios of a question scatter by at least this: what lasts a question, such as code layout, shows in no pair."""
+
+
+class BisectError(UserError):
+    """A search that cannot start or go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Slowdown:
+    """What is searched for: the log ratio of bad over good, and the standard deviation of one pair."""
+
+    size: float
+    scatter: float
+
+    def log_odds(self, ratios: Sequence[float]) -> float:
+        """log P(ratios | the slow-down is in) - log P(ratios | it is not), for head over both bases, one a pair."""
+        spread = math.hypot(self.scatter * math.sqrt(math.pi / 3 / len(ratios)), LEAST_SCATTER)
+        found = location(ratios)
+        slow, fast = (stats.norm.pdf(found, loc=centre, scale=spread) for centre in (self.size, 0.0))
+        flat = 1 / max(4 * abs(self.size), 8 * spread)
+        return math.log((1 - SURPRISE) * slow + SURPRISE * flat) - math.log((1 - SURPRISE) * fast + SURPRISE * flat)
+
+    def error_rate(self, pairs: int) -> float:
+        """Chance that a question of so many pairs points the wrong way."""
+        spread = math.hypot(self.scatter * math.sqrt(math.pi / 3 / pairs), LEAST_SCATTER)
+        return SURPRISE / 2 + (1 - SURPRISE) * float(stats.norm.sf(self.size / 2 / spread))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The log ratios of a question about a commit, by its place; none of a commit that does not build or run."""
+
+    index: int
+    ratios: tuple[float, ...] = ()
+    reason: str = ""
+
+
+@dataclass
+class Belief:
+    """The probability of each of `count` commits, oldest first, to be the first slow one; the last one is slow."""
+
+    count: int
+    log_p: np.ndarray = field(init=False)
+    skipped: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.log_p = np.full(self.count, -math.log(self.count))
+
+    @property
+    def p(self) -> np.ndarray:
+        """The probabilities; they sum to 1."""
+        values = np.exp(self.log_p - self.log_p.max())
+        found: np.ndarray = values / values.sum()
+        return found
+
+    def take(self, answer: Answer, slowdown: Slowdown) -> None:
+        """Bayes' rule: an answer that looks slow speaks for the commits up to the one that was asked."""
+        if not answer.ratios:
+            self.skipped.add(answer.index)
+            return
+        odds = slowdown.log_odds(answer.ratios)
+        self.log_p[: answer.index + 1] += odds
+
+    def next(self) -> int | None:
+        """The commit whose answer halves the probability best; None where no commit that runs divides it."""
+        below = np.cumsum(self.p)
+        open_commits = [i for i in range(self.count - 1) if i not in self.skipped and 1e-9 < below[i] < 1 - 1e-9]
+        return min(open_commits, key=lambda i: abs(below[i] - 0.5), default=None)
+
+    def candidates(self, confidence: float) -> list[int]:
+        """The fewest commits that hold the first slow one with this probability, the likeliest first."""
+        order = np.argsort(-self.p, kind="stable")
+        enough = int(np.searchsorted(np.cumsum(self.p[order]), confidence)) + 1
+        return [int(i) for i in order[: min(enough, self.count)]]
+
+
+def search(
+    belief: Belief, ask: Callable[[int], Answer], slowdown: Slowdown, confidence: float, most: int = 200
+) -> Iterator[Answer]:
+    """Ask until one commit has `confidence`, nothing is left to ask, or after `most` questions.
+
+    Each answer is yielded after `belief` took it.
+    """
+    for _ in range(most):
+        if belief.p.max() >= confidence or (index := belief.next()) is None:
+            return
+        answer = ask(index)
+        belief.take(answer, slowdown)
+        yield answer
+
+
+@dataclass
+class Found:
+    """What a search found.
+
+    commits     after the good end up to the bad one, oldest first
+    p           the probability of each to be the first slow one
+    answers     what was asked, in order
+    spent_s     of this and of earlier calls
+    """
+
+    key: str
+    slowdown: Slowdown
+    commits: list[str]
+    subjects: list[str]
+    p: list[float]
+    candidates: list[int]
+    answers: list[Answer]
+    spent_s: float
+
+    def text(self) -> str:
+        """The commit with its probability, the others that remain possible, and what it cost."""
+        lines = [f"{self.key}: {math.expm1(self.slowdown.size):+.1%} from good to bad"]
+        for place in self.candidates[:10]:
+            lines.append(f"  {self.p[place]:6.1%}  {self.commits[place][:12]}  {self.subjects[place]}")
+        if len(self.candidates) > 10:
+            lines.append(f"  and {len(self.candidates) - 10} commits less likely")
+        skipped = {answer.index: answer.reason for answer in self.answers if not answer.ratios}
+        lines += [f"skipped {self.commits[place][:12]}: {reason}" for place, reason in sorted(skipped.items())]
+        pairs = sum(len(answer.ratios) for answer in self.answers)
+        error = self.slowdown.error_rate(PAIRS)
+        lines.append(
+            f"{len(self.answers)} questions, {pairs} pairs, {self.spent_s:.0f} s for {len(self.commits)} commits; "
+            f"one question errs in {error:.1%}"
+        )
+        return "\n".join(lines) + "\n"
+
+
+def bisect(
+    repository: Repository,
+    good: str,
+    bad: str,
+    points: Sequence[Point],
+    out: Path,
+    rules: Rules,
+    budget_s: float,
+    timeout_s: float,
+    confidence: float = 0.95,
+    impls: Sequence[str] = (),
+    say: Say = lambda phase, done, total: None,
+) -> Found:
+    """Find the commit after `good`, up to `bad`, that made one of the points slower.
+
+    First the gate compares the two ends; the case that it flags with the largest ratio is searched. `out` holds the
+    arms and journal.jsonl, from which a search that was stopped goes on.
+
+    Raises GitError for ends that do not follow each other, BisectError where the gate finds nothing slower, or where
+    `out` belongs to another search.
+    """
+    commits = repository.between(good, bad)
+    if not commits:
+        raise BisectError(f"there is no commit between {good} and {bad}")
+    journal = _Journal(out / "journal.jsonl")
+    begun = time.monotonic()
+    ends = {"good": repository.commit(good), "bad": repository.commit(bad), "impls": list(impls)}
+    before_s = sum(line.get("spent_s", 0.0) for line in journal.lines)
+    header = journal.header(ends)
+    if header is None:
+        header = ends | _compare_ends(good, bad, points, out, rules, budget_s, timeout_s, impls, say)
+        journal.append(header | {"spent_s": time.monotonic() - begun})
+    slowdown = Slowdown(header["size"], header["scatter"])
+    point = next((p for p in points if p.key == header["key"]), None)
+    if point is None:
+        raise BisectError(f"{out} belongs to a search over {header['key']!r}: name its suite, or give another --out")
+    counts = Counts()
+
+    def ask(index: int) -> Answer:
+        started = time.monotonic()
+        answer = _ask(index, commits[index], good, point, out, counts, timeout_s, impls)
+        journal.append(
+            {
+                "commit": commits[index],
+                "ratios": answer.ratios,
+                "reason": answer.reason,
+                "spent_s": time.monotonic() - started,
+            }
+        )
+        return answer
+
+    belief = Belief(len(commits))
+    answers = journal.answers(commits)
+    for answer in answers:
+        belief.take(answer, slowdown)
+    for answer in search(belief, ask, slowdown, confidence):
+        answers.append(answer)
+        say("bisect", len(answers), len(answers) + 1)
+        if time.monotonic() - begun > budget_s:
+            break
+    return Found(
+        key=point.key,
+        slowdown=slowdown,
+        commits=commits,
+        subjects=[repository.subject(commit) for commit in commits],
+        p=[float(p) for p in belief.p],
+        candidates=belief.candidates(confidence),
+        answers=answers,
+        spent_s=before_s + time.monotonic() - begun,
+    )
+
+
+def _compare_ends(
+    good: str,
+    bad: str,
+    points: Sequence[Point],
+    out: Path,
+    rules: Rules,
+    budget_s: float,
+    timeout_s: float,
+    impls: Sequence[str],
+    say: Say,
+) -> dict[str, Any]:
+    result = run_gate(set_up(good, bad, out, impls=impls), points, rules, budget_s, timeout_s, say)
+    slower = [case for case in result.cases if case.verdict == REGRESSION and case.ratio is not None]
+    if not slower:
+        exact = [case for case in result.cases if case.verdict != "EQUIVALENT"]
+        why = f"; {exact[0].verdict} in {exact[0].key}: {exact[0].reason}" if exact else ""
+        raise BisectError(f"the gate finds nothing slower in {bad} than in {good} ({result.verdict}{why})")
+    worst = max(slower, key=lambda case: case.ratio or 0.0)
+    ratios = head_over_both([pair for phase, pair in result.pairs if phase == "confirm"], [worst.key])[worst.key]
+    scatter = float(stats.median_abs_deviation(ratios, scale="normal"))
+    return {"key": worst.key, "size": location(ratios), "scatter": max(scatter, statistics.pstdev(ratios) / 3)}
+
+
+def _ask(
+    index: int,
+    commit: str,
+    good: str,
+    point: Point,
+    out: Path,
+    counts: Counts,
+    timeout_s: float,
+    impls: Sequence[str],
+) -> Answer:
+    from sasa_bench.timing.process import WorkerDied
+
+    arms = set_up(good, commit, out, impls=impls)
+    row = exact_rows(arms[1], [point], timeout_s)[point.key]
+    if row["status"] != "ok":
+        return Answer(index, (), f"{row['status']}: {row['reason']}")
+    try:
+        pairs = [measure_pair(arms, [point], counts, timeout_s) for _ in range(PAIRS)]
+    except WorkerDied as death:
+        return Answer(index, (), str(death))
+    return Answer(index, tuple(head_over_both(pairs, [point.key])[point.key]))
+
+
+class _Journal:
+    """The lines of a search: what is searched, then an answer a line; a line that was cut off is left out."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lines: list[dict[str, Any]] = []
+        if not path.exists():
+            return
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        self.lines = [json.loads(line) for line in whole.splitlines()]
+        if len(whole) < len(content):
+            path.write_bytes(whole)
+
+    def header(self, ends: dict[str, Any]) -> dict[str, Any] | None:
+        if not self.lines:
+            return None
+        first = self.lines[0]
+        if any(first.get(name) != value for name, value in ends.items()):
+            raise BisectError(f"{self.path.parent} belongs to another search: give another --out")
+        return first
+
+    def answers(self, commits: Sequence[str]) -> list[Answer]:
+        return [Answer(commits.index(a["commit"]), tuple(a["ratios"]), a["reason"]) for a in self.lines[1:]]
+
+    def append(self, line: dict[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,185 @@
+"""What the arms of a gate are made from: revisions, folders and kernel files, in repositories as people have them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sasa_bench
+from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up
+from sasa_bench.gate.git import GitError, Repository, find
+
+KERNEL = "from helper import FACTOR\n"
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "protocol.file.allow=always"]
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kernel author's repository with two commits, the second of which changes what the kernel imports."""
+    folder = tmp_path / "kernels"
+    (folder / "src").mkdir(parents=True)
+    git(folder, "init", "-q", "-b", "main")
+    (folder / "src/kern.py").write_text(KERNEL)
+    (folder / "src/helper.py").write_text("FACTOR = 1\n")
+    (folder / ".gitignore").write_text("*.bin\n")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "one")
+    (folder / "src/helper.py").write_text("FACTOR = 2\n")
+    git(folder, "commit", "-qam", "two")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def arms_of(tmp_path: Path, base: str, head: str, kernel: str = "src/kern.py") -> list[Arm]:
+    return set_up(base, head, tmp_path / "out", impls=["unfold", kernel])
+
+
+def test_two_revisions_of_a_kernel_file_run_under_the_sasa_bench_at_hand(repository: Path, tmp_path: Path) -> None:
+    base, head, copy = arms_of(tmp_path, "HEAD~1", ".")
+    assert {arm.package_folder for arm in (base, head, copy)} == {INSTALLED}
+    factors = [Path(arm.impl("src/kern.py")).with_name("helper.py").read_text() for arm in (base, head, copy)]
+    assert factors == ["FACTOR = 1\n", "FACTOR = 2\n", "FACTOR = 1\n"]
+    digests = [arm.kernels["src/kern.py"].digest for arm in (base, head, copy)]
+    assert digests[0] == digests[2] != digests[1]
+    assert base.commit == git(repository, "rev-parse", "HEAD~1")
+    assert base.impl("unfold") == "unfold"
+
+
+def test_a_dirty_tree_is_compared_as_it_stands_without_what_git_ignores(repository: Path, tmp_path: Path) -> None:
+    (repository / "src/helper.py").write_text("FACTOR = 3\n")
+    (repository / "src/extra.py").write_text("x = 1\n")
+    (repository / "src/large.bin").write_text("ignored")
+    _, head, _ = arms_of(tmp_path, "HEAD", ".")
+    folder = Path(head.impl("src/kern.py")).parent
+    assert (folder / "helper.py").read_text() == "FACTOR = 3\n"
+    assert sorted(path.name for path in folder.iterdir()) == ["extra.py", "helper.py", "kern.py"]
+
+
+def test_a_kernel_that_only_head_has_is_no_error_and_one_that_neither_has_is(repository: Path, tmp_path: Path) -> None:
+    (repository / "src/new.py").write_text(KERNEL)
+    base, head, _ = arms_of(tmp_path, "HEAD", ".", "src/new.py")
+    assert (base.kernels["src/new.py"].digest, bool(head.kernels["src/new.py"].digest)) == ("", True)
+    with pytest.raises(ArmError, match=r"src/none\.py is in neither 'HEAD' nor '\.'"):
+        arms_of(tmp_path, "HEAD", ".", "src/none.py")
+
+
+def test_a_repository_without_sasa_bench_needs_a_kernel_file(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArmError, match=r"--impl FILE\.py"):
+        set_up("HEAD~1", "HEAD", tmp_path / "out", impls=["unfold"])
+
+
+def test_a_branch_named_like_a_folder_is_the_branch(repository: Path, tmp_path: Path) -> None:
+    git(repository, "branch", "src", "HEAD~1")
+    assert resolve("src").commit == git(repository, "rev-parse", "HEAD~1")
+    assert resolve("./src").folder == repository / "src"
+
+
+def test_a_hook_that_sets_git_dir_changes_nothing(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    git(other, "init", "-q")
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_INDEX_FILE", str(other / "index"))
+    base, _, _ = arms_of(tmp_path, "HEAD~1", "HEAD")
+    assert Path(base.impl("src/kern.py")).is_file()
+
+
+def test_a_worktree_and_a_submodule_are_repositories(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(repository, "worktree", "add", "-q", str(tmp_path / "tree"), "HEAD~1")
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    git(outer, "init", "-q")
+    git(outer, "submodule", "--quiet", "add", str(repository), "inner")
+    for folder in (tmp_path / "tree", outer / "inner"):
+        monkeypatch.chdir(folder)
+        base, _, _ = arms_of(tmp_path, git(repository, "rev-parse", "HEAD~1"), git(repository, "rev-parse", "HEAD"))
+        assert Path(base.impl("src/kern.py")).is_file()
+
+
+def test_a_shallow_clone_says_that_history_is_missing(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git(repository, "checkout", "-q", "-b", "topic", "HEAD~1")
+    git(repository, "commit", "-q", "--allow-empty", "-m", "three")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", "--depth", "1", "--no-single-branch", repository.as_uri(), str(clone))
+    monkeypatch.chdir(clone)
+    found = find(clone)
+    assert found is not None
+    with pytest.raises(GitError, match=r"shallow.*fetch --unshallow"):
+        found.merge_base("origin/main", "HEAD")
+    with pytest.raises(ArmError, match="shallow: fetch more history"):
+        resolve("HEAD~1")
+
+
+def test_the_merge_base_is_found_where_there_is_one(repository: Path) -> None:
+    git(repository, "branch", "topic", "HEAD~1")
+    found = find(repository)
+    assert found is not None
+    assert found.merge_base("main", "topic") == git(repository, "rev-parse", "topic")
+
+
+def test_the_checkout_of_another_owner_is_refused_in_the_words_of_git(repository: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root can give a folder to another owner")
+    for path in (repository, repository / ".git"):
+        os.chown(path, 12345, 12345)
+    with pytest.raises(GitError, match=r"dubious ownership.*safe\.directory"):
+        resolve("HEAD")
+
+
+def test_outside_of_any_repository_a_revision_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert find(tmp_path) is None
+    with pytest.raises(ArmError, match="there is none here"):
+        resolve("main")
+
+
+def test_a_relative_python_is_taken_from_the_folder_of_the_caller(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bin").mkdir()
+    link = tmp_path / "bin/python"
+    link.symlink_to(sys.executable)
+    relative = os.path.relpath(link, repository)
+    base, head, _ = set_up("HEAD", "HEAD", tmp_path / "out", base_python=relative, impls=["src/kern.py"])
+    assert (base.python, head.python) == (str(repository / relative), sys.executable)
+    with pytest.raises(ArmError, match="no Python"):
+        set_up("HEAD", ".", tmp_path / "out", head_python="no/such/python", impls=["src/kern.py"])
+
+
+def test_an_arm_reads_back_as_it_was_written(repository: Path, tmp_path: Path) -> None:
+    for arm in arms_of(tmp_path, "HEAD~1", "."):
+        assert Arm.from_dict(arm.to_dict()) == arm
+
+
+def test_a_checkout_of_sasa_bench_runs_its_own_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(sasa_bench.__file__).parent
+    for name in ("a", "b"):
+        shutil.copytree(package, tmp_path / name / "sasa_bench", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.chdir(tmp_path)
+    base, head, _ = set_up("a", "b", tmp_path / "out")
+    assert base.package_folder == tmp_path / "out/arms/base"
+    assert (head.package_folder / "sasa_bench/__init__.py").is_file()
+
+
+def test_commits_between_two_ends_come_oldest_first(repository: Path) -> None:
+    found = find(repository)
+    assert isinstance(found, Repository)
+    assert found.between("HEAD~1", "HEAD") == [git(repository, "rev-parse", "HEAD")]
+    with pytest.raises(GitError, match="no ancestor"):
+        found.between("HEAD", "HEAD~1")

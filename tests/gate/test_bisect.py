@@ -1,0 +1,95 @@
+"""The search for a commit: by made-up noise, and by a journal of real pairs for its rate."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+
+import pytest
+
+from sasa_bench.gate.bisect import PAIRS, Answer, Belief, Slowdown, search
+
+JOURNAL = Path(__file__).parents[2] / "reports" / "reference" / "gate" / "aa.jsonl"
+COMMITS = 32
+
+
+def found(first: int, slowdown: Slowdown, draw: object, skipped: frozenset[int] = frozenset()) -> tuple[Belief, int]:
+    """The belief after a search for the planted commit `first`, and how many questions it took."""
+
+    def ask(index: int) -> Answer:
+        if index in skipped:
+            return Answer(index, (), "it does not build")
+        shift = slowdown.size if index >= first else 0.0
+        return Answer(index, tuple(shift + draw() for _ in range(PAIRS)))  # type: ignore[operator]
+
+    belief = Belief(COMMITS)
+    asked = list(search(belief, ask, slowdown, 0.95))
+    return belief, len(asked)
+
+
+def test_a_planted_commit_is_found_in_nine_of_ten_searches_by_the_noise_of_real_pairs() -> None:
+    lines = [json.loads(line) for line in JOURNAL.read_text().splitlines()]
+    same = [line for line in lines if line.get("beside") == "idle" and line.get("ratio", 1.0) == 1.0]
+    noise = [line["head"][key] - line["floor"][key] / 2 for line in same for key in line["head"]]
+    assert len(noise) > 1000
+    middle = sorted(abs(value) for value in noise)
+    slowdown = Slowdown(math.log(1.05), 1.4826 * middle[len(middle) // 2])
+    hits = 0
+    for _ in range(200):
+        first = random.randrange(COMMITS)
+        belief, questions = found(first, slowdown, lambda: random.choice(noise))
+        assert questions < 60
+        hits += int(belief.p.argmax()) == first
+    assert hits >= 180
+
+
+def test_the_probability_that_is_printed_is_the_rate_at_which_it_is_right() -> None:
+    slowdown = Slowdown(0.05, 0.04)
+    hits = 0
+    stated = 0.0
+    for _ in range(300):
+        first = random.randrange(COMMITS)
+        belief, _ = found(first, slowdown, lambda: random.gauss(0, 0.04))
+        hits += int(belief.p.argmax()) == first
+        stated += float(belief.p.max())
+    assert hits >= 300 * 0.9
+    assert abs(hits - stated) < 25
+
+
+def test_commits_that_do_not_build_are_skipped_and_stay_possible() -> None:
+    slowdown = Slowdown(0.10, 0.01)
+    belief, _ = found(10, slowdown, lambda: random.gauss(0, 0.01), skipped=frozenset({8, 9, 10}))
+    assert belief.skipped == {8, 9, 10} & belief.skipped
+    assert set(belief.candidates(0.95)) == {8, 9, 10, 11}
+    assert sum(belief.p[[8, 9, 10, 11]]) > 0.95
+
+
+def test_one_misleading_answer_does_not_settle_the_search() -> None:
+    slowdown = Slowdown(0.05, 0.002)
+    lies = iter([slowdown.size])  # the first commit asked about looks slow, and is not
+
+    def ask(index: int) -> Answer:
+        shift = next(lies, slowdown.size if index >= 20 else 0.0)
+        return Answer(index, (shift,) * PAIRS)
+
+    belief = Belief(COMMITS)
+    list(search(belief, ask, slowdown, 0.99))
+    assert int(belief.p.argmax()) == 20
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_commits_are_searched_too(count: int) -> None:
+    belief = Belief(count)
+    slowdown = Slowdown(0.1, 0.01)
+    asked = list(search(belief, lambda index: Answer(index, (0.0,) * PAIRS), slowdown, 0.9))
+    assert int(belief.p.argmax()) == count - 1
+    assert (not asked) == (count == 1)
+
+
+def test_the_error_rate_falls_with_the_pairs_and_never_below_the_chance_of_a_surprise() -> None:
+    slowdown = Slowdown(0.05, 0.05)
+    rates = [slowdown.error_rate(pairs) for pairs in (1, 5, 20, 1000)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] >= 0.01
