@@ -10,7 +10,8 @@ import pandas as pd
 
 from sasa_bench.case import Case, UserError
 from sasa_bench.report.table import load
-from sasa_bench.results.record import Record, Writer
+from sasa_bench.results.file import Writer
+from sasa_bench.results.record import Record
 from sasa_bench.suite import Suite
 from sasa_bench.suite import load as load_suite
 from sasa_bench.sweep.run import Workers, describe, execute, open_results, plan

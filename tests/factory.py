@@ -9,8 +9,9 @@ from typing import Any
 
 from sasa_bench.case import Case
 from sasa_bench.ops.cost import cost
+from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Record, Roof, Writer
+from sasa_bench.results.record import ImplInfo, Record, Roof
 
 OPS = {"conv3x3": "convolution", "conv1x1": "convolution"}
 

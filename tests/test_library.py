@@ -15,7 +15,8 @@ import pytest
 
 import sasa_bench
 from sasa_bench import Case, Settings, UserError
-from sasa_bench.results.record import COLUMNS, STATUSES, Record
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.record import STATUSES, Record
 from sasa_bench.suite import from_data
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ import pytest
 
 from sasa_bench import Case, load
 from sasa_bench.cli import starter
-from sasa_bench.results.record import read
+from sasa_bench.results.file import read
 from sasa_bench.timing.probe import detect
 
 ROOT = Path(__file__).parent.parent

@@ -17,7 +17,7 @@ import yaml
 from click.testing import CliRunner
 
 from sasa_bench import cli
-from sasa_bench.results.record import read
+from sasa_bench.results.file import read
 
 ROOT = Path(__file__).parent.parent
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()

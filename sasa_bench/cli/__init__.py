@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sasa_bench.case import CHOICES, UserError, parse_value
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
-from sasa_bench.results.record import DIFFERS, Results, read
+from sasa_bench.results.file import read
+from sasa_bench.results.record import DIFFERS, Results
 from sasa_bench.suite import Suite, load
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def run(
 ) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     from sasa_bench.results.environment import KEEP_MODELS
-    from sasa_bench.results.record import Writer
+    from sasa_bench.results.file import Writer
     from sasa_bench.sweep.run import Workers, describe, execute, open_results, plan
     from sasa_bench.sweep.shard import cut
     from sasa_bench.timing import nvml, probe
@@ -210,8 +211,8 @@ def _run_on_slurm(
     budget_s: float,
     timeout_s: float,
 ) -> int:
+    from sasa_bench.results.merge import write
     from sasa_bench.sweep.run import Workers, describe
-    from sasa_bench.sweep.shard import write
     from sasa_bench.sweep.slurm import Measure, SlurmError, drive, last_words, open_sweep, parse_options, require_slurm
 
     options = parse_options(words)
@@ -288,8 +289,8 @@ def _progress() -> Progress:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The merged results file.")
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Join results files into one, the same byte for byte in whatever order they are named."""
-    from sasa_bench.sweep.shard import MergeConflictError, write
-    from sasa_bench.sweep.shard import merge as merge_results
+    from sasa_bench.results.merge import MergeConflictError, write
+    from sasa_bench.results.merge import merge as merge_results
 
     if out.exists() and out.resolve() not in (path.resolve() for path in files):
         raise click.UsageError(f"{out} is there already: name it among the files to add to it, or give another --out")
@@ -724,7 +725,7 @@ def paper(
     render(found, form)
     if with_time and results is None:
         from sasa_bench.impls import IN_NETWORKS, names
-        from sasa_bench.results.record import Writer
+        from sasa_bench.results.file import Writer
         from sasa_bench.sweep.run import Workers, describe, execute, plan
         from sasa_bench.timing import probe
         from sasa_bench.timing.settings import Settings

@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sasa_bench.report.table import size
+from sasa_bench.results.format import size
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.sweep.run import Workers
 from sasa_bench.timing import nvml, probe

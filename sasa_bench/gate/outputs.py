@@ -21,7 +21,7 @@ from sasa_bench.gate.evidence import Share, column, head_over_both
 from sasa_bench.gate.run import Result
 from sasa_bench.gate.statistics import BIAS_FACTOR
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
-from sasa_bench.report.table import seconds
+from sasa_bench.results.format import seconds
 
 MEANING = {
     "PASS": "nothing became slower beyond its margin",

@@ -14,7 +14,8 @@ from tabulate import tabulate
 
 from sasa_bench.case import AXES, Case, from_dict
 from sasa_bench.ops.cost import cost
-from sasa_bench.results.record import Record, ResultsError
+from sasa_bench.results.file import ResultsError
+from sasa_bench.results.record import Record
 from sasa_bench.suite import Suite
 
 TABLES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7")

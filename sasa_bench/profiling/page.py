@@ -14,8 +14,9 @@ from sasa_bench.case import Case
 from sasa_bench.profiling import trace
 from sasa_bench.report import chart, page
 from sasa_bench.report.figures import style
-from sasa_bench.report.table import seconds, size
-from sasa_bench.results.record import COLUMNS, ImplInfo
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.format import seconds, size
+from sasa_bench.results.record import ImplInfo
 
 Summary = Mapping[str, Any]
 """What profile.capture returns."""

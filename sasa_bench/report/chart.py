@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import altair as alt
@@ -13,40 +12,12 @@ import pandas as pd
 from sasa_bench.case import AXES
 from sasa_bench.report.figures import DASHES, NUMERIC, Style, along, free_axes, places, spans_octaves, ticks
 from sasa_bench.report.table import BASELINE, varying_axes
-from sasa_bench.results.record import COLUMNS, Roof
+from sasa_bench.results.columns import COLUMNS, charted
+from sasa_bench.results.record import Roof
 
 Spec = dict[str, Any]
-MIB = 1 << 20
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What can stand on the upright axis.
-
-    title       words above the chart
-    tick        Vega expression for `value`, the number at a tick or in a tooltip
-    scale       stored units in one plotted unit
-    spread      columns that bound it, where there are some
-    """
-
-    title: str
-    tick: str
-    scale: float = 1.0
-    spread: tuple[str, str] | None = None
-
-
-QUANTITIES: dict[str, Quantity] = {
-    "time_median_s": Quantity(
-        "time of a call, p20 to p80", "format(value, '~s') + 's'", spread=("time_p20_s", "time_p80_s")
-    ),
-    "time_vs_conv3x3": Quantity(f"time / time of {BASELINE}", "format(value, '~r') + '×'"),
-    "peak_memory_bytes": Quantity("peak memory of one call, MiB", "format(value, '~r') + ' MiB'", MIB),
-    "flops": Quantity("useful FLOPs", "format(value, '~s') + 'FLOP'"),
-    "flops_per_s": Quantity("useful FLOP/s", "format(value, '~s') + 'FLOP/s'"),
-    "roofline_fraction": Quantity("share of the roofline", "format(value, '~%')"),
-    "params": Quantity("parameters", "format(value, '~s')"),
-}
-"""Column -> how the interactive chart shows it."""
+QUANTITIES = charted()
+"""Column -> how it is shown, of all that can stand on the upright axis."""
 
 RUN = "run"
 """The column that tells results files apart where several are compared."""
@@ -95,7 +66,7 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
         .encode(x=x, y=y, color=colour, shape=shape, detail=run)
         .add_params(_toggles(names), _zoom()),
     )
-    spread = [(name, QUANTITIES[name].spread) for name in quantities if QUANTITIES[name].spread]
+    spread = [(name, QUANTITIES[name].bounds) for name in quantities if QUANTITIES[name].bounds]
     low, high = ("".join(f"quantity == '{n}' ? datum.{s[i]} : " for n, s in spread if s) + "datum.y" for i in (0, 1))
     chart = (
         marks.transform_calculate(y="+datum[quantity]", low=low, high=high, x="places[along]['' + datum[along]]")
@@ -115,11 +86,11 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
 def _plotted(
     ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Sequence[str], runs: Sequence[str]
 ) -> pd.DataFrame:
-    spread = [column for name in quantities for column in QUANTITIES[name].spread or ()]
+    spread = [column for name in quantities for column in QUANTITIES[name].bounds or ()]
     data = ok[["impl", *([RUN] if runs else []), *_columns(axes), *quantities, *spread]].copy()
     for name in quantities:
-        for column in (name, *(QUANTITIES[name].spread or ())):
-            data[column] = data[column].astype("float64") / QUANTITIES[name].scale
+        for column in (name, *(QUANTITIES[name].bounds or ())):
+            data[column] = data[column].astype("float64") / QUANTITIES[name].kind.plot
     return data
 
 
@@ -283,24 +254,18 @@ def _log_axis(label: str) -> alt.Axis:
 
 
 def _tick(quantities: Sequence[str]) -> str:
-    cases = [f"quantity == '{name}' ? {_format(name, 'datum.value')} : " for name in quantities]
+    cases = [f"quantity == '{name}' ? {QUANTITIES[name].tick('datum.value')} : " for name in quantities]
     return "".join(cases) + "datum.label"
-
-
-def _format(name: str, value: str, digits: int | None = None) -> str:
-    """The Vega expression that writes `value` of a quantity, in full or to some digits."""
-    text = QUANTITIES[name].tick.replace("value", value, 1)
-    return text if digits is None else text.replace("'~", f"'.{digits}~")
 
 
 def _tooltip(names: Sequence[str], axes: Mapping[str, Sequence[str]], quantities: Sequence[str], run: list[str]) -> str:
     fields = {"title": "datum.impl"} | ({"run": f"datum.{RUN}"} if run else {})
     fields |= {COLUMNS[column].label: f"datum.{column}" for column in _columns(axes)}
     for name in quantities:
-        words = _format(name, f"datum.{name}", 3)
-        if spread := QUANTITIES[name].spread:
+        words = QUANTITIES[name].tick(f"datum.{name}", 3)
+        if spread := QUANTITIES[name].bounds:
             words += "".join(
-                f" + '{mark}' + {_format(name, f'datum.{column}', 3)}"
+                f" + '{mark}' + {QUANTITIES[name].tick(f'datum.{column}', 3)}"
                 for mark, column in zip((" (p20 ", ", p80 "), spread, strict=True)
             )
             words += " + ')'"

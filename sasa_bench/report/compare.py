@@ -16,7 +16,9 @@ from sasa_bench.report.chart import RUN
 from sasa_bench.report.figures import style
 from sasa_bench.report.findings import Ratio, answers, ratio, times
 from sasa_bench.report.table import BASELINE, frame, marked, varying_axes
-from sasa_bench.results.record import COLUMNS, ImplInfo, Record, Results, ResultsError, read
+from sasa_bench.results.columns import COLUMNS, TIME
+from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.record import ImplInfo, Record, Results
 
 MOST_ROWS = 5
 """How many of the largest changes are told in words."""
@@ -138,13 +140,14 @@ def _case_columns(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
     """Same hardware: both times and their ratio with its interval."""
     rows = []
+    unit, in_s = TIME.cell
     for pair, words in zip(pairs, _case_columns(pairs), strict=True):
         found = pair.ratio
         rows.append(
             words
             | {
-                "A, ms": _digits(float(np.median(pair.a.samples_s)) * 1e3),
-                f"{other.label[0]}, ms": _digits(float(np.median(pair.b.samples_s)) * 1e3),
+                f"A, {unit}": _digits(float(np.median(pair.a.samples_s)) / in_s),
+                f"{other.label[0]}, {unit}": _digits(float(np.median(pair.b.samples_s)) / in_s),
                 "ratio": _digits(found.value),
                 "low": _digits(found.low),
                 "high": _digits(found.high),

@@ -15,8 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sasa_bench.case import Case
-from sasa_bench.report.table import BASELINE, marked, size, varying_axes
-from sasa_bench.results.record import COLUMNS, ImplInfo, ResultsError
+from sasa_bench.report.table import BASELINE, marked, varying_axes
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.file import ResultsError
+from sasa_bench.results.record import ImplInfo
 
 COLOURS = (
     "#0072b2",
@@ -167,7 +169,7 @@ def _look(name: str, index: int) -> Style:
 
 
 def draw(panel: Panel, quantity: str, styles: Mapping[str, Style]) -> Figure:
-    """One panel for one of QUANTITIES. Times are medians with a band from p20 to p80."""
+    """One panel for one of QUANTITIES. A band lies between the bounds of the quantity: p20 and p80 of a time."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for impl, rows in panel.data.groupby("impl", sort=False):
@@ -181,12 +183,13 @@ def draw(panel: Panel, quantity: str, styles: Mapping[str, Style]) -> Figure:
         )
         if look.dash:
             line.set_dashes(look.dash)
-        if quantity == "time_median_s":
-            axes.fill_between(where, rows["time_p20_s"], rows["time_p80_s"], color=look.colour, alpha=0.15, lw=0)
+        if bounds := COLUMNS[quantity].bounds:
+            axes.fill_between(where, rows[bounds[0]], rows[bounds[1]], color=look.colour, alpha=0.15, lw=0)
     _label_x(axes, panel)
-    axes.set_yscale("log", base=2 if quantity == "peak_memory_bytes" else 10)
-    axes.yaxis.set_major_formatter(_FORMATTERS[quantity])
-    axes.set_ylabel(COLUMNS[quantity].label)
+    column = COLUMNS[quantity]
+    axes.set_yscale("log", base=2 if column.unit == "B" else 10)
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: column.text(value)))
+    axes.set_ylabel(column.label)
     axes.grid(alpha=0.3, which="both", lw=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -194,13 +197,6 @@ def draw(panel: Panel, quantity: str, styles: Mapping[str, Style]) -> Figure:
     axes.set_title(title, fontsize=10, loc="left")
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
     return figure
-
-
-_FORMATTERS = {
-    "time_median_s": matplotlib.ticker.EngFormatter(unit="s"),
-    "flops": matplotlib.ticker.EngFormatter(unit="FLOP"),
-    "peak_memory_bytes": matplotlib.ticker.FuncFormatter(lambda value, _: size(value)),
-}
 
 
 def overview(table: pd.DataFrame, impls: Mapping[str, ImplInfo], op: str, most: int = 3) -> Figure:

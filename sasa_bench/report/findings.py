@@ -14,8 +14,10 @@ from sasa_bench.case import AXES, Case
 from sasa_bench.ops.cost import cost, equal_flops_kernel_size
 from sasa_bench.paper.tables import published
 from sasa_bench.report.figures import Panel, panels
-from sasa_bench.report.table import BASELINE, size
-from sasa_bench.results.record import COLUMNS, DIFFERS, ImplInfo, Record, Results
+from sasa_bench.report.table import BASELINE
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.format import size
+from sasa_bench.results.record import DIFFERS, ImplInfo, Record, Results
 from sasa_bench.results.statistics import interval_of_median
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"

@@ -10,15 +10,8 @@ import pandas as pd
 
 from sasa_bench.case import AXES, Case
 from sasa_bench.report.findings import ATTENTION, Ratio, ratio, span, times
-from sasa_bench.results.record import COLUMNS, ImplInfo, Record, Results
-
-FIGURES = {
-    "export_s": ("export, s", 1.0),
-    "model_bytes": ("file, KiB", 1024.0),
-    "node_count": ("nodes", 1.0),
-    "optimised_node_count": ("nodes, optimised", 1.0),
-}
-"""Column of an exported row -> (label, stored units in one shown unit)."""
+from sasa_bench.results.columns import COLUMNS, EXTRAS, TIME, cells
+from sasa_bench.results.record import ImplInfo, Record, Results
 
 
 @dataclass(frozen=True)
@@ -55,6 +48,8 @@ def table(found: Sequence[Pair]) -> tuple[pd.DataFrame, list[str]]:
     """A row for each pair, times in ms, and the names of the columns that are words."""
     axes = [axis for axis in AXES if len({str(getattr(pair.file.case, axis)) for pair in found}) > 1]
     suites = {pair.file.suite for pair in found}
+    unit, in_s = TIME.cell
+    exported = cells(EXTRAS, "exports")
     rows = []
     for pair in found:
         words = {"suite": pair.file.suite} if len(suites) > 1 else {}
@@ -67,16 +62,15 @@ def table(found: Sequence[Pair]) -> tuple[pd.DataFrame, list[str]]:
         }
         against = pair.ratio
         figures = {
-            "PyTorch, ms": 1e3 * float(np.median(pair.torch.samples_s)) if pair.torch else float("nan"),
-            "ONNX Runtime, ms": 1e3 * float(np.median(pair.file.samples_s)),
+            f"PyTorch, {unit}": float(np.median(pair.torch.samples_s)) / in_s if pair.torch else float("nan"),
+            f"ONNX Runtime, {unit}": float(np.median(pair.file.samples_s)) / in_s,
             "ONNX Runtime / PyTorch": against.value if against else float("nan"),
             "95 %, from": against.low if against and np.isfinite(against.high) else float("nan"),
             "to": against.high if against and np.isfinite(against.high) else float("nan"),
         }
-        figures |= {
-            label: float(pair.file.extra.get(column, "nan")) / unit for column, (label, unit) in FIGURES.items()
-        }
-        rows.append(words | {label: float(f"{value:.4g}") for label, value in figures.items()})
+        figures = {label: float(f"{value:.4g}") for label, value in figures.items()}
+        figures |= {c.heading: c.scaled(float(pair.file.extra.get(name, "nan"))) for name, c in exported.items()}
+        rows.append(words | figures)
     shown = pd.DataFrame(rows)
     return shown, [str(name) for name in shown if not pd.api.types.is_float_dtype(shown[name])]
 

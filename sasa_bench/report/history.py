@@ -26,9 +26,11 @@ from sasa_bench.case import Case, UserError
 from sasa_bench.report import chart, page
 from sasa_bench.report.figures import style
 from sasa_bench.report.findings import Ratio, ratio
-from sasa_bench.report.table import BASELINE, seconds
+from sasa_bench.report.table import BASELINE
+from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.format import seconds
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Record, ResultsError, read
+from sasa_bench.results.record import ImplInfo, Record
 from sasa_bench.results.statistics import interval_of_median
 
 FORMATS = ("text", "markdown", "csv")

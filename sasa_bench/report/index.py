@@ -7,7 +7,7 @@ from pathlib import Path
 from sasa_bench.report import page, report
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import frame
-from sasa_bench.results.record import ResultsError, read
+from sasa_bench.results.file import ResultsError, read
 
 
 def write(folder: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from markupsafe import Markup, escape
 
 from sasa_bench.report.chart import Spec
 from sasa_bench.report.table import render as as_file
-from sasa_bench.report.table import size
+from sasa_bench.results.format import size
 from sasa_bench.results.machine import Machine
 
 BLANK = JavascriptFunction(

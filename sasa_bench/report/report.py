@@ -11,8 +11,11 @@ import pandas as pd
 from sasa_bench.report import chart, formulations, page
 from sasa_bench.report.figures import style
 from sasa_bench.report.findings import ATTENTION, answers
-from sasa_bench.report.table import footnotes, frame, marked, seconds, text, varying_axes
-from sasa_bench.results.record import COLUMNS, Results, ResultsError
+from sasa_bench.report.table import footnotes, frame, marked, varying_axes
+from sasa_bench.results.columns import COLUMNS, cells
+from sasa_bench.results.file import ResultsError
+from sasa_bench.results.format import seconds
+from sasa_bench.results.record import Results
 
 MOST_CASES = 3
 """How many cases stand beside a reason that many share."""
@@ -66,33 +69,16 @@ def write(results: Results, out: Path) -> None:
     page.write(html(results, out.stem), out)
 
 
-TABLE_UNITS = {
-    "time_median_s": ("time, ms", 1e-3),
-    "time_p20_s": ("p20, ms", 1e-3),
-    "time_p80_s": ("p80, ms", 1e-3),
-    "time_cold_s": ("cold, ms", 1e-3),
-    "time_vs_conv3x3": ("time / conv3x3", 1.0),
-    "flops": ("MFLOP", 1e6),
-    "flops_per_s": ("GFLOP/s", 1e9),
-    "roofline_fraction": ("of roofline, %", 1e-2),
-    "peak_memory_bytes": ("peak memory, MiB", float(1 << 20)),
-    "params": ("parameters, k", 1e3),
-}
-"""Column -> (label, stored units in one shown unit): one unit a column, so that it sorts."""
-
-
 def rows_table(table: pd.DataFrame) -> str:
     """Every row, sortable and filterable; figures to four digits, the files to save have them in full."""
     words = ["suite", *varying_axes(table), "impl", "status"]
     shown = table[words].copy()
     shown.columns = pd.Index([COLUMNS[name].label for name in words])
     searched = list(shown.columns)
-    for column, (label, unit) in TABLE_UNITS.items():
-        if column not in table:
-            continue
-        values = table[column].astype("float64") / unit
+    for name, column in cells(table.columns).items():
+        values = table[name].astype("float64")
         if values.notna().any():
-            shown[label] = [float(f"{value:.4g}") for value in values]
+            shown[column.heading] = [column.scaled(value) for value in values]
     if (table["reason"] != "").any():
         shown["reason"] = [reason if len(reason) <= 90 else reason[:89] + "…" for reason in table["reason"]]
     return page.sortable(shown, "rows", searched)
@@ -128,7 +114,7 @@ def peers(table: pd.DataFrame, results: Results) -> list[dict[str, str]]:
 
 
 def _ends(values: pd.Series) -> str:
-    ends = list(dict.fromkeys(text("time_vs_conv3x3", value) for value in (values.min(), values.max())))
+    ends = list(dict.fromkeys(COLUMNS["time_vs_conv3x3"].text(value) for value in (values.min(), values.max())))
     return " to ".join(ends) if len(values) else ""
 
 

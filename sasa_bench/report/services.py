@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from sasa_bench.case import AXES, from_dict
-from sasa_bench.results.record import ResultsError
+from sasa_bench.results.file import ResultsError
 
 
 def github_action_benchmark(table: pd.DataFrame) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from tabulate import tabulate
 
 from sasa_bench.case import AXES, CHOICES, Case
 from sasa_bench.report.services import EXPORTS
-from sasa_bench.results.record import COLUMNS, DIFFERS, STATUSES, Results, ResultsError, read
+from sasa_bench.results.columns import COLUMNS, column
+from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.format import seconds
+from sasa_bench.results.record import DIFFERS, STATUSES, Record, Results
 
 FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
 BASELINE = "conv3x3"
 COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
-_FLOATS = ("time_median_s", "time_p20_s", "time_p80_s", "max_abs_err", "err_budget", "flops_per_s")
-_COUNTS = ("sample_count", "flops", "params", "min_bytes", "peak_memory_bytes")
 
 
 def load(*paths: str | Path) -> pd.DataFrame:
@@ -42,16 +43,17 @@ def _typed(table: pd.DataFrame, results: Results) -> pd.DataFrame:
     order: dict[str, Sequence[str]] = {**CHOICES, "status": STATUSES}
     order["impl"] = sorted(results.impls, key=lambda name: results.impls[name].index)
     order["resolution"] = sorted(table["resolution"].unique(), key=_pixels)
-    for name in COLUMNS:
-        if name == "started_at":
+    for name in map(str, table):
+        dtype = column(name).kind.dtype
+        if dtype == "datetime":
             table[name] = pd.to_datetime(table[name], utc=True, format="ISO8601", errors="coerce")
-        elif name != "reason" and not pd.api.types.is_numeric_dtype(table[name]):
+        elif dtype == "category":
             found = table[name].dropna().unique()
             known = [value for value in order.get(name, ()) if name in CHOICES or name == "status" or value in found]
             categories = [*known, *(value for value in found if value not in known)]
             table[name] = pd.Categorical(table[name], categories)
-    extras = [name for name in table.columns if name not in COLUMNS]
-    table[extras] = table[extras].convert_dtypes()
+        elif not dtype or name == "differs":
+            table[name] = table[name].convert_dtypes()
     return table
 
 
@@ -70,55 +72,47 @@ def frame(results: Results) -> pd.DataFrame:
     time_vs_conv3x3: time_median_s / that of conv3x3 for the same case, suite and machine.
     differs: how the function of the implementation differs from those it stands next to, or "".
     """
-    rows = []
     hardware = {key: machine.hardware_id for key, machine in results.machines.items()}
+    rows = []
     for record in results.rows:
-        machine = results.machines.get(record.machine)
-        row: dict[str, Any] = {
-            "suite": record.suite,
-            "impl": record.impl,
-            "op": record.op,
-            "status": record.status,
-            "reason": record.reason,
-        }
-        info = results.impls.get(record.impl)
-        row["differs"] = info.differs if info else ""
-        row |= record.case.to_dict() | {"resolution": str(record.case.resolution)}
-        if record.samples_s:
-            low, middle, high = np.quantile(record.samples_s, (0.2, 0.5, 0.8))
-            row |= {"time_median_s": middle, "time_p20_s": low, "time_p80_s": high}
-            if record.flops:
-                row["flops_per_s"] = record.flops / middle
-            roof = results.roofs.get((record.machine, record.case.device, record.case.dtype, record.case.threads))
-            if roof and record.flops and record.min_bytes:
-                least = max(record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s)
-                row["roofline_fraction"] = least / middle
-        if record.cold_samples_s:
-            row |= dict(zip(COLD, np.quantile(record.cold_samples_s, (0.5, 0.2, 0.8)), strict=True))
-        row |= {
-            "sample_count": len(record.samples_s),
-            "flops": record.flops,
-            "params": record.params,
-            "min_bytes": record.min_bytes,
-            "peak_memory_bytes": record.peak_memory_bytes,
-            "memory_source": record.memory_source,
-            "max_abs_err": record.max_abs_err,
-            "err_budget": record.err_budget,
+        machine, info = results.machines.get(record.machine), results.impls.get(record.impl)
+        stored = {name: getattr(record, name) for name in _STORED}
+        stored |= record.case.to_dict() | {"resolution": str(record.case.resolution)}
+        stored |= {
+            "differs": info.differs if info else "",
             "machine": hardware.get(record.machine, record.machine),
             "commit": machine.revision if machine else "",
-            "started_at": record.started_at,
         }
-        rows.append(row | record.extra)
+        rows.append(stored | _derived(record, results) | record.extra)
     extras = list(COLD) if any(record.cold_samples_s for record in results.rows) else []
     extras += dict.fromkeys(name for record in results.rows for name in record.extra)
     table = pd.DataFrame(rows, columns=[*COLUMNS, "differs", *extras])
-    for name in _FLOATS:
-        table[name] = table[name].astype("float64")
-    for name in _COUNTS:
-        table[name] = table[name].astype("Int64")
-    table["roofline_fraction"] = table["roofline_fraction"].astype("float64")
+    for name in map(str, table):
+        dtype: Any = column(name).kind.dtype
+        if dtype in ("float64", "Int64"):
+            table[name] = table[name].astype(dtype)
     table["time_vs_conv3x3"] = _against_baseline(table)
     return table
+
+
+_STORED = [name for name in COLUMNS if name in {field.name for field in fields(Record)}]
+
+
+def _derived(record: Record, results: Results) -> dict[str, Any]:
+    """What follows from the samples of one row."""
+    found: dict[str, Any] = {"sample_count": len(record.samples_s)}
+    if record.samples_s:
+        low, middle, high = np.quantile(record.samples_s, (0.2, 0.5, 0.8))
+        found |= {"time_median_s": middle, "time_p20_s": low, "time_p80_s": high}
+        if record.flops:
+            found["flops_per_s"] = record.flops / middle
+        roof = results.roofs.get((record.machine, record.case.device, record.case.dtype, record.case.threads))
+        if roof and record.flops and record.min_bytes:
+            least = max(record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s)
+            found["roofline_fraction"] = least / middle
+    if record.cold_samples_s:
+        found |= dict(zip(COLD, np.quantile(record.cold_samples_s, (0.5, 0.2, 0.8)), strict=True))
+    return found
 
 
 def _against_baseline(table: pd.DataFrame) -> pd.Series:
@@ -185,57 +179,13 @@ def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.
     if table["suite"].nunique() == 1:
         names.remove("suite")
     shown = pd.DataFrame(
-        {COLUMNS[name].label: [text(name, value) for value in table[name]] for name in names},
+        {column(name).label: [column(name).text(value) for value in table[name]] for name in names},
         index=table.index,
     )
     spread = [
-        f"{text('time_median_s', m)} ({text('time_p20_s', a)} – {text('time_p80_s', b)})" if m == m else ""
+        f"{seconds(m)} ({seconds(a)} – {seconds(b)})" if m == m else ""
         for a, m, b in zip(table["time_p20_s"], table["time_median_s"], table["time_p80_s"], strict=True)
     ]
     shown[COLUMNS["time_median_s"].label] = spread
     shown["status"] = [s if s == "ok" else f"{s}: {r}" for s, r in zip(table["status"], table["reason"], strict=True)]
     return shown
-
-
-def text(column: str, value: Any) -> str:
-    """A value of a column for people, scaled and with its unit; empty for none."""
-    if value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    form, unit = COLUMNS[column].format, COLUMNS[column].unit
-    if form == "time":
-        return seconds(float(value))
-    if form == "si":
-        return f"{si(float(value))}{unit}".strip()
-    if form == "bytes":
-        return size(float(value))
-    if form == "percent":
-        return f"{100 * value:.2g} %"
-    if form == "ratio":
-        return f"{value:.3g}"
-    if form == "error":
-        return f"{value:.1e}"
-    return str(value)
-
-
-def seconds(value: float) -> str:
-    """0.00213 -> "2.13 ms"."""
-    for scale, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value * 1e9:.3g} ns"
-
-
-def si(value: float) -> str:
-    """1.85e8 -> "185 M"."""
-    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= scale:
-            return f"{value / scale:.3g} {prefix}"
-    return f"{value:.3g} "
-
-
-def size(value: float) -> str:
-    """3670016 -> "3.5 MiB"."""
-    for scale, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
-        if value >= scale:
-            return f"{value / scale:.3g} {unit}"
-    return f"{value:.0f} B"

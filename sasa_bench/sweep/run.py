@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import Case
+from sasa_bench.results.file import ResultsError, Writer, read
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Record, Results, ResultsError, Roof, Writer, read
+from sasa_bench.results.record import ImplInfo, Record, Results, Roof
 from sasa_bench.suite import Suite
 from sasa_bench.timing.probe import available_cores
 from sasa_bench.timing.process import Request, Worker, WorkerDied

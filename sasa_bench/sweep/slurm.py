@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import UserError, from_dict
-from sasa_bench.results.record import ImplInfo, Results, Writer, read
+from sasa_bench.results.file import Writer, read
+from sasa_bench.results.merge import Merged, merge
+from sasa_bench.results.record import ImplInfo, Results
 from sasa_bench.suite import Suite
-from sasa_bench.sweep.shard import Merged, cut, expected_s, merge, require_one_meaning_of_threads
+from sasa_bench.sweep.shard import cut, expected_s, require_one_meaning_of_threads
 from sasa_bench.timing.probe import available_cores, detect
 
 TASK_S = 600.0

@@ -20,7 +20,7 @@ from fake_nvml import FakeNvml
 
 from sasa_bench.cli import main
 from sasa_bench.impls import get, names
-from sasa_bench.results.record import read
+from sasa_bench.results.file import read
 
 SUITE = """
 title = "A test?"

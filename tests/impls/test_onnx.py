@@ -15,7 +15,7 @@ from sasa_bench.cli import cli
 from sasa_bench.ops.cost import cost
 from sasa_bench.ops.tensors import LOCAL_ATTENTION, leaves, random_tensors
 from sasa_bench.results.environment import KEEP_MODELS
-from sasa_bench.results.record import read
+from sasa_bench.results.file import read
 from sasa_bench.timing.check import compare, consult
 from sasa_bench.timing.trial import prepare
 

@@ -26,7 +26,8 @@ from sasa_bench.ops.tensors import (
 from sasa_bench.report import report
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import footnotes, frame, marked, render
-from sasa_bench.results.record import DIFFERS, ImplInfo, Record, Results, Writer, read
+from sasa_bench.results.file import Writer, read
+from sasa_bench.results.record import DIFFERS, ImplInfo, Record, Results
 from sasa_bench.suite import load
 from sasa_bench.timing.check import consult
 from sasa_bench.timing.trial import prepare

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from sasa_bench.cli import cli
 from sasa_bench.paper.tables import FORMATS, TABLES, cells, published, render, suite, timed
-from sasa_bench.results.record import ResultsError
+from sasa_bench.results.file import ResultsError
 
 EXPLAINED = {("T2", "attention, full attention backbone", "flops")}
 """Cells outside the target, with their arithmetic in docs/paper.md."""

@@ -11,7 +11,8 @@ import pytest
 from sasa_bench.case import Case
 from sasa_bench.report.figures import BASELINE_COLOUR, COLOURS, MARKERS, overview, panels, save, save_all, style
 from sasa_bench.report.table import frame, load
-from sasa_bench.results.record import ImplInfo, ResultsError, read
+from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.record import ImplInfo
 
 RED_BLIND = np.array(
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]

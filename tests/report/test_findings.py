@@ -13,7 +13,8 @@ from sasa_bench.ops.cost import cost
 from sasa_bench.paper.tables import published
 from sasa_bench.report.findings import FAILS, HOLDS, OPEN, PARTLY, Answers, answers, ratio, times
 from sasa_bench.report.table import frame
-from sasa_bench.results.record import Record, read
+from sasa_bench.results.file import read
+from sasa_bench.results.record import Record
 
 
 def found(tmp_path: Path, rows: list[Record]) -> Answers:

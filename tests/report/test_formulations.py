@@ -12,7 +12,8 @@ from browser import Browser
 
 from sasa_bench.case import Case
 from sasa_bench.report import formulations, report
-from sasa_bench.results.record import Record, Results, read
+from sasa_bench.results.file import read
+from sasa_bench.results.record import Record, Results
 
 CASES = [Case(threads=2, resolution=resolution) for resolution in (14, 28, 56)]
 EXPORT = {"export_s": 1.5, "model_bytes": 2048, "node_count": 30, "optimised_node_count": 20}

@@ -17,7 +17,9 @@ from selenium.webdriver.common.by import By
 from sasa_bench.case import AXES, Case
 from sasa_bench.report import compare, index, page, report
 from sasa_bench.report.table import load
-from sasa_bench.results.record import COLUMNS, Record, ResultsError, read
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.record import Record
 
 SIZES = [(1280, 900), (390, 844)]
 THEMES = ["light", "dark"]

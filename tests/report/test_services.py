@@ -9,7 +9,8 @@ import pytest
 from sasa_bench.case import Case
 from sasa_bench.report.services import EXPORTS, named
 from sasa_bench.report.table import frame, render
-from sasa_bench.results.record import Record, ResultsError, read
+from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.record import Record
 
 
 def exported(path: Path, form: str, rows: list[Record]) -> object:

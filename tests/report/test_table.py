@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report.table import FORMATS, load, render, seconds, si, size
-from sasa_bench.results.record import COLUMNS, ResultsError
+from sasa_bench.report.table import FORMATS, load, render
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.file import ResultsError
 
 CONTRACT = """suite, impl, op, status, reason,
 scope, kernel_size, channels, heads, resolution, batch, position, border, dtype, device, mode, threads, network, stem,
@@ -89,18 +90,3 @@ def test_extra_figures_of_one_implementation_become_columns(tmp_path: Path) -> N
     table = load(factory.results_file(tmp_path / "a.jsonl", rows))
     assert table.node_count.tolist()[1] == 7
     assert pd.isna(table.node_count[0])
-
-
-@pytest.mark.parametrize(
-    ("shown", "expected"),
-    [
-        (seconds(0.00213), "2.13 ms"),
-        (seconds(3.2e-7), "320 ns"),
-        (seconds(12.0), "12 s"),
-        (si(1.85e8), "185 M"),
-        (size(3670016), "3.5 MiB"),
-        (size(12), "12 B"),
-    ],
-)
-def test_figures_are_scaled_for_people(shown: str, expected: str) -> None:
-    assert shown == expected

@@ -10,8 +10,9 @@ from typing import Any
 import factory
 import pytest
 
+from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.pytest_benchmark import MARK, extra_info, parse
-from sasa_bench.results.record import ImplInfo, Record, ResultsError, read
+from sasa_bench.results.record import ImplInfo, Record
 
 OTHER = {"name": "test_sum", "extra_info": {}, "stats": {"data": [1.0], "iterations": 1}}
 

@@ -17,9 +17,10 @@ from typing import Any
 from cluster import Cluster
 
 from sasa_bench.case import Case
-from sasa_bench.results.record import ImplInfo, Record, Writer
+from sasa_bench.results.file import Writer
+from sasa_bench.results.merge import write
+from sasa_bench.results.record import ImplInfo, Record
 from sasa_bench.suite import Suite
-from sasa_bench.sweep.shard import write
 from sasa_bench.sweep.slurm import Options, Progress, drive, load, locked, open_sweep, queue, submitted
 from sasa_bench.timing.probe import detect
 

@@ -14,7 +14,7 @@ import pytest
 from cluster import Cluster, wait_for
 
 from sasa_bench.report.table import frame
-from sasa_bench.results.record import read
+from sasa_bench.results.file import read
 from sasa_bench.sweep.slurm import count_rows, load, submitted
 
 pytestmark = pytest.mark.timeout(600)

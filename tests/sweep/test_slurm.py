@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from sasa_bench.case import Case
 from sasa_bench.cli import cli
-from sasa_bench.results.record import ImplInfo, Results, Writer, read
+from sasa_bench.results.file import Writer, read
+from sasa_bench.results.record import ImplInfo, Results
 from sasa_bench.suite import Suite
 from sasa_bench.sweep import slurm
 from sasa_bench.sweep.slurm import Measure, Options, Progress, SlurmError, Sweep, drive, load, open_sweep, parse_options

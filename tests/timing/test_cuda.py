@@ -240,7 +240,7 @@ def test_cold_times_stand_in_columns_of_their_own(tmp_path: Path) -> None:
     import factory
 
     from sasa_bench.report.table import load
-    from sasa_bench.results.record import COLUMNS
+    from sasa_bench.results.columns import COLUMNS
 
     extra = {"throttled_samples": 2, "energy_j": 0.5}
     gpu_row = factory.record("unfold", 0.01, noise=0.0, cold_samples_s=(0.02, 0.03, 0.04), extra=extra)

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.results.record import Record, Writer, read
+from sasa_bench.results.file import Writer, read
+from sasa_bench.results.record import Record
 from sasa_bench.suite import from_data
 from sasa_bench.sweep.run import Workers, describe, execute, plan
 from sasa_bench.timing.probe import detect

@@ -6,8 +6,9 @@ import factory
 import pytest
 
 from sasa_bench.case import Case
+from sasa_bench.results.file import ResultsError, Writer, read
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import Record, ResultsError, Writer, read
+from sasa_bench.results.record import Record
 from sasa_bench.timing.probe import detect
 
 

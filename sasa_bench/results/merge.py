@@ -1,0 +1,129 @@
+"""Results of several files as one, the same whatever the order of the files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sasa_bench.case import AXES, CHOICES, Case
+from sasa_bench.results.file import ResultsError, Writer
+from sasa_bench.results.machine import Machine
+from sasa_bench.results.record import ImplInfo, Record, Results, Roof
+
+
+class MergeConflictError(ResultsError):
+    """Rows that were measured more than once; `conflicts` has a sentence for each."""
+
+    def __init__(self, conflicts: Sequence[str]) -> None:
+        rows = "1 row was" if len(conflicts) == 1 else f"{len(conflicts)} rows were"
+        super().__init__(
+            f"{rows} measured more than once on like machines, with different results: merge only one of each"
+        )
+        self.conflicts = tuple(conflicts)
+
+
+@dataclass
+class Merged:
+    """`results` in canonical order; a sentence for each row that several files hold, byte for byte the same."""
+
+    results: Results
+    duplicates: list[str] = field(default_factory=list)
+
+
+def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
+    """The results of several files as one, the same whatever the order of `parts`, pairs of a file's name and content.
+
+    A row is known by suite, implementation, case and hardware: unlike machines keep a row each. Of equal rows one
+    stays. Of several roofs of one machine the highest peak and bandwidth stay, as each is the best of several tries.
+
+    Raises MergeConflictError for rows of one key that differ.
+    """
+    merged = Merged(Results())
+    machines: dict[str, set[str]] = defaultdict(set)
+    impls: dict[str, list[ImplInfo]] = defaultdict(list)
+    roofs: dict[tuple[str, str, str, int], list[Roof]] = defaultdict(list)
+    for _, part in parts:
+        for key, machine in part.machines.items():
+            machines[key].add(_text(machine.to_dict()))
+        for name, info in part.impls.items():
+            impls[name].append(info)
+        for place, roof in part.roofs.items():
+            roofs[place].append(roof)
+        merged.results.warnings += part.warnings
+    results = merged.results
+    results.machines = {key: Machine.from_dict(json.loads(min(texts))) for key, texts in sorted(machines.items())}
+    newest = {name: max(infos, key=lambda info: (info.index, *astuple(info))) for name, infos in impls.items()}
+    results.impls = dict(sorted(newest.items(), key=lambda item: (item[1].index, item[0])))
+    results.roofs = {
+        place: Roof(
+            *place,
+            peak_flops_per_s=max(roof.peak_flops_per_s for roof in found),
+            bandwidth_bytes_per_s=max(roof.bandwidth_bytes_per_s for roof in found),
+        )
+        for place, found in sorted(roofs.items())
+    }
+    results.rows, merged.duplicates = _merge_rows(parts, results)
+    return merged
+
+
+def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple[list[Record], list[str]]:
+    found: dict[tuple[Any, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name, part in parts:
+        for row in part.rows:
+            found[(*row.key, _hardware(row, results))][_text(row.to_dict())].append(name)
+    rows, duplicates, conflicts = [], [], []
+    for (suite, impl, case, hardware), versions in found.items():
+        what = f"{suite}, {impl}, {case.describe()}, on {hardware}"
+        if len(versions) > 1:
+            files = (
+                f"{name} (started {json.loads(text)['started_at']})"
+                for text, names in versions.items()
+                for name in names
+            )
+            conflicts.append(f"{what}: {' and '.join(sorted(files))}")
+        for text, names in versions.items():
+            rows.append(Record.from_dict(json.loads(text)))
+            if len(names) > 1:
+                duplicates.append(f"{what}: {' and '.join(sorted(names))}")
+    if conflicts:
+        raise MergeConflictError(sorted(conflicts))
+    return sorted(rows, key=lambda row: _place(row, results)), sorted(duplicates)
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)
+
+
+def _hardware(row: Record, results: Results) -> str:
+    machine = results.machines.get(row.machine)
+    return machine.hardware_id if machine else row.machine
+
+
+def _place(row: Record, results: Results) -> tuple[Any, ...]:
+    impl = results.impls.get(row.impl)
+    return row.suite, _order(row.case), impl.index if impl else -1, row.impl, _hardware(row, results)
+
+
+def _order(case: Case) -> tuple[Any, ...]:
+    """Cases in the order of the axes: numbers by size, choices as listed, maps by height and width."""
+    values = case.to_dict() | {"resolution": (case.height, case.width)}
+    return tuple(CHOICES[axis].index(values[axis]) if axis in CHOICES else values[axis] for axis in AXES)
+
+
+def write(results: Results, path: Path) -> None:
+    """Write a merged results file in one step: it is there whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    with Writer(partial) as writer:
+        for machine in results.machines.values():
+            writer.machine(machine)
+        writer.impls(results.impls.values())
+        for roof in results.roofs.values():
+            writer.roof(roof)
+        writer.rows(results.rows)
+    os.replace(partial, path)
