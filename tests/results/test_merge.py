@@ -85,6 +85,7 @@ def merged(*some: Results) -> Results:
 
 
 @given(parts, st.randoms())
+@settings(deadline=None)
 def test_merging_is_commutative_associative_and_idempotent(some: list[Results], random: Any) -> None:
     whole = merged(*some)
     shuffled = random.sample(some, len(some))
@@ -95,7 +96,7 @@ def test_merging_is_commutative_associative_and_idempotent(some: list[Results], 
 
 
 @given(some=parts, random=st.randoms())
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 def test_a_merged_file_is_byte_identical_whatever_the_order(
     some: list[Results], random: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
