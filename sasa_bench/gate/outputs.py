@@ -6,8 +6,9 @@ import base64
 import io
 import json
 import math
+import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -23,11 +24,14 @@ from sasa_bench.gate.statistics import BIAS_FACTOR
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
 from sasa_bench.results.format import seconds
 
+MOST_ROWS = 15
+"""Rows of a table in a comment on a pull request; the page has all of them."""
+
 MEANING = {
     "PASS": "nothing became slower beyond its margin",
     "REGRESSION": "something became slower, or an exact figure became worse",
     "CONTAMINATED": "identical code seemed to differ, so the times of this run prove nothing; run it again",
-    "INCONCLUSIVE": "some cases could not be decided; the reasons stand beside them",
+    "INCONCLUSIVE": "some cases ran in neither arm or could not be decided; the reasons stand beside them",
 }
 
 
@@ -54,18 +58,45 @@ def text(result: Result) -> str:
 
 
 def markdown(result: Result) -> str:
-    """A summary for a pull request."""
+    """A comment for a pull request: the verdict, the few cases that matter, and where the page is."""
     lines = [f"## Performance gate: {result.verdict}", "", f"{MEANING[result.verdict].capitalize()}.", ""]
     if result.contaminated:
         lines += [f"> {result.contaminated}", ""]
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     if notable:
-        lines += [tabulate(_rows(result, notable), headers="keys", tablefmt="github"), ""]
+        lines += [tabulate(_rows(result, notable[:MOST_ROWS]), headers="keys", tablefmt="github"), ""]
+    if len(notable) > MOST_ROWS:
+        lines += [f"{len(notable) - MOST_ROWS} more are in gate.html.", ""]
     counts = Counter(case.verdict for case in result.cases)
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; {result.spent_s:.0f} s.")
     if result.notes or result.shares:
         lines += ["", *(f"- {line}" for line in [*result.notes, *measured_by(result)])]
+    if link := run_link(os.environ):
+        lines += ["", f"[All cases and the samples]({link})"]
     return "\n".join(lines) + "\n"
+
+
+def run_link(environment: Mapping[str, str]) -> str:
+    """The page of the workflow run that this is, where GitHub or GitLab names it; else ""."""
+    names = ("GITHUB_SERVER_URL", "GITHUB_REPOSITORY", "GITHUB_RUN_ID")
+    if all(environment.get(name) for name in names):
+        server, repository, run = (environment[name] for name in names)
+        return f"{server}/{repository}/actions/runs/{run}"
+    return environment.get("CI_JOB_URL", "")
+
+
+def short_names(keys: Sequence[str]) -> dict[str, str]:
+    """key -> the implementation with the axes that differ among the keys; every name stays unique."""
+    parsed = {}
+    for key in keys:
+        impl, _, rest = key.partition(" ")
+        parsed[key] = impl, dict(word.partition("=")[::2] for word in rest.split() if "=" in word)
+    axes = list(dict.fromkeys(name for _, values in parsed.values() for name in values))
+    differ = [axis for axis in axes if len({values.get(axis) for _, values in parsed.values()}) > 1]
+    return {
+        key: " ".join([impl, *(f"{axis}={values[axis]}" for axis in differ if axis in values)])
+        for key, (impl, values) in parsed.items()
+    }
 
 
 def measured_by(result: Result) -> list[str]:
@@ -157,11 +188,11 @@ def write_all(result: Result, folder: Path) -> list[Path]:
 
 
 def _rows(result: Result, cases: Sequence[CaseVerdict]) -> list[dict[str, str]]:
-    nodes = result.nodes
+    nodes, names = result.nodes, short_names([case.key for case in result.cases])
     return [
         {
             "verdict": case.verdict,
-            "case": case.key,
+            "case": names[case.key],
             "head / base": _ratio(case),
             "base": seconds(case.seconds) if case.seconds else "",
         }

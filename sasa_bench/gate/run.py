@@ -19,7 +19,7 @@ from typing import Any
 from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.evidence import Evidence, Share, column, environment_difference, head_over_both, same_code
 from sasa_bench.gate.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, require_known, survey
-from sasa_bench.gate.statistics import detectable, location
+from sasa_bench.gate.statistics import detectable, location, lower_bound
 from sasa_bench.gate.verdicts import (
     EQUIVALENT,
     INCONCLUSIVE,
@@ -107,7 +107,7 @@ def measure(
     with ThreadPoolExecutor() as pool:  # nothing is timed yet
         impls = [point.impl for point in points]
         surveys = list(pool.map(lambda arm: survey(arm, impls, timeout_s), arms))
-        require_known([unknown for _, unknown in surveys])
+        require_known([unknown for _, unknown in surveys[:2]])
         loaded = {arm.name: found for arm, (found, _) in zip(arms, surveys, strict=True)}
         exact = pool.map(lambda arm: exact_rows(arm, points, timeout_s), arms[:2])
         found = Evidence([p.key for p in points], loaded, dict(zip(("base", "head"), exact, strict=True)))
@@ -151,12 +151,14 @@ def decide(
         screened, fresh = part.phase("screen"), part.phase("confirm")
         timed, suspects = part.timed(rules), part.suspects(rules)
         if len(screened) < rules.screen_pairs:
-            decided |= {key: CaseVerdict(key, INCONCLUSIVE, part.stopped) for key in timed}
+            decided |= {key: _provisional(key, screened, part.stopped, rules) for key in timed}
             continue
         for key, ratios in head_over_both(screened, timed).items():
             decided[key] = _unsuspected(key, ratios, screened, rules, decided[key].reason)
         undecided = part.undecided(rules)
-        decided |= {key: CaseVerdict(key, INCONCLUSIVE, f"suspect, and {part.stopped}") for key in undecided}
+        decided |= {
+            key: _provisional(key, fresh or screened, f"suspect, and {part.stopped}", rules) for key in undecided
+        }
         closed = [key for key in suspects if key not in undecided]
         head |= head_over_both(fresh, closed)
         floor |= column("floor", fresh, closed)
@@ -267,6 +269,24 @@ def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules
         ratio=math.exp(location(ratios)),
         detectable=math.expm1(seen),
         seconds=statistics.median(pair.seconds[key] for pair in pairs),
+    )
+
+
+def _provisional(key: str, pairs: Sequence[Pair], reason: str, rules: Rules) -> CaseVerdict:
+    """What the pairs said so far of a case that the run did not come to decide: no evidence, but a place to look."""
+    ratios = head_over_both(pairs, [key])[key]
+    if not ratios:
+        return CaseVerdict(key, INCONCLUSIVE, reason)
+    low, high = lower_bound(ratios, rules.alpha), -lower_bound([-x for x in ratios], rules.alpha)
+    bounds = (math.exp(low), math.exp(high)) if math.isfinite(low) and math.isfinite(high) else (None, None)
+    return CaseVerdict(
+        key,
+        INCONCLUSIVE,
+        f"{reason}; so far, over {len(ratios)} pairs",
+        ratio=math.exp(location(ratios)),
+        low=bounds[0],
+        high=bounds[1],
+        seconds=statistics.median(pair.seconds[key] for pair in pairs if key in pair.seconds),
     )
 
 

@@ -179,6 +179,49 @@ def test_a_budget_that_ends_is_inconclusive_never_a_guess(played: Played) -> Non
     assert all("--budget" in case.reason for case in result.cases)
 
 
+def test_a_suspect_that_the_budget_leaves_undecided_shows_the_ratio_so_far(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played.shift[POINTS[1].key] = 0.13
+    clock = iter([0.0] * (3 * QUICK.screen_pairs + 12) + [1e6] * 1000)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    result = played.run(budget_s=600.0)
+    case = next(case for case in result.cases if case.key == POINTS[1].key)
+    assert (result.exit_status, case.verdict) == (3, "INCONCLUSIVE")
+    assert case.ratio == pytest.approx(1.13, rel=0.03)
+    assert "so far, over" in case.reason
+
+
+def test_an_implementation_that_neither_arm_has_ends_the_run_before_anything_is_measured(played: Played) -> None:
+    played.unknown = {"base": {"unfold": "unknown"}, "head": {"unfold": "unknown implementation 'unfold'"}}
+    with pytest.raises(ArmError, match="neither arm has 'unfold': unknown implementation"):
+        played.run()
+    assert played.pairs == 0
+    del played.unknown["base"]
+    assert played.run().verdict != "INCONCLUSIVE"
+
+
+def test_more_operators_are_a_remark_and_the_case_is_timed(played: Played) -> None:
+    played.scatter = 0.002
+    played.shift[POINTS[0].key] = -0.2
+    played.head_rows = {point.key: ROW | {"operator_count": 5} for point in POINTS[:2]}
+    result = played.run()
+    found = {case.key: case for case in result.cases}
+    assert (result.exit_status, found[POINTS[0].key].verdict) == (0, "IMPROVED")
+    for point in POINTS[:2]:
+        assert "operators 1 -> 5" in found[point.key].reason
+        assert found[point.key].ratio is not None
+
+
+def test_a_library_that_differs_between_the_arms_is_named_and_budgets_are_not_compared(played: Played) -> None:
+    played.scatter = 0.002
+    played.libraries["head"] = {"torch": "3"}
+    played.head_rows = {POINTS[0].key: ROW | {"flops": 2}}
+    result = played.run()
+    assert "environment: torch 2 -> 3" in result.notes
+    assert result.exit_status == 0
+
+
 def test_a_lost_pair_is_measured_again(played: Played) -> None:
     played.deaths, played.scatter = 2, 0.002
     result = played.run()
@@ -204,7 +247,7 @@ def test_the_reports_say_what_happened(played: Played, tmp_path: Path) -> None:
     paths = gate_report.write_all(result, tmp_path)
     assert {p.suffix for p in paths} == {".txt", ".md", ".xml", ".json", ".html"}
     shown = (tmp_path / "gate.txt").read_text()
-    assert shown.index("WRONG") < shown.index(POINTS[1].key)
+    assert 0 < shown.index("WRONG") < shown.index(gate_report.short_names([p.key for p in POINTS])[POINTS[1].key])
     assert "## Performance gate: REGRESSION" in (tmp_path / "gate.md").read_text()
     suite = ElementTree.fromstring((tmp_path / "gate.xml").read_text())
     assert (suite.get("failures"), suite.get("errors"), suite.get("tests")) == ("2", "0", "4")

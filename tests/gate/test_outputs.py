@@ -1,0 +1,48 @@
+"""Names and comments of a gate: short enough to read, and never ambiguous."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sasa_bench.case import Case
+from sasa_bench.gate.outputs import MOST_ROWS, markdown, run_link, short_names
+from sasa_bench.gate.pairs import Point
+from sasa_bench.gate.run import Result
+from sasa_bench.gate.verdicts import CaseVerdict, Rules
+
+CASES = st.builds(
+    Case,
+    kernel_size=st.sampled_from([3, 5, 7]),
+    channels=st.sampled_from([16, 128]),
+    mode=st.sampled_from(["forward", "training"]),
+)
+
+
+@given(st.lists(st.builds(Point, st.sampled_from(["unfold", "fused"]), CASES), min_size=1, max_size=12, unique=True))
+def test_short_names_stay_unique_and_hold_only_what_differs(points: list[Point]) -> None:
+    keys = [point.key for point in points]
+    names = short_names(keys)
+    assert len(set(names.values())) == len(keys)
+    for axis in ("kernel_size", "channels", "mode"):
+        if len({getattr(point.case, axis) for point in points}) == 1:
+            assert not any(f" {axis}=" in name for name in names.values())
+
+
+def test_a_comment_on_a_pull_request_is_short_and_links_to_the_rest() -> None:
+    cases = [CaseVerdict(f"unfold batch={n}", "REGRESSION", "slower", ratio=1.2) for n in range(1, 41)]
+    result = Result("REGRESSION", cases, {}, "", [], 60.0, Rules())
+    said = markdown(result)
+    assert said.count("| REGRESSION |") == MOST_ROWS
+    assert f"{40 - MOST_ROWS} more are in gate.html" in said
+
+
+def test_the_link_is_that_of_the_workflow_run_and_absent_elsewhere() -> None:
+    github = {
+        "GITHUB_SERVER_URL": "https://github.example",
+        "GITHUB_REPOSITORY": "me/kernels",
+        "GITHUB_RUN_ID": "17",
+    }
+    assert run_link(github) == "https://github.example/me/kernels/actions/runs/17"
+    assert run_link({"CI_JOB_URL": "https://gitlab.example/job/3"}) == "https://gitlab.example/job/3"
+    assert run_link({}) == ""
