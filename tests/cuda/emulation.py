@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels
 
 HERE = Path(__file__).parent
-Pick = Callable[[str, Sequence[cuda.Tunables]], cuda.Tunables]
+Pick = Callable[[str, Sequence[kernels.Tunables]], kernels.Tunables]
 
 BUILD = HERE.parents[1] / "build" / "cuda-emulator"
 COMPILER = os.environ.get("CXX", "g++")
@@ -41,7 +41,7 @@ def build(
     `sources` maps names, which `EmulatedRuntime` chooses from, to versions of the CUDA source.
     """
     chosen = sorted(set(expressions))
-    texts = {"shipped": cuda.source()} if sources is None else dict(sources)
+    texts = {"shipped": kernels.source()} if sources is None else dict(sources)
     emulator = (HERE / "emulator" / "emulator.h").read_text()
     parts = [COMPILER, emulator, *flags, *chosen, *texts, *texts.values()]
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
@@ -87,7 +87,7 @@ class Buffer(ctypes.Structure):
     _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_longlong))
 
 
-def first(key: str, candidates: Sequence[cuda.Tunables]) -> cuda.Tunables:
+def first(key: str, candidates: Sequence[kernels.Tunables]) -> kernels.Tunables:
     """The default among candidate tunables."""
     return candidates[0]
 
@@ -133,8 +133,8 @@ class EmulatedRuntime:
         self.violations += [f"{expression}: {line}" for line in text.value.decode().splitlines()]
 
     def choose(
-        self, key: str, candidates: Sequence[cuda.Tunables], run: Callable[[cuda.Tunables], None]
-    ) -> cuda.Tunables:
+        self, key: str, candidates: Sequence[kernels.Tunables], run: Callable[[kernels.Tunables], None]
+    ) -> kernels.Tunables:
         return self.pick(key, candidates)
 
 
@@ -149,6 +149,6 @@ class RecordingRuntime:
         self.expressions.add(expression)
 
     def choose(
-        self, key: str, candidates: Sequence[cuda.Tunables], run: Callable[[cuda.Tunables], None]
-    ) -> cuda.Tunables:
+        self, key: str, candidates: Sequence[kernels.Tunables], run: Callable[[kernels.Tunables], None]
+    ) -> kernels.Tunables:
         return self.pick(key, candidates)

@@ -22,8 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls import cuda
-from sasa_bench.impls.cuda import Function, Tunables
+from sasa_bench.impls.cuda import kernels
+from sasa_bench.impls.cuda.kernels import Function, Tunables
 
 TABLE = Path(__file__).parent / "resources.csv"
 EVERY_CANDIDATE = Path(__file__).parent / "candidates.csv"
@@ -55,7 +55,7 @@ def specialisations(every_candidate: bool = False) -> Iterator[tuple[str, Functi
     """(kernel, function, image side, tunables) of each shipped function: the unmeasured default, or all."""
     for function, side in SHIPPED:
         for kernel in KERNELS:
-            found = cuda.candidates(kernel, function, side, side)
+            found = kernels.candidates(kernel, function, side, side)
             for tunables in found if every_candidate else found[:1]:
                 yield kernel, function, side, tunables
 
@@ -161,7 +161,7 @@ def occupancy(arch: str, registers: int, shared: int, threads: int) -> float:
 
 def cost(kernel: str, function: Function, side: int, tunables: Tunables, arch: str) -> dict[str, str]:
     """Compiles one specialisation and returns its row of the table."""
-    cubin = nvrtc.compile_cubin(cuda.source(), cuda.expression(kernel, function, tunables), arch)
+    cubin = nvrtc.compile_cubin(kernels.source(), kernels.expression(kernel, function, tunables), arch)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin.code)
         file.flush()

@@ -13,7 +13,7 @@ from dense_reference import Problem
 from test_cuda_mutants import UNDEFINED
 from test_cuda_numerics import run
 
-from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels
 
 PROBLEMS = [
     Problem(height=3, width=5, head_width=15, kernel_size=5),
@@ -26,7 +26,7 @@ def main() -> None:
     recorder = emulation.RecordingRuntime()
     for problem in PROBLEMS:
         run(recorder, problem)
-    sources = {"shipped": cuda.source(), "undefined": UNDEFINED}
+    sources = {"shipped": kernels.source(), "undefined": UNDEFINED}
     library = emulation.build(recorder.expressions, sources, emulation.SANITIZERS)
     for name in sources:
         print("running", name, file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels, operator
 
 HERE = Path(__file__).parent
 QKV = torch.zeros(1, 8, 4, 4)
@@ -89,10 +90,10 @@ def test_shapes_are_known_without_a_device():
             torch.empty(4, 1, 3, device="cuda").bfloat16(),
             torch.empty(4, 2, 3, device="cuda").bfloat16(),
         )
-        y, log2_sum = cuda.forward(q, q, q, rel_row, rel_col, 3, 4, True)
+        y, log2_sum = operator.forward(q, q, q, rel_row, rel_col, 3, 4, True)
         assert (y.shape, y.dtype, y.device.type) == (q.shape, torch.bfloat16, "cuda")
         assert (log2_sum.shape, log2_sum.dtype) == ((2, 4, 5, 6), torch.float32)
-        gradients = cuda.backward(y, q, q, q, rel_row, rel_col, y, log2_sum, 3, 4, True)
+        gradients = operator.backward(y, q, q, q, rel_row, rel_col, y, log2_sum, 3, 4, True)
         assert [g.shape for g in gradients] == [q.shape, q.shape, q.shape, rel_row.shape, rel_col.shape]
 
 
@@ -127,4 +128,4 @@ def test_tuning_store_survives_a_broken_file(monkeypatch, tmp_path):
 
 def test_an_architecture_beyond_nvrtc_is_a_clear_error():
     with pytest.raises(RuntimeError, match="cannot compile for sm_20; it knows sm_"):
-        nvrtc.compile_cubin(cuda.source(), "sum_positions<float, 3, 4>", "sm_20")
+        nvrtc.compile_cubin(kernels.source(), "sum_positions<float, 3, 4>", "sm_20")

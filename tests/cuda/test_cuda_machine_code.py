@@ -9,12 +9,12 @@ import pytest
 from machine_code import ARCHITECTURES, TABLE
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels
 
 SPECIALISATIONS = list(machine_code.specialisations())
 
 
-def same(row: dict[str, str], arch: str, kernel: str, function: cuda.Function, side: int) -> bool:
+def same(row: dict[str, str], arch: str, kernel: str, function: kernels.Function, side: int) -> bool:
     wanted = {"arch": arch, "kernel": kernel, "function": str(function), "image": f"{side}x{side}"}
     return all(row[name] == value for name, value in wanted.items())
 
@@ -27,9 +27,9 @@ def test_machine_code_costs_what_the_table_says(specialisation, arch):
     kernel, function, side, tunables = specialisation
     row = machine_code.cost(kernel, function, side, tunables, arch)
     assert row["spill_instructions"] == row["stack_bytes"] == "0"
-    shared = cuda.shared_bytes(kernel, function, tunables)
-    assert shared - 16 < int(row["shared_bytes"]) <= shared <= cuda.SHARED_LIMIT
-    assert tunables.threads * int(row["registers"]) <= cuda.ALL_REGISTERS
+    shared = kernels.shared_bytes(kernel, function, tunables)
+    assert shared - 16 < int(row["shared_bytes"]) <= shared <= kernels.SHARED_LIMIT
+    assert tunables.threads * int(row["registers"]) <= kernels.ALL_REGISTERS
     if f"NVRTC {nvrtc.nvrtc_version()};" not in TABLE.read_text():
         pytest.skip(f"no spills; {TABLE.name} holds for another NVRTC than {nvrtc.nvrtc_version()}")
     assert [row] == [known for known in machine_code.read_table() if same(known, arch, kernel, function, side)]

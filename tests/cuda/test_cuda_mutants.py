@@ -16,7 +16,7 @@ import pytest
 from dense_reference import Problem
 from test_cuda_numerics import SHUFFLED, run
 
-from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels
 
 HERE = Path(__file__).parent
 # Two lanes a pixel, a channel too few for them, tiles that hang over the border, several stages.
@@ -24,7 +24,7 @@ PROBLEM = Problem(height=6, width=9, head_width=15, kernel_size=5, heads=2, batc
 WRONG = "wrong values"
 
 
-def several_stages(key: str, candidates: Sequence[cuda.Tunables]) -> cuda.Tunables:
+def several_stages(key: str, candidates: Sequence[kernels.Tunables]) -> kernels.Tunables:
     """Small tiles whose windows pass through shared memory in several stages."""
     return replace(candidates[0], columns=3, rows=4, staged=3)
 
@@ -39,8 +39,8 @@ class Mutant:
     caught_as: str
 
     def source(self) -> str:
-        assert self.text in cuda.source(), f"{self.text!r} is no longer in the source"
-        return cuda.source().replace(self.text, self.becomes, 1)
+        assert self.text in kernels.source(), f"{self.text!r} is no longer in the source"
+        return kernels.source().replace(self.text, self.becomes, 1)
 
 
 BARRIER = "        __syncthreads();\n"
@@ -92,7 +92,7 @@ MUTANTS = [
 # For the sanitizers: a register array read past its end, and a shift by the width of the type.
 INDEX = ("weights[p][b] * line[p + b]", "weights[p][b] * line[p + b + 2]")
 SHIFT = ("(P::LANES == 32 ? 0xffffffffu : (1u << (P::LANES % 32)) - 1u)", "((1u << P::LANES) - 1u)")
-UNDEFINED = cuda.source().replace(*INDEX).replace(*SHIFT)
+UNDEFINED = kernels.source().replace(*INDEX).replace(*SHIFT)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def library() -> Path:
     """The shipped source and every mutant, as versions of it, in one library."""
     recorder = emulation.RecordingRuntime(several_stages)
     run(recorder, PROBLEM)
-    sources = {"shipped": cuda.source()} | {mutant.name: mutant.source() for mutant in MUTANTS}
+    sources = {"shipped": kernels.source()} | {mutant.name: mutant.source() for mutant in MUTANTS}
     return emulation.build(recorder.expressions, sources, ("-O0",))
 
 

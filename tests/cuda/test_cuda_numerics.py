@@ -11,7 +11,7 @@ import pytest
 import torch
 from dense_reference import Problem
 
-from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels, launch
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -70,7 +70,7 @@ SEARCHED = [
         (5, 7, 16, 19),
         (6, 35, 4, 3),
     )
-    for index in range(cuda.MOST_CANDIDATES)
+    for index in range(kernels.MOST_CANDIDATES)
 ]
 
 
@@ -80,16 +80,16 @@ class Pick:
     def __init__(self, index: int) -> None:
         self.index = index
 
-    def __call__(self, key: str, candidates: list[cuda.Tunables]) -> cuda.Tunables:
+    def __call__(self, key: str, candidates: list[kernels.Tunables]) -> kernels.Tunables:
         return candidates[self.index % len(candidates)]
 
 
-def run(runtime: cuda.Runtime, problem: Problem) -> list[torch.Tensor]:
+def run(runtime: launch.Runtime, problem: Problem) -> list[torch.Tensor]:
     """y and all gradients, outputs poisoned with NaN first."""
     (q, k, v, rel_row, rel_col), dy = problem.inputs()
     axes = (problem.kernel_size, problem.heads, problem.zero_border)
-    y, log2_sum = cuda.run_forward(runtime, q, k, v, rel_row, rel_col, *axes)
-    gradients = cuda.run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum, *axes)
+    y, log2_sum = launch.run_forward(runtime, q, k, v, rel_row, rel_col, *axes)
+    gradients = launch.run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum, *axes)
     return [y, *gradients]
 
 
@@ -136,7 +136,7 @@ def test_large_logits_do_not_overflow(library):
     problem = Problem(height=6, width=9)
     (q, k, v, rel_row, rel_col), _ = problem.inputs()
     runtime = emulation.EmulatedRuntime(library)
-    y, _ = cuda.run_forward(runtime, 1e4 * q, k, v, rel_row, rel_col, 7, 2, False)
+    y, _ = launch.run_forward(runtime, 1e4 * q, k, v, rel_row, rel_col, 7, 2, False)
     truth = dense_reference.attention(*(t.double() for t in (1e4 * q, k, v, rel_row, rel_col)), 7, 2, False)
     assert (y - truth).abs().max() < 1e-2  # the logits are near 1e5, where float32 resolves 1e-2
 

@@ -62,7 +62,7 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
     return __float2bfloat16_rn(value);
 }
 
-// What is computed (the first five) and how (the rest, chosen by `sasa_bench/impls/cuda.py`).
+// What is computed (the first five) and how (the rest, chosen by `sasa_bench/impls/cuda`).
 template <class Element_, int KERNEL_SIZE_, int HEAD_WIDTH_, bool POSITION_, bool ZERO_BORDER_, int PIXELS_, int LANES_,
           int COLUMNS_, int ROWS_, int STAGED_, int SEGMENT_, int RESIDENT_>
 struct Plan {

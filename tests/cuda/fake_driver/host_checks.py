@@ -14,6 +14,7 @@ from dense_reference import Problem
 
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
+from sasa_bench.impls.cuda import kernels, launch, operator
 
 STREAM = 0x5A5A
 PROBLEM = Problem(height=4, width=5, kernel_size=3, head_width=4)
@@ -36,11 +37,11 @@ class FakeTimer:
 def _emulator() -> None:
     recorder = emulation.RecordingRuntime()
     (q, k, v, rel_row, rel_col), dy = PROBLEM.inputs()
-    for index in range(cuda.MOST_CANDIDATES):
+    for index in range(kernels.MOST_CANDIDATES):
         recorder.pick = lambda key, candidates, index=index: candidates[index % len(candidates)]
         for position in ((rel_row, rel_col), (None, None)):
-            y, log2_sum = cuda.run_forward(recorder, q, k, v, *position, *AXES)
-            cuda.run_backward(recorder, dy, q, k, v, *position, y, log2_sum, *AXES)
+            y, log2_sum = launch.run_forward(recorder, q, k, v, *position, *AXES)
+            launch.run_backward(recorder, dy, q, k, v, *position, y, log2_sum, *AXES)
     os.environ["FAKE_DRIVER_EMULATOR"] = str(emulation.build(recorder.expressions))
 
 
@@ -106,10 +107,10 @@ def test_non_contiguous_inputs_and_incoming_gradient(runtime):
 def test_opcheck(runtime):
     inputs, dy = leaves()
     torch.library.opcheck(torch.ops.sasa_bench.cuda_local_attention, (*inputs, *AXES))
-    torch.library.opcheck(cuda.forward, (*inputs, *AXES))
-    y, log2_sum = cuda.forward(*inputs, *AXES)
+    torch.library.opcheck(operator.forward, (*inputs, *AXES))
+    y, log2_sum = operator.forward(*inputs, *AXES)
     saved = [t.detach() for t in (dy, *inputs, y, log2_sum)]
-    torch.library.opcheck(cuda.backward, (*saved, *AXES))
+    torch.library.opcheck(operator.backward, (*saved, *AXES))
 
 
 def test_second_derivative_is_a_clear_error(runtime):
@@ -132,13 +133,13 @@ def test_cubins_are_compiled_once_and_repaired(log, tmp_path, monkeypatch):
 
     monkeypatch.setattr(nvrtc, "compile_cubin", count)
     inputs, _ = PROBLEM.inputs()
-    cuda.run_forward(make_runtime(), *inputs, *AXES)
-    cuda.run_forward(make_runtime(), *inputs, *AXES)
+    launch.run_forward(make_runtime(), *inputs, *AXES)
+    launch.run_forward(make_runtime(), *inputs, *AXES)
     assert len(compiled) == 1
     (file,) = (tmp_path / "cache" / "cubin").iterdir()
     assert file.read_bytes().partition(b"\n")[2].startswith(b"\x7fELF")
     file.write_bytes(file.read_bytes()[:1000])
-    cuda.run_forward(make_runtime(), *inputs, *AXES)
+    launch.run_forward(make_runtime(), *inputs, *AXES)
     assert len(compiled) == 2
 
 
@@ -146,12 +147,12 @@ def test_tunables_are_measured_once_and_remembered(log, tmp_path, monkeypatch):
     monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
     inputs, _ = PROBLEM.inputs()
     timer = FakeTimer()
-    cuda.run_forward(make_runtime(timer), *inputs, *AXES)
-    function = cuda.Function(torch.float32, PROBLEM.kernel_size, PROBLEM.head_width, True, False)
-    candidates = cuda.candidates("forward", function, PROBLEM.height, PROBLEM.width)
+    launch.run_forward(make_runtime(timer), *inputs, *AXES)
+    function = kernels.Function(torch.float32, PROBLEM.kernel_size, PROBLEM.head_width, True, False)
+    candidates = kernels.candidates("forward", function, PROBLEM.height, PROBLEM.width)
     assert timer.calls == len(candidates) * (1 + nvrtc.SEARCH_ROUNDS)
     again = FakeTimer()
-    cuda.run_forward(make_runtime(again), *inputs, *AXES)
+    launch.run_forward(make_runtime(again), *inputs, *AXES)
     assert again.calls == 0
     described = "\n".join(nvrtc.describe())
     assert "cached cubins: " in described
@@ -163,11 +164,11 @@ def test_the_default_stream(log, monkeypatch):
     monkeypatch.setenv("SASA_BENCH_TUNE", "0")
     inputs, _ = PROBLEM.inputs()
     made = nvrtc.Runtime(0, stream=lambda: 0, seconds=FakeTimer())
-    y, _ = cuda.run_forward(made, *inputs, *AXES)
+    y, _ = launch.run_forward(made, *inputs, *AXES)
     assert dense_reference.failures(PROBLEM, [y]) == []
     assert "stream=(nil)" in log.read_text()
 
 
 def test_a_failing_launch_is_a_runtime_error(runtime):
     with pytest.raises(RuntimeError, match="does not run on FAKE"):
-        runtime.launch(cuda.source(), "sum_positions<float, 3, 4>", 1, 32, [None, None, None, 1, 1, 1])
+        runtime.launch(kernels.source(), "sum_positions<float, 3, 4>", 1, 32, [None, None, None, 1, 1, 1])

@@ -1,0 +1,59 @@
+"""Local self-attention in CUDA C++ (``csrc/local_attention.cu``), compiled on the user's machine for its GPU.
+
+Computes ``y_i = sum_j softmax_j(q_i.k_j + q_i.r_{j-i}) v_j`` over a K x K window, per head, without 1/sqrt(d)
+(Ramachandran et al., "Stand-Alone Self-Attention in Vision Models", NeurIPS 2019, section 3), and its
+gradients, in float32, float16 and bfloat16 with float32 sums. Deterministic; no tensor with K*K entries per
+pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from sasa_bench.case import Case
+from sasa_bench.impls import _nvrtc as nvrtc
+from sasa_bench.impls import local_attention as attention_impl
+from sasa_bench.impls.cuda.operator import local_attention
+
+
+def missing() -> str | None:
+    """What keeps the kernels from running on this machine and what would unlock them; None if nothing."""
+    return nvrtc.missing()
+
+
+def attend(case: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The operator of a case: ``(q, k, v, rel_row, rel_col) -> y``.
+
+    Args:
+        case: has `kernel_size`, `heads` and `border` (``"mask"`` or ``"zero"``).
+    """
+    if case.border not in ("mask", "zero"):
+        raise ValueError(f"border is {case.border!r}; it must be 'mask' or 'zero'.")
+    zero_border = case.border == "zero"
+
+    def call(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+        return local_attention(q, k, v, rel_row, rel_col, case.kernel_size, case.heads, zero_border)
+
+    return call
+
+
+def describe() -> list[str]:
+    """Lines for a person: device or what is missing, cached cubins, chosen tunables."""
+    return nvrtc.describe()
+
+
+def _supports(case: Case) -> str | None:
+    return None if case.device == "cuda" else "the CUDA kernel needs --device cuda"
+
+
+IMPL = attention_impl(
+    "cuda",
+    "CUDA C++ kernels compiled by NVRTC for the GPU at hand; deterministic",
+    attend,
+    supports=_supports,
+    missing=missing,
+    details=nvrtc.details,
+)
