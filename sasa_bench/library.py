@@ -10,11 +10,11 @@ import pandas as pd
 
 from sasa_bench.case import Case, UserError
 from sasa_bench.report.table import load
-from sasa_bench.results.file import Writer
 from sasa_bench.results.record import Record
 from sasa_bench.suite import Suite
 from sasa_bench.suite import load as load_suite
-from sasa_bench.sweep.run import Workers, describe, execute, open_results, plan
+from sasa_bench.sweep import run as loop
+from sasa_bench.sweep.plan import open_results
 from sasa_bench.timing import probe
 from sasa_bench.timing.settings import Settings
 
@@ -56,15 +56,16 @@ def run(
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "results.jsonl" if out is None else Path(out)
         machine = probe.detect()
-        known = open_results(path, resume, machine)
-        with Workers(timeout_s) as workers:
-            wanted = specs or list(dict.fromkeys(impl for suite in suites for impl in suite.impls))
-            work = plan(suites, specs, describe(workers, wanted), known)
-            with Writer(path) as writer:
-                for rows in execute(work, workers, writer, machine, known, settings or Settings()):
-                    for row in rows:
-                        if each is not None:
-                            each(row)
+        loop.run(
+            suites,
+            specs,
+            path,
+            known=open_results(path, resume, machine),
+            machine=machine,
+            settings=settings,
+            timeout_s=timeout_s,
+            watch=lambda summary, rows: [each(row) for row in rows] if each is not None else None,
+        )
         return load(path)
 
 

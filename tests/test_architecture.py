@@ -24,6 +24,8 @@ READERS = (
     "results.statistics",
     "networks",
     "ops.cost",
+    "cli",
+    "sweep.cluster",
     "sweep.shard",
     "sweep.slurm",
     "timing.nvml",

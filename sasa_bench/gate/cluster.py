@@ -24,8 +24,7 @@ from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, start
 from sasa_bench.gate.run import Result, decide, measure
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.ops.cost import FORMULAS, cost
-from sasa_bench.sweep.shard import RATE_FLOPS_PER_S, spread
-from sasa_bench.sweep.slurm import (
+from sasa_bench.sweep.cluster import (
     MOST_TASKS,
     STRIKES,
     Options,
@@ -37,6 +36,7 @@ from sasa_bench.sweep.slurm import (
     locked,
     write_whole,
 )
+from sasa_bench.sweep.shard import RATE_FLOPS_PER_S, spread
 from sasa_bench.timing.probe import available_cores, detect
 from sasa_bench.timing.process import WorkerRefused
 

@@ -4,43 +4,85 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.case import Case
-from sasa_bench.results.file import ResultsError, Writer, read
+from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Results, Roof
 from sasa_bench.suite import Suite
-from sasa_bench.timing.probe import available_cores
+from sasa_bench.sweep.plan import Plan, Task, plan, specs_of
+from sasa_bench.sweep.shard import cut
+from sasa_bench.timing import probe
 from sasa_bench.timing.process import Request, Worker, WorkerDied
 from sasa_bench.timing.settings import Settings
 
 
-@dataclass(frozen=True)
-class Task:
-    """One case of a suite and the implementations, by name or file, that have no row yet; measured interleaved."""
-
-    suite: str
-    case: Case
-    impls: tuple[str, ...]
-
-
 @dataclass
-class Plan:
-    """What a run will do: `tasks`, how many rows the file has already, and every implementation by name or file."""
+class Summary:
+    """How far a run is.
 
-    tasks: list[Task]
-    done: int
-    impls: dict[str, ImplInfo]
+    total      rows of the plan, those that the file had before included
+    had        rows that the file had before
+    counts     status -> rows measured
+    spent_s    stage -> seconds that the workers have spent in it
+    """
+
+    total: int
+    had: int
+    counts: Counter[str] = field(default_factory=Counter)
+    spent_s: Counter[str] = field(default_factory=Counter)
 
     @property
-    def rows(self) -> int:
-        """Rows still to be measured."""
-        return sum(len(task.impls) for task in self.tasks)
+    def done(self) -> int:
+        """Rows in the file."""
+        return self.had + self.counts.total()
+
+
+def run(
+    suites: Sequence[Suite],
+    impls: Sequence[str],
+    out: Path,
+    *,
+    known: Results | None = None,
+    machine: Machine | None = None,
+    part: tuple[int, int] = (1, 1),
+    settings: Settings | None = None,
+    timeout_s: float = 120.0,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[Summary, Sequence[Record]], object] = lambda summary, rows: None,
+) -> Summary:
+    """Check and measure every case of the suites with every implementation, and append the rows to `out`.
+
+    impls         names or files that replace the implementations of the suites; none: those of the suites
+    known         what `out` holds already, as plan.open_results reads it; its rows are not measured again
+    machine       this machine; looked at now where it is not given
+    part          (I, N): measure part I of N, cut by expected cost
+    settings      when a measurement is precise enough
+    timeout_s     seconds that each stage of a row may take
+    environment   variables to set for the workers
+    watch         called with the summary and no rows before the first measurement, then with the rows of each case
+
+    Raises WorkerRefused for an unknown implementation, before anything is measured or written.
+    """
+    here = machine or probe.detect()
+    with Workers(timeout_s, environment) as workers:
+        infos = describe(workers, specs_of(suites, impls))
+        index, count = part
+        shard = suites if count == 1 else cut(suites, count, impls, infos)[index - 1]
+        work = plan(shard, impls, infos, known)
+        summary = Summary(work.done + work.rows, work.done)
+        watch(summary, ())
+        with Writer(out) as writer:
+            for rows in _measure_all(work, workers, writer, here, known, settings or Settings()):
+                summary.counts.update(row.status for row in rows)
+                summary.spent_s = workers.spent_s
+                watch(summary, rows)
+        summary.spent_s = workers.spent_s
+    return summary
 
 
 def describe(workers: Workers, specs: Sequence[str]) -> dict[str, ImplInfo]:
@@ -49,47 +91,7 @@ def describe(workers: Workers, specs: Sequence[str]) -> dict[str, ImplInfo]:
     return {spec: ImplInfo.from_dict(info) for spec, info in zip(specs, found, strict=True)}
 
 
-def plan(
-    suites: Sequence[Suite], impls: Sequence[str], infos: dict[str, ImplInfo], finished: Results | None = None
-) -> Plan:
-    """Every case of the suites with its implementations (`impls`, where given), less the rows in `finished`.
-
-    A case that asks for 0 threads gets every core this process may use.
-    """
-    cores = available_cores()
-    have = {row.key for row in finished.rows} if finished else set()
-    tasks, done = [], 0
-    for suite in suites:
-        wanted = tuple(impls) or suite.impls
-        for case in suite.cases:
-            resolved = case if case.threads else case.with_(threads=cores)
-            left = tuple(impl for impl in wanted if (suite.name, infos[impl].name, resolved) not in have)
-            done += len(wanted) - len(left)
-            if left:
-                tasks.append(Task(suite.name, resolved, left))
-    return Plan(tasks, done, infos)
-
-
-def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
-    """What `out` holds already, or None for a new file.
-
-    Raises ResultsError for a file that is there without `resume`, or that comes from unlike hardware.
-    """
-    if not out.exists() or not out.stat().st_size:
-        return None
-    if not resume:
-        raise ResultsError(f"{out} is there already: --resume finishes it, another --out starts a new one")
-    results = read([out])
-    others = [hardware for hardware in results.hardware() if hardware != machine.hardware_id]
-    if others:
-        raise ResultsError(
-            f"{out} was measured on {', '.join(others)}, and this is {machine.hardware_id}: rows of unlike machines "
-            "do not belong in one file; give another --out"
-        )
-    return results
-
-
-def execute(
+def _measure_all(
     work: Plan, workers: Workers, writer: Writer, machine: Machine, known: Results | None, settings: Settings
 ) -> Iterator[list[Record]]:
     """Measure the tasks of a plan; yields the rows of each task after they were written."""

@@ -83,7 +83,7 @@ def test_a_killed_run_is_finished_by_resume_with_the_same_rows(tmp_path: Path, s
     command = [
         sys.executable,
         "-m",
-        "sasa_bench.cli",
+        "sasa_bench",
         "run",
         str(suite),
         *cases,

@@ -21,7 +21,8 @@ from sasa_bench.results.file import Writer
 from sasa_bench.results.merge import write
 from sasa_bench.results.record import ImplInfo, Record
 from sasa_bench.suite import Suite
-from sasa_bench.sweep.slurm import Options, Progress, drive, load, locked, open_sweep, queue, submitted
+from sasa_bench.sweep.cluster import Options, Progress, drive, locked, queue, submitted
+from sasa_bench.sweep.slurm import load, open_sweep
 from sasa_bench.timing.probe import detect
 
 CPUS = 8

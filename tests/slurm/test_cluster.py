@@ -15,7 +15,8 @@ from cluster import Cluster, wait_for
 
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read
-from sasa_bench.sweep.slurm import count_rows, load, submitted
+from sasa_bench.sweep.cluster import submitted
+from sasa_bench.sweep.slurm import count_rows, load
 
 pytestmark = pytest.mark.timeout(600)
 SUITE = Path(__file__).parent / "sweep.toml"
@@ -56,7 +57,7 @@ class Submitter:
         self.process: subprocess.Popen[bytes]
 
     def start(self, *more: str) -> None:
-        words = command(self.out, "--slurm", "time=30", f"array={TASKS}", *more)
+        words = command(self.out, "--slurm", "time=30", "--slurm", f"array={TASKS}", *more)
         self.process = subprocess.Popen(
             words, env=self.cluster.environment, stdout=self.log, stderr=self.log, start_new_session=True
         )

@@ -19,7 +19,7 @@ from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import set_up
 from sasa_bench.gate.pairs import Point
 from sasa_bench.gate.verdicts import Rules
-from sasa_bench.sweep.slurm import parse_options, submitted
+from sasa_bench.sweep.cluster import parse_options, submitted
 
 POINTS = [
     Point(impl, Case(channels=32, resolution=14, kernel_size=5, batch=1, threads=1)) for impl in ("unfold", "conv3x3")

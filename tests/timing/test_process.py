@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.results.file import Writer, read
+from sasa_bench.results.file import read
 from sasa_bench.results.record import Record
 from sasa_bench.suite import from_data
-from sasa_bench.sweep.run import Workers, describe, execute, plan
-from sasa_bench.timing.probe import detect
+from sasa_bench.sweep.run import Workers, describe
+from sasa_bench.sweep.run import run as run_suites
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
 
@@ -62,10 +62,15 @@ def run(tmp_path: Path, names: list[str], timeout_s: float = 20.0, **fixed: obje
     suite = from_data(
         "s", {"title": "t", "impls": specs, "fixed": {"channels": 8, "heads": 2, "resolution": 5} | fixed}
     )
-    machine = detect()
-    with Workers(timeout_s) as workers, Writer(tmp_path / "out.jsonl") as writer:
-        work = plan([suite], (), describe(workers, specs))
-        rows = [row for rows in execute(work, workers, writer, machine, None, QUICK) for row in rows]
+    rows: list[Record] = []
+    run_suites(
+        [suite],
+        (),
+        tmp_path / "out.jsonl",
+        settings=QUICK,
+        timeout_s=timeout_s,
+        watch=lambda summary, found: rows.extend(found),
+    )
     assert [row.impl for row in read([tmp_path / "out.jsonl"]).rows] == [row.impl for row in rows]
     assert sorted(row.impl for row in rows) == sorted(names)
     return {row.impl: row for row in rows}
@@ -111,15 +116,13 @@ def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> N
     crashing = tmp_path / "crashing.py"
     crashing.write_text(FILE.format(name="crashing", body=BODIES["crashing"]))
     suite = from_data("s", {"title": "t", "impls": [str(sleepy), str(crashing)], "fixed": {"channels": 8}})
-    with Workers(20.0) as workers, Writer(tmp_path / "out.jsonl") as writer:
-        work = plan([suite], (), describe(workers, suite.impls))
-        (rows,) = execute(work, workers, writer, detect(), None, QUICK)
-        calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
-        assert sorted(row.status for row in rows) == ["error", "ok"]
-        assert workers.spent_s["time"] > 0.2 * calls
-        assert workers.spent_s["check"] > 0.2
-        assert workers.spent_s["start"] > 0.1
-    assert workers.spent_s["time"] > 0.2 * calls
+    summary = run_suites([suite], (), tmp_path / "out.jsonl", settings=QUICK)
+    rows = read([tmp_path / "out.jsonl"]).rows
+    calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
+    assert sorted(row.status for row in rows) == ["error", "ok"]
+    assert summary.spent_s["time"] > 0.2 * calls
+    assert summary.spent_s["check"] > 0.2
+    assert summary.spent_s["start"] > 0.1
 
 
 @pytest.mark.parametrize("mode", ["forward", "backward", "training"])

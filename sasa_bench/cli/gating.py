@@ -1,0 +1,216 @@
+"""Verbs that compare revisions: gate, and aa, which measures the gate itself."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sasa_bench.cli.options import CASE, SLURM, duration, overrides, progress, stamped
+from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
+
+if TYPE_CHECKING:
+    from sasa_bench.gate.cluster import Plan
+    from sasa_bench.gate.pairs import Point
+    from sasa_bench.gate.run import Result
+    from sasa_bench.sweep.cluster import Options
+
+SUITE = click.argument("suite", default="suites/gate.toml", type=click.Path(path_type=Path))
+IMPLS = click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
+TIMEOUT = click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds one request may take.")
+
+
+def _points(path: Path, impls: Sequence[str], pairs: Sequence[str], elsewhere: bool = False) -> list[Point]:
+    from sasa_bench.gate.pairs import Point
+    from sasa_bench.suite import load
+    from sasa_bench.timing.probe import available_cores
+
+    loaded = load(path, overrides(pairs))
+    if len({case.threads for case in loaded.cases}) > 1:
+        raise click.UsageError(f"{path} sweeps threads, and a gate has one number of them: give -c threads=1")
+    cores = available_cores()
+    cases = [case if case.threads or elsewhere else case.with_(threads=cores) for case in loaded.cases]
+    return [Point(impl, case) for impl in dict.fromkeys(impls or loaded.impls) for case in cases]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `gate`."""
+
+    base: str
+    head: str
+    suite: Path
+    impls: tuple[str, ...]
+    pairs: tuple[str, ...]
+    budget: str
+    timeout_s: float
+    slurm: tuple[str, ...]
+    out: Path | None
+    base_python: str | None
+    head_python: str | None
+
+
+@click.command()
+@click.option("--base", required=True, metavar="REV|DIR", help="What head is compared with.")
+@click.option("--head", required=True, metavar="REV|DIR", help="What may have become slower.")
+@SUITE
+@IMPLS
+@CASE
+@click.option(
+    "--budget",
+    default="10m",
+    show_default=True,
+    help="Wall time, with --slurm that of each task; what is undecided then is INCONCLUSIVE.",
+)
+@TIMEOUT
+@SLURM
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for arms and reports; under reports/ by default.")
+@click.option("--base-python", metavar="EXE", help="Python of the base arm, to gate a library upgrade.")
+@click.option("--head-python", metavar="EXE", help="Python of the head arm.")
+def gate(**given: Any) -> int:
+    """Compare two revisions in one job: exit status 0 pass, 2 regression, 3 inconclusive or contaminated.
+
+    With --slurm the cases are spread over tasks, never the arms of a pair; Ctrl-C cancels the job.
+    """
+    from sasa_bench.gate.outputs import text, write_all
+
+    asked = Asked(**given)
+    points = _points(asked.suite, asked.impls, asked.pairs, elsewhere=bool(asked.slurm))
+    folder = asked.out or stamped("gate-{}")
+    result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, points, folder, duration(asked.budget))
+    write_all(result, folder)
+    click.echo(text(result), nl=False)
+    click.echo(f"{folder}/gate.html, .md, .xml, .json")
+    return result.exit_status
+
+
+def _gate_here(asked: Asked, points: Sequence[Point], folder: Path, budget_s: float) -> Result:
+    from sasa_bench.gate.arms import set_up
+    from sasa_bench.gate.run import run
+    from sasa_bench.gate.verdicts import Rules
+
+    arms = set_up(asked.base, asked.head, folder, asked.base_python, asked.head_python)
+    with progress() as bar:
+        task = bar.add_task("", total=None)
+
+        def say(phase: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, description=phase)
+
+        return run(arms, points, Rules(), budget_s, asked.timeout_s, say, folder / "journal.jsonl")
+
+
+def _gate_on_slurm(asked: Asked, points: Sequence[Point], folder: Path, budget_s: float) -> Result:
+    from sasa_bench.gate.arms import set_up
+    from sasa_bench.gate.cluster import prepare, require_room
+    from sasa_bench.gate.verdicts import Rules
+    from sasa_bench.sweep.cluster import parse_options, require_slurm
+
+    options = parse_options(asked.slurm)
+    folder = folder.absolute()
+    require_room(folder, options, budget_s)
+    require_slurm()
+    arms = set_up(asked.base, asked.head, folder, asked.base_python, asked.head_python)
+    return _watch_tasks(prepare(folder, arms, points, Rules(), options, budget_s, asked.timeout_s), options)
+
+
+def _watch_tasks(plan: Plan, options: Options) -> Result:
+    from sasa_bench.gate.cluster import run
+
+    total = sum(map(len, plan.shards))
+    click.echo(f"{total} cases in {len(plan.shards)} tasks, job {plan.name}, files in {plan.folder}", err=True)
+    # CI ends a job by SIGTERM, and nobody would read what its tasks then still measure
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with progress() as bar:
+            task = bar.add_task("", total=total)
+            result = run(
+                plan, options, lambda now: bar.update(task, completed=total - now.missing, description=now.queue)
+            )
+            bar.update(task, completed=total - sum(plan.missing().values()), description="")
+    except KeyboardInterrupt:
+        click.echo(f"stopped: job {plan.name} was cancelled", err=True)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return result
+
+
+@dataclass(frozen=True)
+class AskedOfAA:
+    """The options of `aa`."""
+
+    suite: Path
+    runs: int
+    resample: int
+    ratio: float
+    inject_cases: int
+    journal: Path | None
+    beside: str
+    impls: tuple[str, ...]
+    pairs: tuple[str, ...]
+    budget: str
+    timeout_s: float
+
+
+@click.command()
+@SUITE
+@click.option("--runs", default=0, help="Live gate runs on identical code.")
+@click.option("--resample", default=0, help="Gate runs resampled from the journal, after the live ones.")
+@click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
+@click.option("--inject-cases", default=1, show_default=True, help="How many random cases each run slows.")
+@click.option("--journal", type=click.Path(path_type=Path), help="Where pairs are kept; under reports/ by default.")
+@click.option(
+    "--beside", default=IDLE, show_default=True, type=click.Choice([IDLE, *NEIGHBOURS]), help="Disturb the live runs."
+)
+@IMPLS
+@CASE
+@click.option("--budget", default="10m", show_default=True, help="Wall time of one run.")
+@TIMEOUT
+def aa(**given: Any) -> None:
+    """Measure the gate itself on this machine: false alarms on identical code, power on slow-downs made on purpose."""
+    from sasa_bench.gate.aa import Rates, read_journal, resample, scatter, write_page
+    from sasa_bench.gate.verdicts import Rules
+
+    asked = AskedOfAA(**given)
+    if asked.runs < 1 and asked.resample < 1:
+        raise click.UsageError("nothing to do: give --runs N for live runs, --resample N for runs drawn from a journal")
+    if asked.ratio < 1:
+        raise click.UsageError(f"--inject {asked.ratio}: give a ratio of 1 or more, such as 1.05")
+    points = _points(asked.suite, asked.impls, asked.pairs)
+    if not 1 <= asked.inject_cases <= len(points):
+        raise click.UsageError(f"--inject-cases {asked.inject_cases}: give a number from 1 to {len(points)}")
+    path = asked.journal or stamped("aa-{}.jsonl")
+    if asked.runs:
+        _live(asked, points, path)
+    if asked.resample:
+        drawn = read_journal(path)
+        click.echo(scatter(drawn))
+        runs = resample(drawn, asked.resample, Rules(), asked.ratio, asked.inject_cases)
+        for line in Rates.of(runs).lines():
+            click.echo(f"resampled: {line}")
+    click.echo(f"journal: {path}, its tables: {write_page(path, Rules(), asked.resample)}")
+
+
+def _live(asked: AskedOfAA, points: Sequence[Point], path: Path) -> None:
+    from sasa_bench.gate.aa import Rates, live
+    from sasa_bench.gate.verdicts import Rules
+
+    done = live(
+        points,
+        asked.runs,
+        Rules(),
+        duration(asked.budget),
+        asked.timeout_s,
+        path.with_suffix(".arms"),
+        path,
+        asked.ratio,
+        asked.inject_cases,
+        asked.beside,
+        lambda line: click.echo(line),
+    )
+    for line in Rates.of(done).lines():
+        click.echo(line)

@@ -1,0 +1,270 @@
+"""Verbs that measure and what leads up to it: run, list, new."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sasa_bench.cli.options import (
+    CASE,
+    DEVICE,
+    ERROR,
+    SLURM,
+    SUITES,
+    load_suites,
+    overrides,
+    part,
+    progress,
+    require_cuda,
+    stamped,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from sasa_bench.results.record import Record
+    from sasa_bench.suite import Suite
+    from sasa_bench.sweep.run import Summary
+
+ENERGY_S = 2.0
+"""Seconds of calls whose energy is read with --energy."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The options of `run`."""
+
+    suites: tuple[Path, ...]
+    device: str | None
+    impls: tuple[str, ...]
+    pairs: tuple[str, ...]
+    out: Path | None
+    resume: bool
+    budget_s: float
+    timeout_s: float
+    shard: tuple[int, int] | None
+    slurm: tuple[str, ...]
+    energy: bool
+    keep_models: Path | None
+
+
+@click.command()
+@SUITES
+@DEVICE
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Measure this one instead; repeatable.")
+@CASE
+@click.option("--out", type=click.Path(path_type=Path), help="Results file; under reports/ by default.")
+@click.option("--resume", is_flag=True, help="Finish the file that --out names; rows it has are not measured again.")
+@click.option("--budget", "budget_s", default=0.6, show_default=True, help="Seconds of samples for each row.")
+@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option(
+    "--shard", callback=part, metavar="I/N", help="Measure part I of N, cut by cost; `merge` joins the parts."
+)
+@SLURM
+@click.option("--energy", is_flag=True, help="On CUDA, also read the joules of a call; two seconds more for each row.")
+@click.option("--keep-models", type=click.Path(file_okay=False, path_type=Path), help="Keep exported models here.")
+def run(**given: Any) -> int:
+    """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
+    asked = Asked(**given)
+    if asked.budget_s <= 0 or asked.timeout_s <= 0:
+        raise click.UsageError("--budget and --timeout are seconds, more than 0")
+    if asked.resume and asked.out is None:
+        raise click.UsageError("--resume needs --out FILE, the results file to finish")
+    if asked.slurm and asked.shard:
+        raise click.UsageError("--slurm cuts whole suites itself: leave --shard out")
+    suites = load_suites(asked.suites, asked.pairs, asked.device)
+    on_gpu = any(case.device == "cuda" for suite in suites for case in suite.cases)
+    if asked.energy and (asked.slurm or not on_gpu):
+        raise click.UsageError("--energy reads a counter of the GPU at hand: give --device cuda, without --slurm")
+    shard = "-{}of{}".format(*asked.shard) if asked.shard else ""
+    path = asked.out or stamped(f"{suites[0].name}-{{}}{shard}.jsonl")
+    if asked.slurm:
+        return _run_on_slurm(asked, suites, path)
+    if on_gpu:
+        require_cuda()
+    return _run_here(asked, suites, path, on_gpu)
+
+
+def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -> int:
+    from sasa_bench.results.environment import KEEP_MODELS
+    from sasa_bench.sweep.plan import open_results
+    from sasa_bench.sweep.run import run as measure
+    from sasa_bench.timing import nvml, probe
+    from sasa_bench.timing.settings import Settings
+
+    machine = probe.detect()
+    known = open_results(path, asked.resume, machine)
+    warn(known.warnings if known else ())
+    if on_gpu and (reason := nvml.absent()):
+        warn([f"clocks and power are not recorded, and throttled samples stay in: {reason}"])
+    started = time.monotonic()
+    seen: list[Summary] = []
+    with progress() as bar:
+        show = watching(bar)
+
+        def watch(summary: Summary, rows: Sequence[Record]) -> None:
+            seen[:] = [summary]
+            show(summary, rows)
+
+        try:
+            summary = measure(
+                suites,
+                asked.impls,
+                path,
+                known=known,
+                machine=machine,
+                part=asked.shard or (1, 1),
+                settings=Settings(budget_s=asked.budget_s, energy_s=ENERGY_S if asked.energy else 0.0),
+                timeout_s=asked.timeout_s,
+                environment={KEEP_MODELS: str(asked.keep_models.resolve())} if asked.keep_models else {},
+                watch=watch,
+            )
+        except KeyboardInterrupt:
+            if not seen:
+                raise
+            bar.stop()
+            return _stopped(asked, path, seen[0])
+    said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
+    click.echo(f"{path}: {summary.total} rows ({said})")
+    elapsed = time.monotonic() - started
+    shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in summary.spent_s.most_common())
+    click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")
+    return 0
+
+
+def watching(bar: Any) -> Callable[[Summary, Sequence[Record]], None]:
+    """What shows a run on a progress bar: pass it to sweep.run as `watch`."""
+    task = bar.add_task("", total=None)
+
+    def watch(summary: Summary, rows: Sequence[Record]) -> None:
+        bar.update(task, total=summary.total, completed=summary.done)
+        if rows:
+            bar.update(task, description=f"{rows[0].suite} {rows[0].case.describe()}"[:60])
+
+    return watch
+
+
+def _stopped(asked: Asked, path: Path, summary: Summary) -> int:
+    click.echo(f"stopped: {summary.done} of {summary.total} rows are in {path}", err=True)
+    words = " ".join(str(suite) for suite in asked.suites)
+    click.echo(f"go on with: sasa-bench run {words} --out {path} --resume (and the same options)", err=True)
+    return ERROR
+
+
+def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
+    from sasa_bench.sweep.cluster import drive, parse_options, require_slurm
+    from sasa_bench.sweep.plan import specs_of
+    from sasa_bench.sweep.run import Workers, describe
+    from sasa_bench.sweep.slurm import Measure, open_sweep
+
+    options = parse_options(asked.slurm)
+    require_slurm()
+    with Workers(asked.timeout_s) as workers:
+        infos = describe(workers, specs_of(suites, asked.impls))
+    sweep = open_sweep(out, asked.resume, suites, asked.impls, infos, options, asked.budget_s, asked.timeout_s)
+    total = sum(sweep.size(index) for index in range(len(sweep.shards)))
+    click.echo(f"{total} rows in {len(sweep.shards)} tasks, job {sweep.name}, files in {sweep.folder}", err=True)
+    try:
+        with progress() as bar:
+            task = bar.add_task("", total=total)
+            lost = drive(
+                sweep.folder,
+                sweep.name,
+                Measure(sweep.folder),
+                sweep.missing,
+                options,
+                lambda now: bar.update(task, completed=total - now.missing, description=now.queue),
+            )
+            bar.update(task, completed=total - sum(sweep.missing().values()), description="")
+    except KeyboardInterrupt:
+        click.echo("stopped watching: the tasks go on; `scancel --name " + sweep.name + "` ends them", err=True)
+        click.echo(f"go on with: the same command, with --out {out} --resume", err=True)
+        return ERROR
+    _write_merged(sweep, out, total, lost)
+    return 0
+
+
+def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> None:
+    """Join the rows of all tasks in `out`. Raises SlurmError where some are missing; `lost` are the tasks given up."""
+    from sasa_bench.cli.reading import warn_of_revisions
+    from sasa_bench.results.merge import write
+    from sasa_bench.sweep.cluster import SlurmError, last_words
+
+    merged = sweep.merged()
+    warn(merged.results.warnings)
+    warn_of_revisions(merged.results)
+    write(merged.results, out)
+    click.echo(f"{out}: {len(merged.results.rows)} of {total} rows from {len(sweep.shards)} tasks")
+    if missing := sum(sweep.missing().values()):
+        ended = "task {} ended again and again without a new row; {}"
+        warn([ended.format(index, last_words(sweep.folder, index)) for index in lost])
+        raise SlurmError(
+            f"{missing} rows are missing: see to the cause, then repeat the command with --out {out} --resume"
+        )
+
+
+@click.command(name="list")
+@click.argument("suites", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="As for run.")
+@CASE
+@click.option("--markdown", is_flag=True, help="Only the implementations, as the table of the README.")
+def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...], markdown: bool) -> None:
+    """Show suites and the rows each will give, axes, implementations and whether they run here."""
+    from sasa_bench.suite import load
+
+    if markdown:
+        _list_as_markdown(impls)
+        return
+    loaded = [load(path, overrides(pairs)) for path in suites or sorted(Path("suites").glob("*.toml"))]
+    if not loaded:
+        click.echo("no suites in ./suites; name suite files, or run from the folder that holds suites/\n")
+    for suite in loaded:
+        names = impls or suite.impls
+        swept = ", ".join(suite.axes) or "nothing"
+        rows = len(suite.cases) * len(names)
+        click.echo(f"{suite.name}: {suite.title}")
+        click.echo(f"  {len(suite.cases)} cases × {len(names)} implementations = {rows} rows; sweeps {swept}")
+        click.echo(f"  {', '.join(names)}")
+    _list_axes_and_implementations(impls)
+
+
+def _list_as_markdown(impls: Sequence[str]) -> None:
+    from sasa_bench.cli.doctor import implementations
+    from sasa_bench.results.record import DIFFERS
+
+    click.echo("| implementation | computes | how |\n|---|---|---|")
+    for info, _ in implementations(impls):
+        mark, how = (f" {DIFFERS}", f" ({DIFFERS} {info.differs})") if info.differs else ("", "")
+        click.echo(f"| `{info.name}`{mark} | {info.op.replace('_', ' ')} | {info.summary}{how} |")
+
+
+def _list_axes_and_implementations(impls: Sequence[str]) -> None:
+    from sasa_bench.case import AXES, CHOICES, Case
+    from sasa_bench.cli.doctor import implementations
+
+    click.echo("\naxes (FIELD of -c) and their defaults")
+    for axis in AXES:
+        allowed = f"   one of {', '.join(CHOICES[axis])}" if axis in CHOICES else ""
+        click.echo(f"  {axis:17} {getattr(Case(), axis)}{allowed}")
+    click.echo("\nimplementations")
+    for info, missing in implementations(impls):
+        state = f"   not on this machine: {missing}" if missing else ""
+        click.echo(f"  {info.label:17} {info.summary}{state}")
+
+
+@click.command()
+@click.argument("path", metavar="FILE.py", type=click.Path(path_type=Path))
+def new(path: Path) -> None:
+    """Write a commented file to start a kernel of your own from; it runs as it is."""
+    from sasa_bench.cli.starter import write
+
+    write(path)
+    out = path.with_suffix(".jsonl").name
+    click.echo(f"{path}: measure it with")
+    click.echo(f"  sasa-bench run suites/smoke.toml --impl {path} --impl unfold --out {out}")
+    click.echo(f"  sasa-bench table {out}")

@@ -1,0 +1,83 @@
+"""Verbs about the paper: paper, accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from sasa_bench.case import CHOICES
+from sasa_bench.cli.options import progress, require_cuda, stamped, warn, write_or_print
+
+
+@click.command()
+@click.option("--table", "tables", multiple=True, metavar="T1..T7", help="Only this table; repeatable.")
+@click.option("--time", "with_time", is_flag=True, help="Also check and measure the networks on this machine, batch 1.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="With --time: this one; repeatable.")
+@click.option("--device", type=click.Choice(CHOICES["device"]), default="cpu", help="With --time: where to run.")
+@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option("--results", type=click.Path(path_type=Path), help="Times of an earlier --time, instead of new ones.")
+@click.option("--format", "form", default="text", help="text, markdown or csv.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
+def paper(
+    tables: tuple[str, ...],
+    with_time: bool,
+    impls: tuple[str, ...],
+    device: str,
+    timeout_s: float,
+    results: Path | None,
+    form: str,
+    out: Path | None,
+) -> None:
+    """Print the paper's tables next to ours: FLOPs (B) and parameters (M), and with --time seconds per image."""
+    from sasa_bench.paper.tables import TABLES, cells, render, timed
+    from sasa_bench.results.file import read
+
+    wanted = tables or TABLES
+    found = cells(wanted)
+    render(found, form)
+    if with_time and results is None:
+        results = _time(wanted, impls, device, timeout_s)
+    if results is not None:
+        found += timed(wanted, read([results]).rows)
+    write_or_print(render(found, form).encode(), out)
+
+
+def _time(tables: Sequence[str], impls: Sequence[str], device: str, timeout_s: float) -> Path:
+    """Measure the networks of these tables; the results file."""
+    from sasa_bench.cli.measuring import watching
+    from sasa_bench.impls import IN_NETWORKS, names
+    from sasa_bench.paper.tables import suite
+    from sasa_bench.sweep.run import run
+
+    if device == "cuda":
+        require_cuda()
+    networks = suite(tables, impls or [name for name in IN_NETWORKS if name in names()], device)
+    path = stamped("paper-{}.jsonl")
+    with progress() as bar:
+        run([networks], (), path, timeout_s=timeout_s, watch=watching(bar))
+    warn([f"times are in {path}"])
+    return path
+
+
+@click.command()
+@click.option("--seeds", default=5, show_default=True, type=click.IntRange(1), help="Networks of each position.")
+@click.option("--epochs", type=click.IntRange(1), help="Passes over the training images; 12 by default.")
+@click.option("--impl", metavar="NAME|FILE.py", help="The local attention to train with.")
+@click.option("--out", type=click.Path(path_type=Path), help="Also write a CSV file, one line for each network.")
+def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None) -> None:
+    """Train small attention networks on real digits: is relative better than absolute, and absolute than none?"""
+    from sasa_bench.impls import ANYWHERE
+    from sasa_bench.paper.accuracy import EPOCHS, POSITIONS, sentences, to_csv, train
+
+    outcomes = []
+    with progress() as bar:
+        task = bar.add_task("", total=seeds * len(POSITIONS))
+        for outcome in train(impl or ANYWHERE, seeds, epochs or EPOCHS):
+            outcomes.append(outcome)
+            bar.update(task, advance=1, description=f"seed {outcome.seed} {outcome.position}")
+            if out:
+                write_or_print(to_csv(outcomes).encode(), out)
+    for sentence in sentences(outcomes):
+        click.echo(sentence)
