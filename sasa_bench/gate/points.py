@@ -23,9 +23,9 @@ def points(
 ) -> list[Point]:
     """Every case of the suite, as each of the sources has it, with its implementations (`impls`, where given).
 
-    A case that one of them dropped is still compared, so that a slow-down cannot hide behind a deleted line. A suite
-    that none of the sources holds is read where it lies. A case that asks for 0 threads gets every core of this
-    machine, unless it is measured `elsewhere`.
+    `suite` is a path, or the bare name of a shipped suite. A case that one of the sources dropped is still compared, so
+    that a slow-down cannot hide behind a deleted line. A suite that none of them holds is read where it lies. A case
+    that asks for 0 threads gets every core of this machine, unless it is measured `elsewhere`.
 
     Raises SuiteError for a suite that cannot be read or sweeps threads.
     """
@@ -43,9 +43,11 @@ def points(
 
 
 def _suites(path: Path, sources: Sequence[Source], overrides: Mapping[str, Sequence[Any]] | None) -> list[Suite]:
+    # A checkout keeps the shipped suites, which have bare names elsewhere, in a folder of its own.
+    places = [path] if path.suffix == ".toml" else [Path("suites") / f"{path}.toml"]
     found = []
     for source in sources:
-        text = source.read(path)
+        text = next((text for place in places if (text := source.read(place)) is not None), None)
         if text is None:
             continue
         try:
