@@ -9,13 +9,14 @@ import random
 import secrets
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from sasa_bench.case import Case
 from sasa_bench.gate import clock
 from sasa_bench.gate.arms import Arm, ArmError, verify
 from sasa_bench.results.environment import EXPORTS, WORKER_ENVIRONMENT
+from sasa_bench.timing import host
 from sasa_bench.timing.process import Worker, WorkerDied, WorkerRefused
 
 ENVIRONMENT = WORKER_ENVIRONMENT | {"GOMP_SPINCOUNT": "5000"}
@@ -77,12 +78,14 @@ class Pair:
     head, floor: key -> median over blocks of log(head / base) and log(copy / base).
     seconds: key -> median seconds per call of base.
     blocks: key -> log(head / base) of each block.
+    disturbed: share of the processors that others had while the blocks were timed, see timing.host.
     """
 
     head: dict[str, float]
     floor: dict[str, float]
     seconds: dict[str, float]
     blocks: dict[str, list[float]]
+    disturbed: float = 0.0
 
 
 def exact_rows(arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str, dict[str, Any]]:
@@ -137,7 +140,10 @@ def measure_pair(
             workers[name].ask("calibrate", keys=cases, block_s=BLOCK_S)
         fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
         blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
-        return _take_turns(workers, cases, counts, blocks, spin(counts))
+        own = [worker.process.pid for worker in workers.values()]
+        before = host.read(own)
+        pair = _take_turns(workers, cases, counts, blocks, spin(counts))
+        return replace(pair, disturbed=host.between(before, host.read(own)).total)
     finally:
         for worker in workers.values():
             worker.close()

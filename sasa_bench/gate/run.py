@@ -35,6 +35,9 @@ from sasa_bench.timing.process import WorkerDied
 MOST_LOST = 3
 """Pairs that may be lost to a dying process before the gate stops guessing."""
 
+MOST_REPLACED = 10
+"""Pairs of a run that are measured again because others used the processors; after so many the neighbour stays."""
+
 Say = Callable[[str, int, int], None]
 """Told the phase, the pairs done in it, and how many there will be."""
 
@@ -120,9 +123,11 @@ def measure(
             keys = set(open_keys(rules))
             return [point for point in points if point.key in keys]
 
-        if not gate.measure(phase, chosen, count):
+        if not gate.measure(phase, chosen, count, rules):
             found.stopped = gate.why_stopped()
             break
+    if gate.replaced:
+        gate.notes.append(f"{gate.replaced} pairs were measured again because others used the processors")
     found.spent_s = time.monotonic() - gate.started
     return found
 
@@ -219,8 +224,9 @@ class _Gate:
     notes: list[str] = field(default_factory=list)
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     lost: int = 0
+    replaced: int = 0
 
-    def measure(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int) -> bool:
+    def measure(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int, rules: Rules) -> bool:
         """Up to `count` pairs of what is chosen before each; False where the budget ended or too many were lost."""
         done = 0
         longest = 0.0
@@ -239,6 +245,11 @@ class _Gate:
                 self.notes.append(f"a {phase} pair was lost: {death}")
                 continue
             longest = max(longest, time.monotonic() - begun)
+            # Whether a pair counts is decided without a look at its times.
+            if pair.disturbed > rules.disturbed and self.replaced < MOST_REPLACED:
+                self.replaced += 1
+                self.write(f"{phase}, replaced", pair)
+                continue
             done += 1
             self.pairs.append((phase, pair))
             self.write(phase, pair)
@@ -254,7 +265,7 @@ class _Gate:
         if self.journal is None:
             return
         line = {"phase": phase, "at": datetime.now(UTC).isoformat(timespec="seconds")} | dict(self.label)
-        figures = {"head": pair.head, "floor": pair.floor, "seconds": pair.seconds}
+        figures = {"head": pair.head, "floor": pair.floor, "seconds": pair.seconds, "disturbed": pair.disturbed}
         self.journal.parent.mkdir(parents=True, exist_ok=True)
         with self.journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | figures) + "\n")

@@ -32,6 +32,7 @@ class Rules:
     tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
     alpha     chance that a run flags anything where nothing changed, shared by the suspects after Holm
     memory    growth of allocated bytes that is let pass
+    disturbed  share of the processors that others may use during a pair before it is measured again
     allow_not_run  whether a run passes although some cases ran in neither arm
     """
 
@@ -43,6 +44,7 @@ class Rules:
     tolerance: float = 0.10
     alpha: float = 0.01
     memory: float = 0.01
+    disturbed: float = 0.1
     allow_not_run: bool = False
 
 

@@ -68,6 +68,7 @@ class Played:
         self.deaths = 0
         self.dies_after = 1000
         self.pairs = 0
+        self.disturbed: list[float] = []
         monkeypatch.setattr(gate, "exact_rows", self.exact)
         monkeypatch.setattr(gate, "measure_pair", self.pair)
         self.libraries = {"base": {"torch": "2"}, "head": {"torch": "2"}, "copy": {"torch": "2"}}
@@ -95,7 +96,9 @@ class Played:
         shift = self.shift | (self.screen_shift if self.pairs <= QUICK.screen_pairs else {})
         head = {p.key: math.log1p(shift.get(p.key, 0)) + random.gauss(0, self.scatter) for p in points}
         floor = {p.key: math.log1p(self.floor_shift.get(p.key, 0)) + random.gauss(0, self.scatter) for p in points}
-        return Pair(head, floor, dict.fromkeys(head, 0.002), {key: [value] for key, value in head.items()})
+        disturbed = self.disturbed.pop(0) if self.disturbed else 0.0
+        blocks = {key: [value] for key, value in head.items()}
+        return Pair(head, floor, dict.fromkeys(head, 0.002), blocks, disturbed)
 
     def run(self, budget_s: float = 600.0, **changes: Any) -> gate.Result:
         arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
@@ -228,6 +231,24 @@ def test_a_lost_pair_is_measured_again(played: Played) -> None:
     assert result.exit_status == 0
     assert played.pairs == QUICK.screen_pairs
     assert sum("lost" in note for note in result.notes) == 2
+
+
+def test_a_pair_that_others_disturbed_is_measured_again_whatever_its_times(played: Played, tmp_path: Path) -> None:
+    played.scatter = 0.002
+    played.disturbed = [0.5, 0.0, 0.6]
+    result = played.run(journal=tmp_path / "journal.jsonl")
+    assert (result.exit_status, played.pairs) == (0, QUICK.screen_pairs + 2)
+    assert any("2 pairs were measured again" in note for note in result.notes)
+    phases = [json.loads(line)["phase"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert phases.count("screen, replaced") == 2
+    assert phases.count("screen") == QUICK.screen_pairs == len(result.pairs)
+
+
+def test_a_neighbour_that_stays_does_not_keep_the_gate_from_deciding(played: Played) -> None:
+    played.scatter = 0.002
+    played.disturbed = [0.5] * 1000
+    assert played.run().exit_status == 0
+    assert played.pairs == QUICK.screen_pairs + gate.MOST_REPLACED
 
 
 def test_processes_that_keep_dying_end_inconclusive(played: Played) -> None:

@@ -1,0 +1,83 @@
+"""What else used the processors meanwhile: other processes of this system, and the hypervisor below it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Counters at one moment, in seconds; those of processors are summed over all of them.
+
+    at       by the monotonic clock
+    busy     of any process of this system
+    stolen   that the hypervisor gave to somebody else while a process here wanted to run
+    own      of the processes that are measured
+    """
+
+    at: float
+    busy: float
+    stolen: float
+    own: float
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """Shares of all processors between two readings: `stolen` by the hypervisor, `others` by unrelated processes."""
+
+    stolen: float
+    others: float
+
+    @property
+    def total(self) -> float:
+        """Both together."""
+        return self.stolen + self.others
+
+
+def read(own: Iterable[int] = ()) -> Reading:
+    """The counters now; `own` are the process ids that are measured, besides this process.
+
+    Where the system shows no counters, they are 0 and no disturbance is ever seen.
+    """
+    times = _processor_times()
+    used = sum(_used_by(pid) for pid in {os.getpid(), *own})
+    return Reading(time.monotonic(), times[0], times[1], used)
+
+
+def between(before: Reading, after: Reading, processors: int | None = None) -> Disturbance:
+    """What happened between two readings, as shares of the time of all processors."""
+    whole = (after.at - before.at) * (processors or os.cpu_count() or 1)
+    if whole <= 0:
+        return Disturbance(0.0, 0.0)
+    others = (after.busy - before.busy) - (after.own - before.own)
+    return Disturbance(
+        min(1.0, max(0.0, after.stolen - before.stolen) / whole),
+        min(1.0, max(0.0, others) / whole),
+    )
+
+
+def _processor_times() -> tuple[float, float]:
+    """(busy, stolen) seconds of the first line of /proc/stat; see proc(5)."""
+    try:
+        fields = (PROC / "stat").read_text().partition("\n")[0].split()[1:]
+        user, nice, system, _, _, irq, softirq, steal = (int(value) for value in fields[:8])
+    except (OSError, ValueError):
+        return 0.0, 0.0
+    tick = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + softirq) / tick, steal / tick
+
+
+def _used_by(pid: int) -> float:
+    try:
+        times = psutil.Process(pid).cpu_times()
+    except psutil.Error:
+        return 0.0
+    return float(times.user + times.system + times.children_user + times.children_system)

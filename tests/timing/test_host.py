@@ -1,0 +1,54 @@
+"""The processor's time is told apart: the measured processes', other processes', the hypervisor's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sasa_bench.timing import host
+from sasa_bench.timing.host import Reading, between
+
+SPIN = "import time\nend = time.monotonic() + 30\nwhile time.monotonic() < end: pass"
+
+
+def test_shares_are_those_of_all_processors() -> None:
+    before, after = Reading(0.0, 10.0, 1.0, 5.0), Reading(10.0, 22.0, 3.0, 12.0)
+    found = between(before, after, processors=2)
+    assert (found.stolen, found.others, found.total) == (0.1, 0.25, 0.35)
+
+
+@pytest.mark.parametrize("after", [Reading(0.0, 0, 0, 0), Reading(5.0, 0.0, 0.0, 9.0)])
+def test_counters_that_do_not_move_show_no_disturbance(after: Reading) -> None:
+    assert between(Reading(0.0, 0.0, 0.0, 0.0), after, processors=2).total == 0.0
+
+
+def test_a_process_counts_as_another_until_it_is_one_of_those_measured() -> None:
+    process = subprocess.Popen([sys.executable, "-c", SPIN])
+    try:
+        time.sleep(0.2)
+        before = host.read([process.pid]), host.read()
+        time.sleep(0.5)
+        after = host.read([process.pid]), host.read()
+    finally:
+        process.kill()
+        process.wait()
+    known, unknown = (between(b, a) for b, a in zip(before, after, strict=True))
+    assert unknown.others > known.others
+
+
+def test_a_system_without_counters_shows_no_disturbance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    before = host.read()
+    assert (before.busy, before.stolen) == (0.0, 0.0)
+    assert between(before, host.read()).total == 0.0
+
+
+def test_steal_is_the_eighth_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "stat").write_text("cpu  100 0 100 9000 0 0 0 300 0 0\ncpu0 1 1 1\n")
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    found = host.read()
+    assert found.stolen == pytest.approx(1.5 * found.busy)
