@@ -68,7 +68,7 @@ report: setup
 	$(BIN)/sasa-bench report $(lastword $(sort $(wildcard reports/*.jsonl)))
 
 gate: setup
-	$(BIN)/sasa-bench gate --base $(shell git merge-base HEAD $(MAIN) 2>/dev/null || echo $(MAIN)) --head . $(GATE)
+	$(BIN)/sasa-bench gate --base $(MAIN) --merge-base --head . $(GATE)
 
 # The gate on code that became slower for a real reason, then beside other tools; stopped, it goes on where it was.
 gate-validation: setup-dev

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import click
 
 from sasa_bench.case import UserError
-from sasa_bench.cli import gating, machine, measuring, papers, profiling, reading
+from sasa_bench.cli import bisecting, gating, machine, measuring, papers, profiling, reading
 from sasa_bench.cli.options import ERROR
 
-GROUPS = (measuring, reading, gating, profiling, papers, machine)
+GROUPS = (measuring, reading, gating, bisecting, profiling, papers, machine)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,27 +16,23 @@ from sasa_bench.cli.options import CASE, SLURM, duration, overrides, progress, s
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
 
 if TYPE_CHECKING:
+    from sasa_bench.gate.arms import Arm
     from sasa_bench.gate.cluster import Plan
     from sasa_bench.gate.pairs import Point
     from sasa_bench.gate.run import Result
     from sasa_bench.sweep.cluster import Options
 
-SUITE = click.argument("suite", default="suites/gate.toml", type=click.Path(path_type=Path))
-IMPLS = click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
+SUITE = click.argument("suite", default="gate", type=click.Path(path_type=Path))
+IMPLS = click.option(
+    "--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Only this implementation; repeatable."
+)
 TIMEOUT = click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds one request may take.")
 
 
-def _points(path: Path, impls: Sequence[str], pairs: Sequence[str], elsewhere: bool = False) -> list[Point]:
-    from sasa_bench.gate.pairs import Point
-    from sasa_bench.suite import load
-    from sasa_bench.timing.probe import available_cores
+def _points(suite: Path, impls: Sequence[str], pairs: Sequence[str]) -> list[Point]:
+    from sasa_bench.gate.points import points
 
-    loaded = load(path, overrides(pairs))
-    if len({case.threads for case in loaded.cases}) > 1:
-        raise click.UsageError(f"{path} sweeps threads, and a gate has one number of them: give -c threads=1")
-    cores = available_cores()
-    cases = [case if case.threads or elsewhere else case.with_(threads=cores) for case in loaded.cases]
-    return [Point(impl, case) for impl in dict.fromkeys(impls or loaded.impls) for case in cases]
+    return points(suite, (), impls, overrides(pairs))
 
 
 @dataclass(frozen=True)
@@ -43,6 +41,8 @@ class Asked:
 
     base: str
     head: str
+    merge_base: bool
+    allow_not_run: bool
     suite: Path
     impls: tuple[str, ...]
     pairs: tuple[str, ...]
@@ -60,6 +60,8 @@ class Asked:
 @SUITE
 @IMPLS
 @CASE
+@click.option("--merge-base", is_flag=True, help="Compare with the newest common ancestor of --base and HEAD.")
+@click.option("--allow-not-run", is_flag=True, help="Pass although some cases ran in neither arm.")
 @click.option(
     "--budget",
     default="10m",
@@ -74,37 +76,60 @@ class Asked:
 def gate(**given: Any) -> int:
     """Compare two revisions in one job: exit status 0 pass, 2 regression, 3 inconclusive or contaminated.
 
+    In a repository of kernels of your own, --impl FILE.py compares two revisions of that file under one sasa-bench.
     With --slurm the cases are spread over tasks, never the arms of a pair; Ctrl-C cancels the job.
     """
     from sasa_bench.gate.outputs import text, write_all
 
     asked = Asked(**given)
-    points = _points(asked.suite, asked.impls, asked.pairs, elsewhere=bool(asked.slurm))
     folder = asked.out or stamped("gate-{}")
-    result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, points, folder, duration(asked.budget))
+    result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
     write_all(result, folder)
     click.echo(text(result), nl=False)
     click.echo(f"{folder}/gate.html, .md, .xml, .json")
     return result.exit_status
 
 
-def _gate_here(asked: Asked, points: Sequence[Point], folder: Path, budget_s: float) -> Result:
-    from sasa_bench.gate.arms import set_up
+def _prepared(asked: Asked, folder: Path) -> tuple[list[Arm], list[Point]]:
+    from sasa_bench.gate.arms import merge_base, set_up, sources
+    from sasa_bench.gate.points import points
+
+    base = merge_base(asked.base) if asked.merge_base else asked.base
+    both = sources(base, asked.head)
+    found = points(asked.suite, both, asked.impls, overrides(asked.pairs), elsewhere=bool(asked.slurm))
+    impls = list(dict.fromkeys(point.impl for point in found))
+    return set_up(base, asked.head, folder, asked.base_python, asked.head_python, impls), found
+
+
+def _gate_here(asked: Asked, folder: Path, budget_s: float) -> Result:
     from sasa_bench.gate.run import run
     from sasa_bench.gate.verdicts import Rules
 
-    arms = set_up(asked.base, asked.head, folder, asked.base_python, asked.head_python)
+    arms, points = _prepared(asked, folder)
+    rules = Rules(allow_not_run=asked.allow_not_run)
+    with phases() as say:
+        return run(arms, points, rules, budget_s, asked.timeout_s, say, folder / "journal.jsonl")
+
+
+@contextmanager
+def phases() -> Iterator[Callable[[str, int, int], None]]:
+    """Shows the phase of a gate and the pairs done: a bar on a terminal, else a line for each phase."""
+    if not sys.stderr.isatty():
+        shown: set[str] = set()
+
+        def lines(phase: str, done: int, total: int) -> None:
+            if phase not in shown:
+                shown.add(phase)
+                click.echo(f"sasa-bench: {phase}, up to {total} steps", err=True)
+
+        yield lines
+        return
     with progress() as bar:
         task = bar.add_task("", total=None)
-
-        def say(phase: str, done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total, description=phase)
-
-        return run(arms, points, Rules(), budget_s, asked.timeout_s, say, folder / "journal.jsonl")
+        yield lambda phase, done, total: bar.update(task, completed=done, total=total, description=phase)
 
 
-def _gate_on_slurm(asked: Asked, points: Sequence[Point], folder: Path, budget_s: float) -> Result:
-    from sasa_bench.gate.arms import set_up
+def _gate_on_slurm(asked: Asked, folder: Path, budget_s: float) -> Result:
     from sasa_bench.gate.cluster import prepare, require_room
     from sasa_bench.gate.verdicts import Rules
     from sasa_bench.sweep.cluster import parse_options, require_slurm
@@ -113,8 +138,9 @@ def _gate_on_slurm(asked: Asked, points: Sequence[Point], folder: Path, budget_s
     folder = folder.absolute()
     require_room(folder, options, budget_s)
     require_slurm()
-    arms = set_up(asked.base, asked.head, folder, asked.base_python, asked.head_python)
-    return _watch_tasks(prepare(folder, arms, points, Rules(), options, budget_s, asked.timeout_s), options)
+    arms, points = _prepared(asked, folder)
+    rules = Rules(allow_not_run=asked.allow_not_run)
+    return _watch_tasks(prepare(folder, arms, points, rules, options, budget_s, asked.timeout_s), options)
 
 
 def _watch_tasks(plan: Plan, options: Options) -> Result:

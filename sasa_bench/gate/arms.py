@@ -145,6 +145,14 @@ def sources(base: str, head: str) -> tuple[Source, Source]:
     return resolve(base), resolve(head)
 
 
+def merge_base(revision: str) -> str:
+    """The newest common ancestor of a revision and HEAD. Raises ArmError or GitError where there is none."""
+    repository = find(Path.cwd())
+    if repository is None:
+        raise ArmError(f"--merge-base needs a repository, and {Path.cwd()} is in none")
+    return repository.merge_base(revision, "HEAD")
+
+
 def resolve(text: str) -> Source:
     """A folder that holds the package, a revision, or any other folder, in this order."""
     folder = Path(text)

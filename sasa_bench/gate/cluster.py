@@ -20,7 +20,7 @@ from typing import Any
 from sasa_bench.case import from_dict
 from sasa_bench.gate.arms import Arm, verify
 from sasa_bench.gate.evidence import Evidence
-from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, start
+from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, require_known, start, survey
 from sasa_bench.gate.run import Result, decide, measure
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.ops.cost import FORMULAS, cost
@@ -116,7 +116,7 @@ def prepare(
     timeout_s: float,
 ) -> Plan:
     """Spread the points over tasks and write the plan to `folder`/tasks."""
-    ops = _ops(arms[1], list(dict.fromkeys(point.impl for point in points)), timeout_s)
+    ops = _ops(arms, list(dict.fromkeys(point.impl for point in points)), timeout_s)
     costs = {point.key: screen_s(point, ops[point.impl], rules) for point in points}
     wanted = math.ceil(sum(costs.values()) / (SCREEN_SHARE * budget_s))
     count = options.tasks or min(MOST_TASKS, wanted)
@@ -136,19 +136,26 @@ def screen_s(point: Point, op: str, rules: Rules) -> float:
     return rules.screen_pairs * 3 * (STAND_S + BLOCKS * block_s)
 
 
-def _ops(head: Arm, impls: Sequence[str], timeout_s: float) -> dict[str, str]:
-    """The op of each implementation, as head knows it; empty for one that head does not have."""
+def _ops(arms: Sequence[Arm], impls: Sequence[str], timeout_s: float) -> dict[str, str]:
+    """The op of each implementation, as head knows it; empty for one that base alone has.
+
+    Raises ArmError for one that no arm has.
+    """
+    head = arms[1]
     ops = dict.fromkeys(impls, "")
+    unknown: dict[str, str] = {}
     worker = start(head, timeout_s)
     try:
         verify(head, worker.ask("loaded"))
         for impl in impls:
             try:
                 ops[impl] = worker.ask("describe", impls=[head.impl(impl)])[0]["op"]
-            except WorkerRefused:
-                continue
+            except WorkerRefused as error:
+                unknown[impl] = str(error)
     finally:
         worker.close()
+    if unknown:
+        require_known([survey(arms[0], list(unknown), timeout_s)[1], unknown])
     return ops
 
 

@@ -56,7 +56,7 @@ def _suites(path: Path, sources: Sequence[Source], overrides: Mapping[str, Seque
             raise SuiteError(f"{path} of {source.text!r} does not parse as TOML: {error}") from None
         except ValueError as error:
             raise SuiteError(f"{path} of {source.text!r}: {error}") from None
-    return found or [load(path, overrides)]
+    return found or [load(next((place for place in places if place.exists()), path), overrides)]
 
 
 def _resolved(case: Case, elsewhere: bool) -> Case:

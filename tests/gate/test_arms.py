@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import sasa_bench
+from sasa_bench.case import Case
 from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up
 from sasa_bench.gate.git import GitError, Repository, find
+from sasa_bench.gate.pairs import Point, exact_rows, survey
 
 KERNEL = "from helper import FACTOR\n"
 
@@ -183,3 +185,22 @@ def test_commits_between_two_ends_come_oldest_first(repository: Path) -> None:
     assert found.between("HEAD~1", "HEAD") == [git(repository, "rev-parse", "HEAD")]
     with pytest.raises(GitError, match="no ancestor"):
         found.between("HEAD", "HEAD~1")
+
+
+def test_each_arm_loads_its_own_revision_of_the_kernel_and_what_it_imports(repository: Path, tmp_path: Path) -> None:
+    kernel = (
+        "from dataclasses import replace\nfrom helper import FACTOR\nfrom sasa_bench.impls import get\n"
+        "naive = get('naive')\n\n\ndef build(case, tensors):\n    call = naive.build(case, tensors)\n"
+        "    return lambda: FACTOR * call()\n\n\nIMPL = replace(naive, name='kern', build=build)\n"
+    )
+    (repository / "src/kern.py").write_text(kernel)
+    git(repository, "commit", "-qam", "three")
+    (repository / "src/helper.py").write_text("FACTOR = 1\n")
+    arms = arms_of(tmp_path, "HEAD", ".")
+    point = Point("src/kern.py", Case(channels=8, heads=2, kernel_size=3, resolution=6, batch=1, threads=1))
+    rows = [exact_rows(arm, [point], 60.0)[point.key] for arm in arms[:2]]
+    assert [row["status"] for row in rows] == ["wrong", "ok"], rows
+    loaded, unknown = survey(arms[1], ["src/kern.py", "kernel_that_is_not_there"], 60.0)
+    assert list(unknown) == ["kernel_that_is_not_there"]
+    assert loaded["kernels"]["src/kern.py"]["digest"] == arms[1].kernels["src/kern.py"].digest
+    assert loaded["commit"] == git(repository, "rev-parse", "HEAD")

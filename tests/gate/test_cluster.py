@@ -97,7 +97,7 @@ def test_evidence_reads_back_as_it_was_written() -> None:
 
 
 def planned(folder: Path, monkeypatch: pytest.MonkeyPatch, tasks: int | None = 3, budget_s: float = 600.0) -> Plan:
-    monkeypatch.setattr(gate_slurm, "_ops", lambda head, impls, timeout_s: dict.fromkeys(impls, "local_attention"))
+    monkeypatch.setattr(gate_slurm, "_ops", lambda arms, impls, timeout_s: dict.fromkeys(impls, "local_attention"))
     return prepare(folder, ARMS, POINTS, RULES, Options(tasks=tasks), budget_s, 10.0)
 
 
@@ -282,11 +282,16 @@ def test_a_task_that_is_started_again_measures_anew_and_a_finished_one_does_not(
     assert len(seen) == len(plan.shards[0])
 
 
-def test_the_cost_of_an_implementation_that_head_lacks_is_unknown_and_no_error() -> None:
+def test_the_cost_of_an_implementation_that_head_lacks_is_unknown_and_one_that_no_arm_has_is_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     package = Path(gate.__file__).parents[1]
-    arm = Arm("head", package.parent, "head", sys.executable)
-    ops = gate_slurm._ops(arm, ["unfold", "nothing_like_it"], 120.0)
-    assert ops == {"unfold": "local_attention", "nothing_like_it": ""}
+    arms = [Arm(name, package.parent, name, sys.executable) for name in ("base", "head", "copy")]
+    names = ["unfold", "nothing_like_it"]
+    with pytest.raises(ArmError, match="neither arm has 'nothing_like_it'"):
+        gate_slurm._ops(arms, names, 120.0)
+    monkeypatch.setattr(gate_slurm, "survey", lambda arm, impls, timeout_s: ({}, {}))
+    assert gate_slurm._ops(arms, names, 120.0) == {"unfold": "local_attention", "nothing_like_it": ""}
     assert gate_slurm.screen_s(POINTS[0], "", RULES) < gate_slurm.screen_s(
         Point("unfold", Case(batch=64, resolution=56)), "local_attention", RULES
     )
@@ -296,8 +301,9 @@ def test_the_cost_of_an_implementation_that_head_lacks_is_unknown_and_no_error()
 def test_the_command_spreads_a_suite_and_ends_with_the_status_of_the_whole(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shift: float, status: int
 ) -> None:
-    monkeypatch.setattr(gate_slurm, "_ops", lambda head, impls, timeout_s: dict.fromkeys(impls, ""))
+    monkeypatch.setattr(gate_slurm, "_ops", lambda arms, impls, timeout_s: dict.fromkeys(impls, ""))
     monkeypatch.setattr("sasa_bench.gate.arms.set_up", lambda *arguments: ARMS)
+    monkeypatch.setattr("sasa_bench.gate.arms.sources", lambda base, head: ())
     cluster.shift = {Point("conv3x3", Case(channels=16)).key: shift}
     suite = tmp_path / "s.toml"
     suite.write_text('title = "?"\nimpls = ["unfold", "conv3x3"]\n[axes]\nchannels = [16, 32]\n')
@@ -320,6 +326,10 @@ def test_the_command_spreads_a_suite_and_ends_with_the_status_of_the_whole(
     ],
 )
 def test_bad_words_are_refused(words: list[str], said: str, tmp_path: Path) -> None:
-    command = ["gate", "--base", "a", "--head", "b", "--out", str(tmp_path / "o"), *words]
+    for name in ("a", "b"):
+        (tmp_path / name / "sasa_bench").mkdir(parents=True)
+        (tmp_path / name / "sasa_bench/__init__.py").touch()
+    arms = ["--base", str(tmp_path / "a"), "--head", str(tmp_path / "b")]
+    command = ["gate", *arms, "--out", str(tmp_path / "o"), *words]
     found = CliRunner().invoke(cli.cli, command)
     assert said in found.output + str(found.exception)
