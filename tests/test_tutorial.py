@@ -97,13 +97,13 @@ def test_its_ci_job_is_valid_and_calls_the_gate_with_options_that_exist(tmp_path
     arguments = shlex.split(line)
     shown = CliRunner().invoke(cli.cli, ["gate", "--help"]).output
     options = [word for word in arguments if word.startswith("--")]
-    assert {"--base", "--head", "--base-python", "--head-python", "--impl"} <= set(options)
+    assert {"--base", "--merge-base", "--head", "--impl"} <= set(options)
     for option in options:
         assert option in shown, option
     parsed = cli.cli.commands["gate"].make_context("gate", arguments[1:])
-    assert parsed.params["words"] == ("gate.toml",)
+    assert (parsed.params["suite"], parsed.params["impls"]) == (Path("gate.toml"), ("my_kernel.py",))
     ((_, packaging),) = blocks("toml")
-    assert list(tomllib.loads(packaging)["project"]["entry-points"]["sasa_bench.impls"]) == list(parsed.params["impls"])
+    assert list(tomllib.loads(packaging)["project"]["entry-points"]["sasa_bench.impls"]) == ["my_kernel"]
     for step in job["steps"]:
         if "run" in step:
             subprocess.run(["bash", "-n", "-c", step["run"]], check=True)
