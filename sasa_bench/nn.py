@@ -10,7 +10,8 @@ from sasa_bench import impls
 from sasa_bench.case import DTYPE_BYTES, Case
 from sasa_bench.impls import Impl
 from sasa_bench.networks import describe, image_shape, layers
-from sasa_bench.networks.modules import WindowAttention, build
+from sasa_bench.networks.attention import WindowAttention
+from sasa_bench.networks.build import build
 
 
 class LocalAttention2d(WindowAttention):

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.ops.cost import cost
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Roof
@@ -42,7 +42,7 @@ def record(
     case = changes.pop("case", Case(threads=2))
     op = OPS.get(impl, "local_attention")
     computed = case.with_(kernel_size=3) if impl == "conv3x3" else case
-    found = cost(op, computed)
+    found = ops.get(op).cost(computed)
     random.seed(hash((impl, median_s, count)))
     values: dict[str, Any] = {
         "suite": "kernel_size",

@@ -10,9 +10,10 @@ import random
 import pytest
 import torch
 
-from sasa_bench import LocalAttention2d, impls, network
+from sasa_bench import LocalAttention2d, impls, network, ops
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import LOCAL_ATTENTION
+
+LOCAL_ATTENTION = ops.get("local_attention")
 
 LOCAL = [name for name in impls.names() if impls.get(name).attend is not None and impls.get(name).missing() is None]
 

@@ -17,13 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sasa_bench import ops
 from sasa_bench.case import from_dict
 from sasa_bench.gate.arms import Arm, verify
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, require_known, start, survey
 from sasa_bench.gate.run import Result, decide, measure
 from sasa_bench.gate.verdicts import Rules
-from sasa_bench.ops.cost import FORMULAS, cost
 from sasa_bench.sweep.cluster import (
     MOST_TASKS,
     STRIKES,
@@ -131,7 +131,7 @@ def prepare(
 
 def screen_s(point: Point, op: str, rules: Rules) -> float:
     """Seconds that the screen of `point` is expected to take, by the FLOPs of `op` whoever implements it."""
-    flops = cost(op, point.case).flops if op in FORMULAS else 0
+    flops = ops.get(op).cost(point.case).flops if op in ops.BUILTIN else 0
     block_s = max(BLOCK_S, flops / RATE_FLOPS_PER_S[point.case.device])
     return rules.screen_pairs * 3 * (STAND_S + BLOCKS * block_s)
 

@@ -11,9 +11,10 @@ from types import FunctionType
 import torch
 from torch import Tensor
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, Impl, Info, layers_only
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Tensors, project, step
+from sasa_bench.ops.tensors import Call, Tensors, project, step
 
 Function = Callable[[Tensors], Tensor]
 """Inputs and parameters by name -> y [B, C, H, W]."""
@@ -70,7 +71,7 @@ def compiled(
 
     return Impl(
         name=name,
-        op=LOCAL_ATTENTION,
+        op=ops.get("local_attention"),
         summary=summary,
         build=build,
         supports=lambda case: layers_only(case) or supports(case),

@@ -6,16 +6,17 @@ from collections.abc import Callable
 
 from torch.nn import functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, _onnx, layers_only
-from sasa_bench.networks import modules as networks
-from sasa_bench.ops.tensors import CONVOLUTION, DEPTHWISE_CONVOLUTION, Call, Op, Tensors
+from sasa_bench.networks.build import bind
+from sasa_bench.ops.tensors import Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
     x = tensors["x"]
     if case.scope == "network":
-        network = networks.bind(case, tensors, None)
+        network = bind(case, tensors, None)
         return lambda: network(x)
     weight = tensors["weight"]
     groups = case.channels // weight.shape[1]
@@ -37,27 +38,27 @@ def _counterpart(case: Case) -> Case:
     return case.with_(kernel_size=3, position="none", stem="conv", attention_groups="none")
 
 
-def _convolution(name: str, summary: str, op: Op = CONVOLUTION, kernel_size: int | None = None) -> Impl:
+def _convolution(name: str, summary: str, op: str = "convolution", kernel_size: int | None = None) -> Impl:
     computes = _with_window(kernel_size) if kernel_size else lambda case: case
-    return Impl(name=name, op=op, summary=summary, build=_build, supports=layers_only, computes=computes)
+    return Impl(name=name, op=ops.get(op), summary=summary, build=_build, supports=layers_only, computes=computes)
 
 
 CONV3X3 = Impl(
     name="conv3x3",
-    op=CONVOLUTION,
+    op=ops.get("convolution"),
     summary="3 x 3 convolution whatever the window: the paper's baseline",
     build=_build,
     computes=_counterpart,
 )
 CONV_KXK = _convolution("conv_kxk", "convolution with the window of the case")
 DEPTHWISE_KXK = _convolution(
-    "depthwise_kxk", "depthwise convolution with the window of the case", DEPTHWISE_CONVOLUTION
+    "depthwise_kxk", "depthwise convolution with the window of the case", "depthwise_convolution"
 )
 CONV1X1 = _convolution("conv1x1", "1 x 1 convolution: the floor that one projection sets", kernel_size=1)
 ONNX_CONV3X3 = _onnx.exported(
     "onnx_conv3x3",
     "3 x 3 convolution in ONNX Runtime",
-    CONVOLUTION,
+    ops.get("convolution"),
     _function,
     exports="conv3x3",
     computes=_with_window(3),

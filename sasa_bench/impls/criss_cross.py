@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops.tensors import CRISS_CROSS, Call, Tensors
+from sasa_bench.ops.tensors import Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
@@ -35,7 +36,7 @@ def _supports(case: Case) -> str | None:
 
 IMPL = Impl(
     name="criss_cross",
-    op=CRISS_CROSS,
+    op=ops.get("criss_cross"),
     summary="criss-cross attention (CCNet), one pass: a pixel's row and column, added to the input",
     build=_build,
     supports=_supports,

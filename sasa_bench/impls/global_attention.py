@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, layers_only
-from sasa_bench.ops.tensors import GLOBAL_ATTENTION, Call, Tensors, project
+from sasa_bench.ops.tensors import Call, Tensors, project
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
@@ -25,7 +26,7 @@ def _build(case: Case, tensors: Tensors) -> Call:
 
 IMPL = Impl(
     name="global_attention",
-    op=GLOBAL_ATTENTION,
+    op=ops.get("global_attention"),
     summary="every pixel attends to the whole map (scaled_dot_product_attention)",
     build=_build,
     supports=layers_only,

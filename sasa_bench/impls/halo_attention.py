@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, Info
-from sasa_bench.ops.cost import halo_block
-from sasa_bench.ops.tensors import HALO_ATTENTION, Call, Tensors
+from sasa_bench.ops.halo_attention import halo_block
+from sasa_bench.ops.tensors import Call, Tensors
 
 LAYERS = "sasa_bench_timm_layers"
 """The name under which the folder timm/layers is imported as a package."""
@@ -73,7 +74,7 @@ def _supports(case: Case) -> str | None:
 
 IMPL = Impl(
     name="halo_attention",
-    op=HALO_ATTENTION,
+    op=ops.get("halo_attention"),
     summary="timm's HaloAttn: blocks of up to 8 x 8 pixels and a halo of K // 2 around each",
     build=_build,
     supports=_supports,

@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.networks import modules as networks
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Op, Tensors, add_absolute, project
+from sasa_bench.networks import attention_cases
+from sasa_bench.networks.build import bind
+from sasa_bench.ops.op import Op
+from sasa_bench.ops.tensors import Call, Tensors, add_absolute, project
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(q, k, v [B, C, H, W], rel_row [N, d // 2, K] or None, rel_col [N, d - d // 2, K] or None) -> y [B, C, H, W]."""
@@ -109,7 +112,7 @@ def local_attention(
 
     def build(case: Case, tensors: Tensors) -> Call:
         if case.scope == "network":
-            network = networks.bind(case, tensors, impl)
+            network = bind(case, tensors, impl)
             return lambda: network(tensors["x"])
         rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")
         if layer is not None and case.scope == "layer":
@@ -119,12 +122,12 @@ def local_attention(
         return lambda: core(*project(case, tensors), rel_row, rel_col)
 
     def supports_each(case: Case) -> str | None:
-        cases = networks.attention_cases(case) if case.scope == "network" else [case]
+        cases = attention_cases(case) if case.scope == "network" else [case]
         return next((reason for reason in map(supports, cases) if reason), None)
 
     impl = Impl(
         name=name,
-        op=LOCAL_ATTENTION,
+        op=ops.get("local_attention"),
         summary=summary,
         build=build,
         supports=supports_each,

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, Info, layers_only
-from sasa_bench.ops.tensors import PER_CHANNEL_ATTENTION, Call, Tensors, project
+from sasa_bench.ops.tensors import Call, Tensors, project
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
@@ -43,7 +44,7 @@ def _supports(case: Case) -> str | None:
 
 IMPL = Impl(
     name="leaderj1001",
-    op=PER_CHANNEL_ATTENTION,
+    op=ops.get("per_channel_attention"),
     summary="K x K copies and the softmax of the best-known re-implementation",
     build=_build,
     supports=_supports,

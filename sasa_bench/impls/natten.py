@@ -6,9 +6,10 @@ from importlib.util import find_spec
 
 from torch import Tensor
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, Info, layers_only
-from sasa_bench.ops.tensors import NEIGHBORHOOD_ATTENTION, Call, Tensors, project
+from sasa_bench.ops.tensors import Call, Tensors, project
 
 FLEX = "flex-fna"
 """The one backend of NATTEN that runs on a CPU: FlexAttention, not compiled, which writes all (H W)^2 logits."""
@@ -59,7 +60,7 @@ def _on_cpu(case: Case) -> str | None:
 
 IMPL = Impl(
     name="natten",
-    op=NEIGHBORHOOD_ATTENTION,
+    op=ops.get("neighborhood_attention"),
     summary="neighbourhood attention by NATTEN; on a CPU its FlexAttention backend, not compiled",
     build=_build,
     supports=_supports,

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops.tensors import NON_LOCAL, Call, Tensors
+from sasa_bench.ops.tensors import Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
@@ -28,7 +29,7 @@ def _supports(case: Case) -> str | None:
 
 IMPL = Impl(
     name="non_local",
-    op=NON_LOCAL,
+    op=ops.get("non_local"),
     summary="non-local block: the whole map at half of the channels, added to the input",
     build=_build,
     supports=_supports,

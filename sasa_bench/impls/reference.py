@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, Call, Tensors
+from sasa_bench.ops.tensors import Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
-    return lambda: LOCAL_ATTENTION.reference(case, {name: t.double() for name, t in tensors.items()}).to(
-        next(iter(tensors.values())).dtype
+    return lambda: (
+        ops.get("local_attention")
+        .reference(case, {name: t.double() for name, t in tensors.items()})
+        .to(next(iter(tensors.values())).dtype)
     )
 
 
@@ -19,7 +22,7 @@ def _supports(case: Case) -> str | None:
 
 IMPL = Impl(
     name="reference",
-    op=LOCAL_ATTENTION,
+    op=ops.get("local_attention"),
     summary="float64, one row of queries against the rows around it; judges the others",
     build=_build,
     supports=_supports,

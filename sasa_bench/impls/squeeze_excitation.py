@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl
-from sasa_bench.ops.tensors import SQUEEZE_EXCITATION, Call, Tensors
+from sasa_bench.ops.tensors import Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
@@ -26,7 +27,7 @@ def _supports(case: Case) -> str | None:
 
 IMPL = Impl(
     name="squeeze_excitation",
-    op=SQUEEZE_EXCITATION,
+    op=ops.get("squeeze_excitation"),
     summary="a gate for each channel from the mean of the map (squeeze-and-excitation)",
     build=_build,
     supports=_supports,

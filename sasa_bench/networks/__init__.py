@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sasa_bench.case import Case
 from sasa_bench.networks import resnet, retinanet
-from sasa_bench.networks.layers import Attention, Layer, Shape
+from sasa_bench.networks.layers import Attention, Layer, Shape, attentions
 
 FAMILIES = ("resnet", "retinanet")
 """A network is named by its family and the depth of its ResNet."""
@@ -27,3 +29,18 @@ def describe(case: Case) -> Layer:
 def image_shape(case: Case) -> Shape:
     """The shape of one image of a case: three colours."""
     return 3, case.height, case.width
+
+
+def attention_cases(case: Case) -> Iterator[Case]:
+    """The core of each attention layer in the network of a case, as a case of its own."""
+    for layer, (channels, height, width) in attentions(describe(case), image_shape(case)):
+        relative = layer.position in ("relative", "relative_only")
+        yield case.with_(
+            scope="core",
+            network="none",
+            stem="none",
+            attention_groups="none",
+            channels=layer.channels or channels,
+            resolution=f"{height}x{width}",
+            position="relative" if relative else "none",
+        )

@@ -1,6 +1,6 @@
 """The layers of a network as plain descriptions: the shape each gives, its FLOPs for one image, its parameters.
 
-A description is read twice: the cost model sums `flops` and `params`, and networks.modules builds the same layers in
+A description is read twice: the cost model sums `flops` and `params`, and networks.build builds the same layers in
 torch. Shapes are (channels, height, width). FLOPs follow Ramachandran et al. 2019 (arXiv 1906.05909): a multiply and
 an add are two operations, every window counts whole, and elementwise work counts: a batch norm subtracts, scales,
 multiplies and adds (4), a softmax takes the maximum, subtracts, exponentiates, adds and divides (5).

@@ -12,8 +12,8 @@ from importlib import resources
 
 from tabulate import tabulate
 
+from sasa_bench import ops
 from sasa_bench.case import AXES, Case, from_dict
-from sasa_bench.ops.cost import cost
 from sasa_bench.results.file import ResultsError
 from sasa_bench.results.record import Record
 from sasa_bench.suite import Suite
@@ -79,7 +79,7 @@ def cells(tables: Sequence[str] = TABLES) -> list[Cell]:
     found = []
     for given in published():
         if given.table in tables:
-            total = getattr(cost("local_attention", given.case), given.quantity)
+            total = getattr(ops.get("local_attention").cost(given.case), given.quantity)
             ours = total / QUANTITIES[given.quantity][1]
             decimals = len(given.paper.partition(".")[2])
             within = f"{ours:.{decimals}f}" == given.paper

@@ -10,8 +10,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from sasa_bench import ops
 from sasa_bench.case import AXES, Case
-from sasa_bench.ops.cost import cost, equal_flops_kernel_size
+from sasa_bench.ops.local_attention import equal_flops_kernel_size
 from sasa_bench.paper.tables import published
 from sasa_bench.report.figures import Panel, panels
 from sasa_bench.report.table import BASELINE
@@ -361,7 +362,7 @@ def _convolutions(point: Point) -> list[str]:
         if r.op == CONVOLUTION
         and name != BASELINE
         and r.case.kernel_size != 3
-        and r.flops == cost(CONVOLUTION, r.case).flops
+        and r.flops == ops.get(CONVOLUTION).cost(r.case).flops
     ]
     return [BASELINE, *same] if BASELINE in point else same
 
@@ -602,7 +603,7 @@ def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     a, b = fastest(small), fastest(large)
     assert a is not None
     assert b is not None
-    work = cost(ATTENTION, _case(large)).flops / cost(ATTENTION, _case(small)).flops
+    work = ops.get(ATTENTION).cost(_case(large)).flops / ops.get(ATTENTION).cost(_case(small)).flops
     convolution = (most / k) ** 2
     clock = ratio(b, a)
     figures = (
@@ -626,7 +627,7 @@ def _cheap_positions(points: Sequence[Point], rows: Sequence[Record]) -> Claim |
         plain = by_case.get(case.with_(position="none"))
         a, b = fastest(point), fastest(plain) if plain else None
         if case.position == "relative" and a and b:
-            work.append(cost(ATTENTION, case).flops / cost(ATTENTION, b.case).flops)
+            work.append(ops.get(ATTENTION).cost(case).flops / ops.get(ATTENTION).cost(b.case).flops)
             clock.append(ratio(a, b))
     if not clock:
         return None

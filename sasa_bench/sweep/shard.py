@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.ops.cost import FORMULAS, cost
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.suite import Suite, SuiteError
 
@@ -26,13 +26,13 @@ RATE_FLOPS_PER_S = {"cpu": 2e10, "cuda": 2e12}
 """A middling implementation on a middling machine; only the balance between tasks depends on it."""
 
 
-def expected_s(case: Case, ops: Sequence[str]) -> float:
-    """Seconds that `case` is expected to take, with `ops` the op of each implementation.
+def expected_s(case: Case, computed: Sequence[str]) -> float:
+    """Seconds that `case` is expected to take, with the op of each implementation in `computed`.
 
     It looks at the FLOPs of the op, not at who implements it, and at nothing of this machine.
     """
-    flops = sum(cost(op, case).flops for op in ops if op in FORMULAS)
-    return len(ops) * ROW_S + CALLS * flops / RATE_FLOPS_PER_S[case.device]
+    flops = sum(ops.get(op).cost(case).flops for op in computed if op in ops.BUILTIN)
+    return len(computed) * ROW_S + CALLS * flops / RATE_FLOPS_PER_S[case.device]
 
 
 def spread(groups: Sequence[Group], count: int, cost_of: Callable[[Group], float]) -> list[list[Group]]:
@@ -62,9 +62,9 @@ def cut(
 
     `impls` replaces the implementations of the suites, where given; `infos` knows the op of each.
     """
-    ops = {suite.name: [infos[impl].op for impl in impls or suite.impls] for suite in suites}
+    computed = {suite.name: [infos[impl].op for impl in impls or suite.impls] for suite in suites}
     groups = [(suite.name, case) for suite in suites for case in suite.cases]
-    dealt = spread(groups, count, lambda group: expected_s(group[1], ops[group[0]]))
+    dealt = spread(groups, count, lambda group: expected_s(group[1], computed[group[0]]))
     return [
         tuple(_subset(suite, task) for suite in suites if any(name == suite.name for name, _ in task)) for task in dealt
     ]

@@ -11,7 +11,6 @@ from typing import Any
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.ops.cost import FORMULAS, cost
 from sasa_bench.ops.tensors import leaves, random_tensors, step
 from sasa_bench.timing.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
 from sasa_bench.timing.timers import Step
@@ -39,8 +38,7 @@ def prepare(
     try:
         impl = impls.get(name)
         computed = impl.computes(case)
-        if impl.op.name in FORMULAS:
-            row |= asdict(cost(impl.op.name, computed))
+        row |= asdict(impl.op.cost(computed))
         reason = impl.supports(case) or no_device(case) or impl.missing()
         if reason:
             return Trial(row | {"status": "skipped", "reason": reason}, None)

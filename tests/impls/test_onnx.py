@@ -9,11 +9,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from sasa_bench import impls
+from sasa_bench import impls, ops
 from sasa_bench.case import Case
 from sasa_bench.cli import cli
-from sasa_bench.ops.cost import cost
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, leaves, random_tensors
+from sasa_bench.ops.tensors import leaves, random_tensors
 from sasa_bench.results.environment import KEEP_MODELS
 from sasa_bench.results.file import read
 from sasa_bench.timing.check import compare, consult
@@ -26,6 +25,8 @@ pytest.importorskip("onnxscript")
 from sasa_bench.impls import _onnx as shared  # noqa: E402
 from sasa_bench.impls import gathered, onnx_fused  # noqa: E402
 from sasa_bench.impls._onnx import session  # noqa: E402
+
+LOCAL_ATTENTION = ops.get("local_attention")
 
 EXPORTED = [name for name in impls.names() if name.startswith("onnx")]
 SMALL = Case(channels=12, heads=3, kernel_size=5, resolution="7x9", threads=1)
@@ -89,7 +90,7 @@ def test_the_graph_of_the_unfolded_formulation_does_what_the_cost_model_counts()
     for position in ("relative", "absolute"):
         case = SMALL.with_(position=position)
         row = judged("onnx_unfold", case)
-        assert row["extra"]["graph_flops"] == cost("local_attention", case).flops  # type: ignore[index]
+        assert row["extra"]["graph_flops"] == ops.get("local_attention").cost(case).flops  # type: ignore[index]
 
 
 def test_the_graph_of_a_convolution_does_what_the_cost_model_counts() -> None:

@@ -11,18 +11,10 @@ import pytest
 import torch
 from agreement import agree
 
-from sasa_bench import impls
+from sasa_bench import impls, ops
 from sasa_bench.case import Case
-from sasa_bench.ops.cost import FORMULAS, cost, halo_block
-from sasa_bench.ops.tensors import (
-    HALO_ATTENTION,
-    LOCAL_ATTENTION,
-    NEIGHBORHOOD_ATTENTION,
-    PER_CHANNEL_ATTENTION,
-    leaves,
-    random_tensors,
-    step,
-)
+from sasa_bench.ops.halo_attention import halo_block
+from sasa_bench.ops.tensors import leaves, random_tensors, step
 from sasa_bench.report import report
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import footnotes, frame, marked, render
@@ -31,6 +23,11 @@ from sasa_bench.results.record import DIFFERS, ImplInfo, Record, Results
 from sasa_bench.suite import load
 from sasa_bench.timing.check import consult
 from sasa_bench.timing.trial import prepare
+
+HALO_ATTENTION = ops.get("halo_attention")
+LOCAL_ATTENTION = ops.get("local_attention")
+NEIGHBORHOOD_ATTENTION = ops.get("neighborhood_attention")
+PER_CHANNEL_ATTENTION = ops.get("per_channel_attention")
 
 DIFFERING = [name for name in impls.names() if impls.get(name).info.differs]
 TINY = Case(channels=8, heads=2, kernel_size=3, resolution="4x6", batch=2)
@@ -46,7 +43,7 @@ def test_one_that_differs_has_an_op_a_reference_and_a_cost_of_its_own() -> None:
     for name in DIFFERING:
         op = impls.get(name).op
         assert op is not LOCAL_ATTENTION
-        assert op.name in FORMULAS
+        assert op.name in ops.BUILTIN
         assert not impls.get(name).attend, "a model must not take it for the layer of the paper"
 
 
@@ -110,7 +107,7 @@ def test_away_from_borders_a_shifted_window_is_that_of_the_paper() -> None:
 )
 def test_their_parameters_are_those_of_the_tensors(op: object, case: Case) -> None:
     tensors = random_tensors(op, case, 0)  # type: ignore[arg-type]
-    assert cost(op.name, case).params == sum(t.numel() for name, t in tensors.items() if name != "x")  # type: ignore[attr-defined]
+    assert op.cost(case).params == sum(t.numel() for name, t in tensors.items() if name != "x")  # type: ignore[attr-defined]
 
 
 def test_a_dense_bias_that_does_not_fit_is_refused_with_the_arithmetic() -> None:

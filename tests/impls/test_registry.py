@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasa_bench import impls
+from sasa_bench import impls, ops
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, leaves, random_tensors
+from sasa_bench.ops.tensors import leaves, random_tensors
+
+LOCAL_ATTENTION = ops.get("local_attention")
 
 QUICK = [name for name in impls.names() if impls.get(name).info.quick]
 SLOW = [name for name in impls.names() if not impls.get(name).info.quick]

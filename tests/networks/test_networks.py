@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sasa_bench import impls, network
+from sasa_bench import impls, network, ops
 from sasa_bench.case import CHOICES, GROUPS, Case, CaseError
-from sasa_bench.networks import describe, image_shape, resnet, retinanet
+from sasa_bench.networks import attention_cases, describe, image_shape, resnet, retinanet
 from sasa_bench.networks.layers import Attention, Chain, Conv, Linear, Residual
-from sasa_bench.networks.modules import AttentionStem, attention_cases
-from sasa_bench.ops.cost import cost
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, leaves, step
+from sasa_bench.networks.stem import AttentionStem
+from sasa_bench.ops.tensors import leaves, step
 from sasa_bench.timing.check import compare, consult
+
+LOCAL_ATTENTION = ops.get("local_attention")
 
 NETWORKS, STEMS = CHOICES["network"][1:], CHOICES["stem"][1:]
 
@@ -78,21 +79,21 @@ def test_the_cost_model_counts_the_parameters_that_torch_holds(name: str, stem: 
     with torch.device("meta"):
         model = network(name, stem, groups, window, position=position)
     of = case(network=name, stem=stem, attention_groups=groups, kernel_size=window, position=position)
-    assert sum(p.numel() for p in model.parameters()) == cost("local_attention", of).params
+    assert sum(p.numel() for p in model.parameters()) == ops.get("local_attention").cost(of).params
 
 
 def test_attention_of_a_network_costs_what_the_layer_costs_and_its_softmax() -> None:
     layer = Case(kernel_size=5, channels=32, heads=4, resolution="6x9", batch=1)
     described = Attention(5, 4)
     products = described.products((32, 6, 9))
-    assert products == cost("local_attention", layer).flops
+    assert products == ops.get("local_attention").cost(layer).flops
     assert described.flops((32, 6, 9)) == products + 5 * 25 * 4 * 54
-    assert described.params((32, 6, 9)) == cost("local_attention", layer).params
+    assert described.params((32, 6, 9)) == ops.get("local_attention").cost(layer).params
 
 
 def test_training_costs_three_forward_passes_and_images_cost_alike() -> None:
     one, four = case(batch=1), case(batch=4, mode="training")
-    assert cost("local_attention", four).flops == 12 * cost("local_attention", one).flops
+    assert ops.get("local_attention").cost(four).flops == 12 * ops.get("local_attention").cost(one).flops
 
 
 @pytest.mark.usefixtures("narrow")

@@ -8,8 +8,8 @@ from typing import Any
 import factory
 import pytest
 
+from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.ops.cost import cost
 from sasa_bench.paper.tables import published
 from sasa_bench.report.findings import FAILS, HOLDS, OPEN, PARTLY, Answers, answers, ratio, times
 from sasa_bench.report.table import frame
@@ -131,7 +131,8 @@ def networks(slow: float, **changes: Any) -> list[Record]:
             scope="network", network="resnet50", stem=stem, attention_groups="1234", resolution=224, batch=1, threads=2
         ).with_(**changes)
         plain = case.with_(stem="conv", attention_groups="none", position="none")
-        work = {"flops": cost("convolution", plain).flops, "params": cost("convolution", plain).params}
+        found = ops.get("convolution").cost(plain)
+        work = {"flops": found.flops, "params": found.params}
         rows.append(factory.record("unfold", 0.1 * slow, case=case))
         rows.append(factory.record("conv3x3", 0.1, case=case, **work))
     return rows

@@ -7,10 +7,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import CONVOLUTION, LOCAL_ATTENTION, output_names
+from sasa_bench.ops.tensors import output_names
 from sasa_bench.timing.budgets import BUDGET_FACTOR
 from sasa_bench.timing.check import compare, consult, poisoned_memory
+
+CONVOLUTION = ops.get("convolution")
+LOCAL_ATTENTION = ops.get("local_attention")
 
 CASE = Case(channels=8, heads=2, kernel_size=3, resolution=6)
 

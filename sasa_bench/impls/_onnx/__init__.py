@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Attend, Impl, Info, layers_only
 from sasa_bench.impls._onnx.export import Function, export, exported_once
 from sasa_bench.impls._onnx.session import Session, load, missing, session_options, unsupported
-from sasa_bench.ops.tensors import LOCAL_ATTENTION, Op, Tensors, project
+from sasa_bench.ops.op import Op
+from sasa_bench.ops.tensors import Tensors, project
 
 __all__ = [
     "Function",
@@ -95,7 +97,7 @@ def exported_attention(
     return exported(
         name,
         summary,
-        LOCAL_ATTENTION,
+        ops.get("local_attention"),
         lambda case: attention_function(case, attend),
         exports=exports,
         dynamic=dynamic,
