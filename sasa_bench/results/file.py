@@ -6,6 +6,7 @@ of a device, `row` is a Record. Rows are appended as they are made.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 
 from sasa_bench.case import UserError
 from sasa_bench.results import pytest_benchmark as benchmark_json
+from sasa_bench.results.fields import build, printable
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Results, Roof
 
@@ -23,8 +25,14 @@ class ResultsError(UserError):
     """A file that cannot be read or written as results; the message says which, why and what to do."""
 
 
+UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
+"""What reading a line that is no line of a results file may raise."""
+
+
 def read(paths: Sequence[Path]) -> Results:
     """Everything in these files. A truncated last line is left out with a warning.
+
+    Of several rows of one case, implementation and hardware in a file the last counts: it was measured again there.
 
     A file that pytest-benchmark wrote of suites is read as well.
 
@@ -32,8 +40,20 @@ def read(paths: Sequence[Path]) -> Results:
     """
     results = Results()
     for path in paths:
-        _read_into(results, path)
+        found = Results(machines=results.machines, impls=results.impls, roofs=results.roofs, warnings=results.warnings)
+        _read_into(found, path)
+        results.rows += _last_of_each(found)
     return results
+
+
+def _last_of_each(found: Results) -> list[Record]:
+    kept: dict[tuple[Any, ...], Record] = {}
+    hardware = {key: machine.hardware_id for key, machine in found.machines.items()}
+    for row in found.rows:
+        place = (*row.key, hardware.get(row.machine, row.machine))
+        kept.pop(place, None)
+        kept[place] = row
+    return list(kept.values())
 
 
 def _read_into(results: Results, path: Path) -> None:
@@ -41,13 +61,17 @@ def _read_into(results: Results, path: Path) -> None:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; `sasa-bench run` writes one") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{path} cannot be read as a results file: {error}") from None
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be read as a results file: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ResultsError(f"{path} cannot be read as a results file: it is no text in UTF-8 ({error})") from None
     document = benchmark_json.parse(text)
     if document is not None:
         _read_benchmarks(results, path, document)
         return
-    lines = text.splitlines()
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
     seen_any = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -56,12 +80,12 @@ def _read_into(results: Results, path: Path) -> None:
         try:
             _take(results, json.loads(line))
             seen_any = True
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except UNUSABLE as error:
             if last and seen_any and not text.endswith("\n"):
                 results.warnings.append(f"{path}: the last line is cut off and was left out; --resume measures it anew")
                 return
             raise ResultsError(
-                f"{path}, line {number}, is not a line of a results file ({type(error).__name__}: {error}); "
+                f"{path}, line {number}, is not a line of a results file ({_why(error)}); "
                 "give a .jsonl file that `sasa-bench run` wrote"
             ) from None
     if not seen_any:
@@ -79,8 +103,8 @@ def _read_benchmarks(results: Results, path: Path, document: dict[str, Any]) -> 
             f"{path} of pytest-benchmark cannot be used, {hint}: write it with --benchmark-json, or add "
             "--benchmark-save-data"
         ) from None
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ResultsError(f"{path} of pytest-benchmark cannot be used ({type(error).__name__}: {error})") from None
+    except UNUSABLE as error:
+        raise ResultsError(f"{path} of pytest-benchmark cannot be used ({_why(error)})") from None
     taken = len(results.rows) - before
     others = len(document["benchmarks"]) - taken
     if not taken:
@@ -89,39 +113,55 @@ def _read_benchmarks(results: Results, path: Path, document: dict[str, Any]) -> 
         results.warnings.append(f"{path}: {others} benchmarks that are no cases of a suite were left out")
 
 
-def _take(results: Results, line: dict[str, Any]) -> None:
+def _take(results: Results, line: Any) -> None:
+    if not isinstance(line, dict):
+        raise TypeError(f"a {type(line).__name__} instead of a table with a kind")
     kind = line.pop("kind")
     if kind == "row":
         results.rows.append(Record.from_dict(line))
     elif kind == "machine":
-        key = line.pop("id")
-        results.machines[key] = Machine.from_dict(line)
+        results.machines[str(line.pop("id"))] = Machine.from_dict(line)
     elif kind == "impl":
-        results.impls[line["name"]] = ImplInfo.from_dict(line)
+        impl = ImplInfo.from_dict(line)
+        results.impls[impl.name] = impl
     elif kind == "roof":
-        roof = Roof(**line)
+        roof = build(Roof, line)
         results.roofs[roof.machine, roof.device, roof.dtype, roof.threads] = roof
     else:
         raise ValueError(f"unknown kind {kind!r}")
 
 
+def _why(error: Exception) -> str:
+    return f"{type(error).__name__}: {printable(str(error))[:200]}"
+
+
 class Writer:
-    """Appends lines to a results file; each write is flushed, so a kill loses at most the line in progress."""
+    """Appends lines to a results file. Each write reaches the disk before the next begins or is taken back whole.
+
+    So a kill, a power failure or a full disk loses at most the rows in progress. Raises ResultsError where the file
+    cannot be opened or written; what was written before stays.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = path.open("ab+")
-        self._cut_partial_line()
+        self.path = path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("ab+", buffering=0)
+            self._cut_partial_line()
+        except OSError as error:
+            raise self._refused(error, "give --out another path") from None
 
     def _cut_partial_line(self) -> None:
-        size = self.file.seek(0, os.SEEK_END)
-        if not size:
+        if not self.file.seek(0, os.SEEK_END):
             return
         self.file.seek(0)
         content = self.file.read()
         if not content.endswith(b"\n"):
             self.file.truncate(content.rfind(b"\n") + 1)
             self.file.seek(0, os.SEEK_END)
+
+    def _refused(self, error: OSError, remedy: str) -> ResultsError:
+        return ResultsError(f"{self.path} cannot be written ({error.strerror or error}): {remedy}")
 
     def machine(self, machine: Machine) -> None:
         """Describe a machine that rows refer to by its id."""
@@ -140,8 +180,17 @@ class Writer:
         self._write([row.to_dict() for row in rows])
 
     def _write(self, lines: Iterable[dict[str, Any]]) -> None:
-        self.file.write(b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines))
-        self.file.flush()
+        content = memoryview(b"".join(json.dumps(line, allow_nan=False).encode() + b"\n" for line in lines))
+        before = self.file.seek(0, os.SEEK_END)
+        try:
+            while content:
+                content = content[self.file.write(content) :]
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.file.truncate(before)
+            remedy = "rows written before are kept; free some space, then repeat the command with --out and --resume"
+            raise self._refused(error, remedy) from None
 
     def close(self) -> None:
         """Close the file."""

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sasa_bench.results.fields import build
+
 HARDWARE = ("cpu", "cores", "isa", "gpu")
 
 
@@ -65,4 +67,4 @@ class Machine:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Machine:
         """The inverse of to_dict."""
-        return cls(**values | {"isa": tuple(values["isa"])})
+        return build(cls, values)

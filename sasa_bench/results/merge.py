@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import defaultdict
@@ -118,12 +119,18 @@ def _order(case: Case) -> tuple[Any, ...]:
 def write(results: Results, path: Path) -> None:
     """Write a merged results file in one step: it is there whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")
-    partial.unlink(missing_ok=True)
-    with Writer(partial) as writer:
-        for machine in results.machines.values():
-            writer.machine(machine)
-        writer.impls(results.impls.values())
-        for roof in results.roofs.values():
-            writer.roof(roof)
-        writer.rows(results.rows)
-    os.replace(partial, path)
+    try:
+        partial.unlink(missing_ok=True)
+        with Writer(partial) as writer:
+            for machine in results.machines.values():
+                writer.machine(machine)
+            writer.impls(results.impls.values())
+            for roof in results.roofs.values():
+                writer.roof(roof)
+            writer.rows(results.rows)
+        os.replace(partial, path)
+    except OSError as error:
+        raise ResultsError(f"{path} cannot be written ({error.strerror}): give --out another path") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ def parse(text: str) -> dict[str, Any] | None:
     """The document in `text` if pytest-benchmark wrote it, else None."""
     try:
         document = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     known = isinstance(document, dict) and isinstance(document.get("benchmarks"), list) and "machine_info" in document
     return document if known else None

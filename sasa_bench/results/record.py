@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sasa_bench.case import Case, from_dict
+from sasa_bench.results.fields import build
 from sasa_bench.results.machine import Machine
 
 DIFFERS = "†"
@@ -63,11 +64,13 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
-        """The inverse of to_dict."""
-        known = {f.name for f in fields(cls)}
-        plain = {name: value for name, value in values.items() if name in known}
-        samples = {name: tuple(values.get(name, ())) for name in ("samples_s", "cold_samples_s")}
-        return cls(**plain | samples | {"case": from_dict(values["case"])})
+        """The inverse of to_dict. Raises ValueError, KeyError or TypeError for what is no row."""
+        row = build(cls, values, {"case": from_dict(values["case"])})
+        if row.status not in STATUSES:
+            raise ValueError(f"status = {row.status!r} is not one of {', '.join(STATUSES)}")
+        if any(seconds <= 0 for seconds in (*row.samples_s, *row.cold_samples_s)):
+            raise ValueError("samples_s has a time of 0 s or less")
+        return row
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class ImplInfo:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ImplInfo:
         """From a results file or a worker's answer, which may say more."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        return build(cls, values)
 
 
 @dataclass

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import factory
 import pytest
@@ -77,3 +80,71 @@ def test_a_missing_file_is_refused() -> None:
 def test_rows_of_later_versions_may_have_more_fields(tmp_path: Path) -> None:
     values = factory.record().to_dict() | {"invented_later": 1}
     assert Record.from_dict(values) == factory.record()
+
+
+def test_the_last_of_two_rows_of_one_case_counts(tmp_path: Path) -> None:
+    first, second = factory.record(median_s=0.01), factory.record(median_s=0.02)
+    other = factory.record("conv3x3")
+    path = factory.results_file(tmp_path / "a.jsonl", [first, other, second])
+    assert read([path]).rows == [other, second]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("samples_s", [0.1, float("nan")], "out of range"),
+        ("samples_s", [0.1, -0.1], "a time of 0 s or less"),
+        ("samples_s", "abc", "is no tuple"),
+        ("suite", ["a"], "is no str"),
+        ("flops", 1e99, "no whole number"),
+        ("flops", 10**4000, "a huge number"),
+        ("status", "fine", "is not one of ok, skipped"),
+        ("extra", {"build_s": float("inf")}, "out of range"),
+    ],
+)
+def test_a_value_that_no_row_can_have_is_named(tmp_path: Path, field: str, value: object, said: str) -> None:
+    line = factory.record().to_dict() | {field: value}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    with pytest.raises(ResultsError, match=said):
+        read([path])
+
+
+def test_control_characters_of_a_foreign_file_are_spelled_out(tmp_path: Path) -> None:
+    reason = "\x1b[31mred\x00\nnext \u202egnp.exe"
+    row = factory.failed("naive", "error", reason, suite="a\x1b]0;title\x07")
+    (found,) = read([factory.results_file(tmp_path / "a.jsonl", [row])]).rows
+    assert found.reason == "\\x1b[31mred\\x00 next \\u202egnp.exe"
+    assert found.suite == "a\\x1b]0;title\\x07"
+
+
+@pytest.mark.parametrize("kind", ["folder", "below a file", "read-only"])
+def test_a_path_that_cannot_be_written_is_one_sentence(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "file").write_text("")
+    path = {"folder": tmp_path, "below a file": tmp_path / "file" / "a.jsonl", "read-only": Path("/proc/a.jsonl")}[kind]
+    with pytest.raises(ResultsError, match=r"cannot be written \(.*\): give --out another path"):
+        Writer(path)
+
+
+def test_a_full_disk_takes_back_the_rows_in_progress_and_keeps_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    before = path.read_bytes()
+    with Writer(path) as writer:
+        room = [100]
+
+        def write(content: memoryview) -> int:
+            taken = min(len(content), room[0])
+            room[0] -= taken
+            if not taken:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return whole.write(content[:taken])
+
+        whole = writer.file
+        writer.file = SimpleNamespace(
+            write=write, seek=whole.seek, truncate=whole.truncate, fileno=whole.fileno, close=whole.close
+        )
+        with pytest.raises(ResultsError, match=r"No space left on device.*rows written before are kept"):
+            writer.rows([factory.record("conv3x3")])
+    assert path.read_bytes() == before
