@@ -10,11 +10,9 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib import resources
 from pathlib import Path
 from xml.etree import ElementTree
 
-from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
@@ -22,6 +20,7 @@ from sasa_bench.gate.evidence import Share, column, head_over_both
 from sasa_bench.gate.run import Result
 from sasa_bench.gate.statistics import BIAS_FACTOR
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.report import page
 from sasa_bench.results.format import seconds
 
 MOST_ROWS = 15
@@ -156,10 +155,9 @@ def to_json(result: Result) -> str:
 
 def html(result: Result) -> str:
     """One page that opens offline: the summary, every case, and the paired ratios of each one that was confirmed."""
-    template = (resources.files("sasa_bench.report") / "templates" / "gate.html").read_text(encoding="utf-8")
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     confirmed = {key for phase, pair in result.pairs if phase == "confirm" for key in pair.head}
-    return page.from_string(template).render(
+    return page.render(
+        "gate.html",
         result=result,
         meaning=MEANING[result.verdict],
         bias_factor=BIAS_FACTOR,

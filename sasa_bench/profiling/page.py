@@ -12,8 +12,9 @@ import pandas as pd
 
 from sasa_bench.case import Case
 from sasa_bench.profiling import trace
-from sasa_bench.report import chart, page
-from sasa_bench.report.figures import style
+from sasa_bench.report import page
+from sasa_bench.report.charts import profile as charts
+from sasa_bench.report.styles import style
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.format import seconds, size
 from sasa_bench.results.record import ImplInfo
@@ -61,16 +62,16 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
                 "summary": s["summary"],
                 "time": seconds(s["time_s"]),
                 "trace": s["trace"],
-                "flame": chart.flame(pd.DataFrame([asdict(box) for box in trace.flame(traces[s["name"]])])),
+                "flame": charts.flame(pd.DataFrame([asdict(box) for box in trace.flame(traces[s["name"]])])),
                 "peak": _peak(memory, s["name"]),
             }
             for s in summaries
         ],
         calls=summaries[0]["calls"],
-        stages=chart.stage_bars(stages) if len(stages) else None,
+        stages=charts.stage_bars(stages) if len(stages) else None,
         stage_rows=_side_by_side(stages, list(infos)),
         unstaged=[s["name"] for s in summaries if s["name"] not in set(stages.get("impl", ()))],
-        memory=chart.memory(memory, styles),
+        memory=charts.memory(memory, styles),
         operators=page.sortable(operators, "operators-table", ["implementation", "operator"]),
         kernels=page.sortable(kernels, "kernels-table", ["implementation"]) if len(kernels) else "",
         chart_script=page.chart_script(),
@@ -87,7 +88,7 @@ def _stages(folder: Path, summaries: Sequence[Summary]) -> pd.DataFrame:
             rows += [
                 {"impl": summary["name"], "stage": stage, "ms": spent * 1e3, "share": spent / whole}
                 for stage, spent in found.items()
-                if whole and stage in chart.STAGE_COLOURS and spent >= 0.001 * whole
+                if whole and stage in charts.STAGE_COLOURS and spent >= 0.001 * whole
             ]
     return pd.DataFrame(rows)
 
@@ -99,7 +100,7 @@ def _side_by_side(stages: pd.DataFrame, names: Sequence[str]) -> list[dict[str, 
     present = set(stages["stage"])
     return [
         {"stage": stage, "of": [found.get((stage, name)) for name in names]}
-        for stage in chart.STAGE_COLOURS
+        for stage in charts.STAGE_COLOURS
         if stage in present
     ]
 

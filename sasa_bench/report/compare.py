@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report import chart, page
-from sasa_bench.report.chart import RUN
-from sasa_bench.report.figures import style
+from sasa_bench.report import page
+from sasa_bench.report.charts.compared import against_each_other, changes
+from sasa_bench.report.charts.parts import RUN
+from sasa_bench.report.charts.sweep import sweep
 from sasa_bench.report.findings import Ratio, answers, ratio, times
+from sasa_bench.report.styles import style
 from sasa_bench.report.table import BASELINE, frame, marked, varying_axes
 from sasa_bench.results.columns import COLUMNS, TIME
 from sasa_bench.results.file import ResultsError, read
@@ -80,7 +82,7 @@ def html(runs: Sequence[Run]) -> str:
         alike = first.hardware == other.hardware
         pairs = list(_pairs(first, other, alike))
         shown = _versions(pairs, first, other) if alike else _within(pairs, first, other)
-        spec = chart.changes(shown, styles) if alike else chart.against_each_other(shown, styles)
+        spec = changes(shown, styles) if alike else against_each_other(shown, styles)
         sections.append(
             {
                 "title": f"{other.label} next to {first.label}",
@@ -99,7 +101,7 @@ def html(runs: Sequence[Run]) -> str:
         machines=machines,
         differing=[key for key in next(iter(machines.values())) if len({m[key] for m in machines.values()}) > 1],
         sections=sections,
-        suites=[{"name": s, "chart": chart.sweep(rows, styles)} for s, rows in charted.groupby("suite", sort=False)],
+        suites=[{"name": s, "chart": sweep(rows, styles)} for s, rows in charted.groupby("suite", sort=False)],
         warnings=[warning for run in runs for warning in run.results.warnings],
         downloads=page.downloads(table, "compared"),
         chart_script=page.chart_script(),

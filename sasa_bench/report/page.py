@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -21,7 +22,7 @@ from itables.javascript import generate_init_offline_itables_html
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from sasa_bench.report.chart import Spec
+from sasa_bench.report.charts.parts import Spec
 from sasa_bench.report.table import render as as_file
 from sasa_bench.results.format import size
 from sasa_bench.results.machine import Machine
@@ -37,6 +38,24 @@ LARGEST_PLAIN = 1 << 20
 def render(template: str, **values: Any) -> str:
     """A page from sasa_bench/report/templates. Raises jinja2.UndefinedError for a value that the template misses."""
     return _environment().get_template(template).render(**values)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: its heading, the anchor of the heading, and what follows.
+
+    link: words in the navigation; "" keeps it out.
+    """
+
+    anchor: str
+    title: str
+    link: str
+    body: Markup
+
+
+def section(anchor: str, title: str, link: str = "", **values: Any) -> Section:
+    """The section whose body is the template sections/ANCHOR.html with these values."""
+    return Section(anchor, title, link, Markup(render(f"sections/{anchor}.html", **values)))
 
 
 def write(page: str, out: Path) -> None:

@@ -18,20 +18,33 @@ MIB = 1 << 20
 
 
 @dataclass(frozen=True)
+class Tick:
+    """How a chart writes a number: a d3 format and the unit behind it."""
+
+    form: str = "~s"
+    unit: str = ""
+
+    def of(self, value: str, digits: int | None = None) -> str:
+        """The Vega expression that writes `value`, itself an expression, in full or to some digits."""
+        precision = "" if digits is None else f".{digits}"
+        return f"format({value}, '{precision}{self.form}') + '{self.unit}'"
+
+
+@dataclass(frozen=True)
 class Kind:
     """What columns of one nature share.
 
     dtype   of the loaded column: "float64", "int64", "Int64", "category", "string" or "datetime"; "" for pandas' guess
     text    how a text table writes a value
     cell    unit of a sortable table and its size in stored units: one for all rows, so that they sort
-    tick    Vega expression that writes `value` on an axis or in a tooltip
+    tick    how an axis and a tooltip write a plotted value
     plot    stored units in one plotted unit
     """
 
     dtype: str
     text: Callable[[Any], str] = str
     cell: tuple[str, float] = ("", 1.0)
-    tick: str = "format(value, '~s')"
+    tick: Tick = Tick()
     plot: float = 1.0
 
 
@@ -41,13 +54,13 @@ MOMENT = Kind("datetime")
 NUMBER = Kind("int64")
 COUNT = Kind("Int64")
 LARGE_COUNT = Kind("Int64", format.si, ("k", 1e3))
-WORK = Kind("Int64", lambda value: format.si(value, "FLOP"), ("MFLOP", 1e6), "format(value, '~s') + 'FLOP'")
-BYTES = Kind("Int64", format.size, ("MiB", MIB), "format(value, '~r') + ' MiB'", MIB)
+WORK = Kind("Int64", lambda value: format.si(value, "FLOP"), ("MFLOP", 1e6), Tick("~s", "FLOP"))
+BYTES = Kind("Int64", format.size, ("MiB", MIB), Tick("~r", " MiB"), MIB)
 FLOAT = Kind("float64", "{:.4g}".format)
-TIME = Kind("float64", format.seconds, ("ms", 1e-3), "format(value, '~s') + 's'")
-RATE = Kind("float64", lambda value: format.si(value, "FLOP/s"), ("GFLOP/s", 1e9), "format(value, '~s') + 'FLOP/s'")
-RATIO = Kind("float64", format.ratio, tick="format(value, '~r') + '×'")
-SHARE = Kind("float64", format.percent, ("%", 1e-2), "format(value, '~%')")
+TIME = Kind("float64", format.seconds, ("ms", 1e-3), Tick("~s", "s"))
+RATE = Kind("float64", lambda value: format.si(value, "FLOP/s"), ("GFLOP/s", 1e9), Tick("~s", "FLOP/s"))
+RATIO = Kind("float64", format.ratio, tick=Tick("~r", "×"))
+SHARE = Kind("float64", format.percent, ("%", 1e-2), Tick("~%"))
 ERROR = Kind("float64", format.error)
 
 
@@ -87,11 +100,6 @@ class Column:
     def scaled(self, value: float) -> float:
         """A stored value in the unit of `heading`, to four digits."""
         return float(f"{value / self.kind.cell[1]:.4g}")
-
-    def tick(self, value: str, digits: int | None = None) -> str:
-        """The Vega expression that writes the plotted `value`, itself an expression, in full or to some digits."""
-        written = self.kind.tick.replace("value", value, 1)
-        return written if digits is None else written.replace("'~", f"'.{digits}~")
 
 
 _NUMBERS = {field.name for field in fields(Case) if field.type == "int"}

@@ -15,7 +15,7 @@ from sasa_bench import impls, ops
 from sasa_bench.case import Case
 from sasa_bench.ops.halo_attention import halo_block
 from sasa_bench.ops.tensors import leaves, random_tensors, step
-from sasa_bench.report import report
+from sasa_bench.report import report, sections
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import footnotes, frame, marked, render
 from sasa_bench.results.file import Writer, read
@@ -204,7 +204,7 @@ def test_it_is_compared_and_never_the_fastest(results: Results) -> None:
 
 def test_the_report_has_a_table_of_who_computes_what_where_one_differs(results: Results, tmp_path: Path) -> None:
     table = frame(results)
-    entries = {entry["name"]: entry for entry in report.peers(table, results)}
+    entries = {entry["name"]: entry for entry in sections.peer_rows(table, results)}
     assert entries[f"mine{DIFFERS}"]["function"] == HOW
     assert entries[f"mine{DIFFERS}"]["build"] == "3 s"
     assert entries["blocked"]["function"] == "exact"
@@ -214,7 +214,7 @@ def test_the_report_has_a_table_of_who_computes_what_where_one_differs(results: 
     assert "Who computes what" in page
     assert f"mine{DIFFERS}" in page
     plain = read([factory.results_file(tmp_path / "b.jsonl", factory.sweep())])
-    assert report.peers(frame(plain), plain) == []
+    assert sections.peer_rows(frame(plain), plain) == []
     assert "Who computes what" not in report.html(plain)
 
 

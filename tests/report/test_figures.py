@@ -9,7 +9,9 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.report.figures import BASELINE_COLOUR, COLOURS, MARKERS, overview, panels, save, save_all, style
+from sasa_bench.report.figures import overview, save, save_all
+from sasa_bench.report.panels import panels
+from sasa_bench.report.styles import BASELINE_COLOUR, COLOURS, MARKERS, style
 from sasa_bench.report.table import frame, load
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.record import ImplInfo

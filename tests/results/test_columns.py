@@ -56,8 +56,8 @@ def test_a_value_is_scaled_for_a_text_and_for_a_sortable_table(
 
 
 def test_ticks_and_tooltips_write_the_same_value_with_more_or_fewer_digits() -> None:
-    assert column("time_median_s").tick("datum.y") == "format(datum.y, '~s') + 's'"
-    assert column("time_median_s").tick("datum.y", 3) == "format(datum.y, '.3~s') + 's'"
+    assert column("time_median_s").kind.tick.of("datum.y") == "format(datum.y, '~s') + 's'"
+    assert column("time_median_s").kind.tick.of("datum.y", 3) == "format(datum.y, '.3~s') + 's'"
 
 
 def test_what_a_row_stores_has_a_column() -> None:

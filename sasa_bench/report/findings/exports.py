@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report.findings import ATTENTION, Ratio, ratio, span, times
+from sasa_bench.report.findings.ratios import ATTENTION, Ratio, ratio, span, times
 from sasa_bench.results.columns import COLUMNS, EXTRAS, TIME, cells
 from sasa_bench.results.record import ImplInfo, Record, Results
 

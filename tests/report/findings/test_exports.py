@@ -11,7 +11,8 @@ import pytest
 from browser import Browser
 
 from sasa_bench.case import Case
-from sasa_bench.report import formulations, report
+from sasa_bench.report import report
+from sasa_bench.report.findings import exports
 from sasa_bench.results.file import read
 from sasa_bench.results.record import Record, Results
 
@@ -33,11 +34,11 @@ def rows(times: dict[str, float], cases: list[Case] = CASES, **changes: object) 
 
 
 def sentences(tmp_path: Path, made: list[Record]) -> list[str]:
-    return list(formulations.answers(formulations.pairs(results(tmp_path, made))))
+    return list(exports.answers(exports.pairs(results(tmp_path, made))))
 
 
 def test_a_file_is_paired_with_the_formulation_it_was_exported_from(tmp_path: Path) -> None:
-    found = formulations.pairs(results(tmp_path, rows({"unfold": 2, "unfold_file": 6, "blocked_file": 1}, CASES[:1])))
+    found = exports.pairs(results(tmp_path, rows({"unfold": 2, "unfold_file": 6, "blocked_file": 1}, CASES[:1])))
     assert [(pair.info.name, pair.torch and pair.torch.impl) for pair in found] == [
         ("unfold_file", "unfold"),
         ("blocked_file", None),
@@ -49,7 +50,7 @@ def test_a_file_is_paired_with_the_formulation_it_was_exported_from(tmp_path: Pa
 
 def test_the_table_holds_times_export_size_and_nodes_of_each_file(tmp_path: Path) -> None:
     made = rows({"blocked": 3, "blocked_file": 1, "blocked_any_size": 2, "kernel_file": 1})
-    shown, words = formulations.table(formulations.pairs(results(tmp_path, made)))
+    shown, words = exports.table(exports.pairs(results(tmp_path, made)))
     assert len(shown) == 9
     assert words == ["resolution", "formulation", "file", "sizes", "operators"]
     first = shown[shown["resolution"] == "14"].set_index("file")
@@ -132,7 +133,7 @@ def test_a_file_written_before_exports_were_known_is_read_without_them(tmp_path:
     path.write_text("".join(old))
     found = read([path])
     assert len(found.rows) == 6
-    assert formulations.pairs(found) == []
+    assert exports.pairs(found) == []
     assert "Which formulation to export" not in report.html(found)
 
 

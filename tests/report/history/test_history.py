@@ -18,6 +18,8 @@ from scipy import stats
 from sasa_bench.case import Case
 from sasa_bench.cli import main
 from sasa_bench.report import history, page
+from sasa_bench.report.history import changes
+from sasa_bench.report.history.series import RATIO, TIME
 from sasa_bench.results.machine import Machine
 
 CASES = [Case(kernel_size=k, threads=2) for k in (3, 5, 7)]
@@ -61,14 +63,14 @@ def test_a_step_of_ten_percent_is_found_at_its_commit_in_its_series_alone(tmp_pa
     change = found.changes[0]
     assert abs(change.index - 18) <= 1
     assert change.series.runs[change.index].machine.commit == f"{change.index:012x}"
-    assert change.series.quantity == history.RATIO
+    assert change.series.quantity == RATIO
     assert change.ratio == pytest.approx(1.10, abs=0.04)
-    assert change.p_value <= history.LEVEL
+    assert change.p_value <= changes.LEVEL
 
 
 def test_a_slow_down_that_was_mended_is_two_changes() -> None:
     values = [(1.1 if 15 <= turn < 30 else 1.0) * np.exp(random.gauss(0, 0.01)) for turn in range(45)]
-    (found,) = history.change_points([values], level=1e-3)
+    (found,) = changes.change_points([values], level=1e-3)
     assert len(found) == 2
     assert all(min(abs(index - at) for at in (15, 30)) <= 1 for index in found)
 
@@ -77,7 +79,7 @@ def test_a_slow_down_that_was_mended_is_two_changes() -> None:
 def test_without_a_step_none_is_found_more_often_than_the_stated_rate(scatter: Callable[[], float]) -> None:
     pages, level = 150, 0.05
     alarms = sum(
-        any(history.change_points([[np.exp(scatter()) for _ in range(n)] for n in (15, 22, 30)], level))
+        any(changes.change_points([[np.exp(scatter()) for _ in range(n)] for n in (15, 22, 30)], level))
         for _ in range(pages)
     )
     assert stats.binomtest(alarms, pages, level, alternative="greater").pvalue > 1e-6, alarms
@@ -85,9 +87,9 @@ def test_without_a_step_none_is_found_more_often_than_the_stated_rate(scatter: C
 
 def test_one_disturbed_run_is_no_change() -> None:
     values = [np.exp(random.gauss(0, 0.01)) for _ in range(30)]
-    before = history.best_split(values)[1]
+    before = changes.best_split(values)[1]
     values[17] *= 3
-    assert history.best_split(values)[1] > min(before, 0.05) / 5
+    assert changes.best_split(values)[1] > min(before, 0.05) / 5
 
 
 @pytest.mark.parametrize("cuts", [1, 2])
@@ -95,19 +97,19 @@ def test_the_null_distribution_is_that_of_all_orders(cuts: int) -> None:
     orders = list(permutations(range(1, 8)))
     splits = list(combinations(range(1, 7), cuts))
     every = np.array([[stats.kruskal(*np.split(order, s)).statistic for s in splits] for order in orders[::40]])
-    assert history._largest(np.array(orders[::40], float), cuts) == pytest.approx(every.max(axis=1))
-    whole, drawn = history._largest(np.array(orders, float), cuts), history._null(7, cuts)
+    assert changes._largest(np.array(orders[::40], float), cuts) == pytest.approx(every.max(axis=1))
+    whole, drawn = changes._largest(np.array(orders, float), cuts), changes._null(7, cuts)
     for quantile in (0.5, 0.9, 0.99):
         bound = np.quantile(whole, quantile) - 1e-9
         assert np.mean(drawn >= bound) == pytest.approx(np.mean(whole >= bound), abs=0.012)
 
 
 def test_fewer_results_than_a_change_needs_can_never_show_one_and_that_is_said(tmp_path: Path) -> None:
-    least = history.least_results()
+    least = changes.least_results()
     half = least // 2
     values = [*range(half, 0, -1), *range(least, half, -1)]
-    assert history.best_split(values) == ([half], pytest.approx(4 / math.comb(least, half), rel=0.25))
-    assert 4 / math.comb(least, half) <= history.LEVEL < 4 / math.comb(least - 2, half - 1)
+    assert changes.best_split(values) == ([half], pytest.approx(4 / math.comb(least, half), rel=0.25))
+    assert 4 / math.comb(least, half) <= changes.LEVEL < 4 / math.comb(least - 2, half - 1)
     found = history.load(runs(tmp_path, least - 1, step(4, 2.0)))
     assert (found.series, found.changes, len(found.short)) == ([], [], 9)
     said = history.render(found, "text")
@@ -143,16 +145,16 @@ def test_what_else_changed_stands_beside_the_change(tmp_path: Path) -> None:
 
     found = history.load(runs(tmp_path, 20, lambda turn, i, case: 2.0 if i == "unfold" and turn >= 10 else 1.0,
                               made_on=made_on))  # fmt: skip
-    changes = [c for c in found.changes if c.series.impl == "unfold"]
-    assert len(changes) == 3
-    assert {c.also_changed for c in changes} == {"torch 2.12.0 -> 2.13.0"}
+    of_unfold = [c for c in found.changes if c.series.impl == "unfold"]
+    assert len(of_unfold) == 3
+    assert {c.also_changed for c in of_unfold} == {"torch 2.12.0 -> 2.13.0"}
 
 
 def test_the_baseline_and_series_without_it_are_judged_by_time(tmp_path: Path) -> None:
     found = history.load(runs(tmp_path / "a", 12))
-    assert {s.quantity for s in found.series if s.impl == "conv3x3"} == {history.TIME}
+    assert {s.quantity for s in found.series if s.impl == "conv3x3"} == {TIME}
     alone = history.load(runs(tmp_path / "b", 12, impls=["unfold"]))
-    assert {s.quantity for s in alone.series} == {history.TIME}
+    assert {s.quantity for s in alone.series} == {TIME}
 
 
 def test_runs_stand_in_order_of_their_commits_where_the_repository_knows_them(tmp_path: Path) -> None:
@@ -226,7 +228,7 @@ def test_an_empty_folder_and_a_missing_library_say_what_to_do(tmp_path: Path, mo
         history.load(tmp_path)
     monkeypatch.setitem(sys.modules, "ruptures", None)
     with pytest.raises(history.HistoryError, match=r"sasa-bench\[history\]"):
-        history.best_split([1.0, 2.0])
+        changes.best_split([1.0, 2.0])
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -1,0 +1,161 @@
+"""Answers computed from rows: a verdict, figures, sentences by question, claims; none that rows do not support."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from sasa_bench.case import AXES, Case
+from sasa_bench.report.findings.claims import PAPER, Claim, claims
+from sasa_bench.report.findings.questions import Swept, crossings, memory, others, promises, which
+from sasa_bench.report.findings.ratios import ATTENTION, Point, case_of, fastest, middle, ratio, span, times
+from sasa_bench.report.panels import Panel, panels
+from sasa_bench.report.table import BASELINE
+from sasa_bench.results.format import size
+from sasa_bench.results.record import Record, Results
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure of the first screen: attention over the baseline in one respect, and what it was computed from."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass
+class Answers:
+    """What the rows say; names in sentences stand in backticks.
+
+    verdict    one sentence, empty where no row supports one
+    tiles      figures at `tile_case`
+    groups     question -> suite -> sentences
+    claims     of the paper
+    """
+
+    verdict: str = ""
+    tile_case: str = ""
+    tiles: list[Tile] = field(default_factory=list)
+    groups: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)
+
+
+def answers(results: Results, table: pd.DataFrame) -> Answers:
+    """What the rows of one kind of hardware say; `table` is their tidy table."""
+    rows = {_key(record): record for record in results.rows if record.status == "ok"}
+    swept = [(panel, _points(panel, rows)) for panel in panels(table)]
+    points = [point for _, found in swept for point in found]
+    paired = [point for point in points if BASELINE in point and fastest(point)]
+    distinct: dict[Case, Point] = {}
+    for point in points:
+        if len(point) >= len(distinct.get(case_of(point), ())):
+            distinct[case_of(point)] = point
+    points = list(distinct.values())
+    found = Answers(claims=list(claims(points, results.rows)))
+    if paired:
+        found.verdict = _verdict(paired)
+        _tiles(found, paired)
+    questions: dict[str, Callable[[Swept], Iterator[str]]] = {
+        "Which implementation of attention?": which,
+        "Where is attention cheaper than convolution?": crossings,
+        "What do the FLOPs promise, and what does the clock say?": promises,
+        "What does it cost in memory?": memory,
+        "What do those cost that compute something else?": lambda swept: others(swept, results.impls),
+    }
+    by_suite: dict[str, list[tuple[Panel, list[Point]]]] = {}
+    for panel, of_panel in swept:
+        by_suite.setdefault(panel.suite, []).append((panel, of_panel))
+    for question, answer in questions.items():
+        sentences = {suite: list(answer(of_suite)) for suite, of_suite in by_suite.items()}
+        if any(sentences.values()):
+            found.groups[question] = {suite: said for suite, said in sentences.items() if said}
+    return found
+
+
+def _key(record: Record) -> tuple[object, ...]:
+    values = record.case.to_dict() | {"resolution": str(record.case.resolution)}
+    return (record.suite, record.impl, *(values[axis] for axis in AXES))
+
+
+def _points(panel: Panel, rows: dict[tuple[object, ...], Record]) -> list[Point]:
+    found = []
+    for _, group in panel.data.groupby("x_place"):
+        keys = zip(group["suite"], group["impl"], *(group[axis] for axis in AXES), strict=True)
+        found.append({str(key[1]): rows[key] for key in keys})
+    return found
+
+
+def _usual(points: Sequence[Point]) -> list[Point]:
+    """The points to judge by: layers at the paper's window, forward, on the commonest device in the commonest dtype.
+
+    A restriction that would leave nothing is not made.
+    """
+    kept = list(points)
+    for axis, wanted in (
+        ("scope", "layer"),
+        ("mode", "forward"),
+        ("device", None),
+        ("dtype", None),
+        ("kernel_size", 7),
+    ):
+        value = wanted or Counter(getattr(case_of(p), axis) for p in kept).most_common(1)[0][0]
+        kept = [p for p in kept if getattr(case_of(p), axis) == value] or kept
+    return kept
+
+
+def _verdict(paired: Sequence[Point]) -> str:
+    usual = _usual(paired)
+    judged = [(ratio(best, point[BASELINE]), best, point[BASELINE]) for point in usual if (best := fastest(point))]
+    clear = [r for r, _, _ in judged if r.decided or r.known]
+    windows = {case_of(point).kernel_size for point in usual}
+    where = "Over all windows" if len(windows) > 1 else f"With a {min(windows)}×{min(windows)} window"
+    if windows == {PAPER.kernel_size}:
+        where = "At the paper's 7×7 window"
+    if not any(r.decided for r in clear):
+        return f"{where}, local attention and a 3×3 convolution cannot be told apart by time."
+    if all(r.high < 1 for r in clear):
+        said = f"{where}, local attention is faster than a 3×3 convolution: it takes {middle(clear)} of the time"
+    else:
+        said = f"{where}, local attention takes {middle(clear)} times as long as a 3×3 convolution"
+    if len(clear) > 1:
+        said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
+    if len(clear) < len(judged):
+        said += f", {len(judged) - len(clear)} more being too noisy to tell"
+    work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
+    if work:
+        said += f", for {span(work)} of its FLOPs"
+    name, wins = Counter(best.impl for _, best, _ in judged).most_common(1)[0]
+    if len({n for point in usual for n, r in point.items() if r.op == ATTENTION}) == 1:
+        return f"{said}, measured with `{name}`."
+    return f"{said}. The fastest is `{name}`" + (f" in {wins} of {len(judged)} cases." if wins < len(judged) else ".")
+
+
+def _tiles(found: Answers, paired: Sequence[Point]) -> None:
+    point = max(_usual(paired), key=_nearness)
+    best, baseline, case = fastest(point), point[BASELINE], case_of(point)
+    assert best is not None
+    time = ratio(best, baseline)
+    found.tile_case = (
+        f"{best.impl} over {BASELINE} at k = {case.kernel_size}, {case.channels} channels, {case.height}×{case.width}, "
+        f"batch {case.batch}, {case.dtype}, {case.mode}"
+    )
+    note = f"95 %: {times(time.low)} to {times(time.high)}" if np.isfinite(time.high) else "too few samples for 95 %"
+    found.tiles.append(Tile("time", f"{times(time.value)}×" if time.known else "too noisy", note))
+    if best.flops and baseline.flops:
+        found.tiles.append(Tile("FLOPs", f"{times(best.flops / baseline.flops)}×", "by the cost model"))
+    if best.params and baseline.params:
+        found.tiles.append(Tile("parameters", f"{times(best.params / baseline.params)}×", "by the cost model"))
+    if best.peak_memory_bytes and baseline.peak_memory_bytes:
+        more = best.peak_memory_bytes / baseline.peak_memory_bytes
+        note = f"{size(best.peak_memory_bytes)} against {size(baseline.peak_memory_bytes)}"
+        found.tiles.append(Tile("peak memory", f"{times(more)}×", note))
+
+
+def _nearness(point: Point) -> int:
+    case, usual = case_of(point).to_dict(), PAPER.to_dict()
+    return sum(case[axis] == usual[axis] for axis in AXES)

@@ -1,0 +1,194 @@
+"""Sentences that answer the questions of the report, by suite."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from sasa_bench.report.findings.ratios import (
+    ATTENTION,
+    Point,
+    Ratio,
+    case_of,
+    convolutions,
+    fastest,
+    ratio,
+    span,
+    times,
+)
+from sasa_bench.report.panels import Panel
+from sasa_bench.report.table import BASELINE
+from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.record import DIFFERS, ImplInfo
+
+Swept = Sequence[tuple[Panel, list[Point]]]
+MOST_PANELS = 6
+"""A suite with more panels than this gets one sentence for all of them instead of one each."""
+
+
+def which(swept: Swept) -> Iterator[str]:
+    """Who is fastest, by region of the sweep, beyond the uncertainty."""
+    judged = []
+    for panel, points in swept:
+        for point in points:
+            rivals = {name: r for name, r in point.items() if r.op == ATTENTION}
+            if len(rivals) > 1:
+                judged.append((panel, point, _winner(rivals)))
+    if not judged:
+        return
+    wins = Counter(winner[0] for _, _, winner in judged if winner)
+    if not wins:
+        yield "No implementation of attention is faster than the others beyond the uncertainty."
+        return
+    name, count = wins.most_common(1)[0]
+    lead = span(winner[1] for _, _, winner in judged if winner and winner[0] == name)
+    if count == len(judged):
+        yield f"`{name}` is the fastest at {_all(count)}, {lead} times as fast as the next."
+        return
+    others = [f"`{other}` at {n}" for other, n in wins.most_common()[1:]]
+    close = len(judged) - sum(wins.values())
+    others += [f"{close} {'is' if close == 1 else 'are'} too close to call"] if close else []
+    said = f"`{name}` is the fastest at {count} of {len(judged)} points, {lead} times as fast as the next"
+    yield f"{said}; {', '.join(others)}."
+    if len(swept) <= MOST_PANELS and len(wins) > 1:
+        for panel, _ in swept:
+            regions = _regions([(point, winner) for p, point, winner in judged if p is panel], panel.x)
+            if len({name for name, _ in regions}) > 1:
+                words = ", ".join(f"`{name}` at {values}" for name, values in regions)
+                yield f"By {COLUMNS[panel.x].label}{_facet(panel)}: {words}."
+
+
+def _all(count: int) -> str:
+    return f"all {count} points" if count > 1 else "its one point"
+
+
+def _facet(panel: Panel) -> str:
+    return f" ({panel.facet})" if panel.facet else ""
+
+
+def _winner(rivals: Point) -> tuple[str, float] | None:
+    """The implementation that is faster than every other beyond the uncertainty, and how many times; None for none."""
+    ranked = sorted(rivals, key=lambda name: float(np.median(rivals[name].samples_s)))
+    best = ranked[0]
+    if all(ratio(rivals[best], rivals[name]).high < 1 for name in ranked[1:]):
+        return best, 1 / ratio(rivals[best], rivals[ranked[1]]).value
+    return None
+
+
+def _regions(judged: Sequence[tuple[Point, tuple[str, float] | None]], x: str) -> list[tuple[str, str]]:
+    spans: list[tuple[str, list[object]]] = []
+    for point, winner in judged:
+        if winner is None:
+            continue
+        value = getattr(case_of(point), x)
+        if spans and spans[-1][0] == winner[0]:
+            spans[-1][1].append(value)
+        else:
+            spans.append((winner[0], [value]))
+    return [(name, f"{v[0]} to {v[-1]}" if len(v) > 1 else str(v[0])) for name, v in spans]
+
+
+@dataclass(frozen=True)
+class Against:
+    """The fastest attention of a point over a convolution: the ratio, who it is, and where along the panel's x."""
+
+    ratio: Ratio
+    impl: str
+    at: object
+
+
+def crossings(swept: Swept) -> Iterator[str]:
+    """Where along each sweep the fastest attention turns cheaper or dearer than a convolution."""
+    targets = list(dict.fromkeys(name for _, points in swept for point in points for name in convolutions(point)))
+    for target in targets:
+        found = [(panel, list(_against(panel, points, target))) for panel, points in swept]
+        every = [(panel, point) for panel, against in found for point in against]
+        if not every:
+            continue
+        ratios = [point.ratio for _, point in every]
+        spread = span(r.value for r in ratios)
+        cheaper, dearer = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
+        turns = [turn for panel, against in found for turn in _turns(panel, against, target)]
+        if dearer == len(ratios):
+            panel, best = min(every, key=lambda item: item[1].ratio.value)
+            at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
+            yield (
+                f"Never cheaper than `{target}`: {spread} times its time at {_all(len(every))}; "
+                f"nearest is `{best.impl}`{at} with {best.ratio} times."
+            )
+        elif cheaper == len(ratios):
+            yield f"Always cheaper than `{target}`: {spread} of its time at {_all(len(every))}."
+        elif 0 < len(turns) <= MOST_PANELS:
+            yield from turns
+        else:
+            counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
+            words = ", ".join(f"{word} at {count}" for count, word in counts if count)
+            told = f"; {span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
+            yield f"Against `{target}`, of {len(ratios)} points: {words}{told}."
+
+
+def _against(panel: Panel, points: Sequence[Point], target: str) -> Iterator[Against]:
+    for point in points:
+        best = fastest(point)
+        if best and target in point:
+            yield Against(ratio(best, point[target]), best.impl, getattr(case_of(point), panel.x))
+
+
+def _turns(panel: Panel, against: Sequence[Against], target: str) -> Iterator[str]:
+    for a, b in pairwise([point for point in against if point.ratio.decided]):
+        if (a.ratio.value < 1) != (b.ratio.value < 1):
+            turn = "dearer" if b.ratio.value > 1 else "cheaper"
+            yield (
+                f"`{b.impl}` becomes {turn} than `{target}` between {COLUMNS[panel.x].label} {a.at} and {b.at}"
+                f"{_facet(panel)}: from {a.ratio} to {b.ratio} times its time."
+            )
+
+
+def promises(swept: Swept) -> Iterator[str]:
+    """The ratio that FLOPs alone would give, next to the measured one."""
+    found = [(best, p[BASELINE]) for _, points in swept for p in points if BASELINE in p and (best := fastest(p))]
+    paired = [(a.flops / b.flops, r.value) for a, b in found if a.flops and b.flops and (r := ratio(a, b)).known]
+    if not paired:
+        return
+    yield (
+        f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of `{BASELINE}`; the fastest "
+        f"takes {span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
+        f"{span(clock / work for work, clock in paired)} times as long."
+    )
+
+
+def memory(swept: Swept) -> Iterator[str]:
+    """Peak memory of the fastest and of the leanest attention next to the baseline's."""
+    of_fastest, of_leanest, of_largest, leanest = [], [], [], []
+    for point in (point for _, points in swept for point in points):
+        known = {n: r.peak_memory_bytes for n, r in point.items() if r.op == ATTENTION and r.peak_memory_bytes}
+        base = point[BASELINE].peak_memory_bytes if BASELINE in point else None
+        best = fastest(point)
+        if base and best and best.impl in known:
+            leanest.append(min(known, key=lambda name: known[name]))
+            of_fastest.append(known[best.impl] / base)
+            of_leanest.append(min(known.values()) / base)
+            of_largest.append(max(known.values()) / base)
+    if not leanest:
+        return
+    name, count = Counter(leanest).most_common(1)[0]
+    said = f"The fastest attention needs {span(of_fastest)} times the peak memory of `{BASELINE}`"
+    if of_largest != of_leanest:
+        share = "" if count == len(leanest) else f" at {count} of {len(leanest)} points"
+        said += f"; the leanest (`{name}`{share}) {span(of_leanest)} times, the largest up to {times(max(of_largest))}"
+    yield said + "."
+
+
+def others(swept: Swept, impls: Mapping[str, ImplInfo]) -> Iterator[str]:
+    """Each implementation of another function next to the fastest attention: compared, never ranked."""
+    for name, how in ((info.name, info.differs) for info in impls.values() if info.differs):
+        points = [point for _, found in swept for point in found if name in point]
+        ratios = [ratio(point[name], best) for point in points if (best := fastest(point))]
+        known = [r.value for r in ratios if r.known or r.decided]
+        if known:
+            said = f"`{name}` {DIFFERS} takes {span(known)} times as long as the fastest attention"
+            yield f"{said} at {_all(len(known))}, and computes another function: {how}."
