@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "mode": ("forward", "backward", "training"),
     "network": ("none", "resnet26", "resnet38", "resnet50", "retinanet26", "retinanet38", "retinanet50"),
     "stem": ("none", "conv", "stand_alone", "conv_values", "aware_values"),
+    "memory_format": ("contiguous", "channels_last"),
 }
 """The allowed values of each axis that names a choice."""
 
@@ -60,6 +61,8 @@ class Case:
     stem              its stem: conv, or attention in 4 x 4 blocks with stand_alone, conv_values or aware_values
     attention_groups  which of its groups use attention, such as "34", or "none"; "1234+heads" adds the pyramid and
                       heads of a RetinaNet
+    memory_format     how images [B, C, H, W] and convolution weights lie in memory: contiguous (NCHW) or channels_last
+                      (NHWC), as torch.channels_last; an output may have either
 
     Raises CaseError for a value outside its axis.
     """
@@ -79,6 +82,7 @@ class Case:
     network: str = "none"
     stem: str = "none"
     attention_groups: str = "none"
+    memory_format: str = "contiguous"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", canonical_resolution(self.resolution))

@@ -10,7 +10,7 @@ import torch
 
 from sasa_bench import impls
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import leaves, step
+from sasa_bench.ops.tensors import arranged, leaves, step
 from sasa_bench.timing.check import compare, consult, poisoned_memory
 
 
@@ -22,7 +22,7 @@ def agree(name: str, case: Case) -> None:
     computed = impl.computes(case)
     oracle = consult(impl.op, computed, random.randrange(1 << 31))
     tensors = leaves(oracle.tensors, computed)
-    grad_y = None if oracle.grad_y is None else oracle.grad_y.to(getattr(torch, case.dtype))
+    grad_y = None if oracle.grad_y is None else arranged(oracle.grad_y, computed).to(getattr(torch, case.dtype))
     with poisoned_memory() if impl.poisoned else nullcontext():
         outputs = step(computed, impl.build(computed, tensors), tensors, grad_y)()
     verdict = compare(oracle, outputs)

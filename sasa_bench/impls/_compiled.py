@@ -65,7 +65,7 @@ def compiled(
             return run(tensors)
 
         grad_y = torch.ones(case.batch, case.channels, case.height, case.width).to(next(iter(tensors.values())))
-        with _compiler(case):
+        with compiler(case):
             step(case, call, tensors, grad_y)()
         return call
 
@@ -101,7 +101,7 @@ def compiled_attention(
 
 
 @contextmanager
-def _compiler(case: Case) -> Iterator[None]:
+def compiler(case: Case) -> Iterator[None]:
     """How the compiler is set: an empty cache, no processes that stay, and a graph that may be walked back again."""
     import torch._functorch.config
     import torch._inductor.config

@@ -29,6 +29,8 @@ BUILTIN = {
     "onnx_fused": "sasa_bench.impls.onnx_fused:IMPL",
     "onnx_conv3x3": "sasa_bench.impls.convolution:ONNX_CONV3X3",
     "conv3x3": "sasa_bench.impls.convolution:CONV3X3",
+    "conv3x3_channels_last": "sasa_bench.impls.convolution:CONV3X3_CHANNELS_LAST",
+    "conv3x3_packed": "sasa_bench.impls.convolution:CONV3X3_PACKED",
     "conv_kxk": "sasa_bench.impls.convolution:CONV_KXK",
     "depthwise_kxk": "sasa_bench.impls.convolution:DEPTHWISE_KXK",
     "conv1x1": "sasa_bench.impls.convolution:CONV1X1",

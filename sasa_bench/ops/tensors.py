@@ -32,12 +32,23 @@ def random_tensors(op: Op, case: Case, seed: int) -> Tensors:
 
 
 def leaves(tensors: Tensors, case: Case, dtype: torch.dtype | None = None) -> Tensors:
-    """Copies of `tensors` in the dtype of the case (or `dtype`) on its device; they need gradients unless forward."""
+    """Copies of `tensors` in the dtype of the case (or `dtype`) on its device; they need gradients unless forward.
+
+    Those with four dimensions have the memory format of the case, as torch.nn.Module.to gives it to a model.
+    """
     grad = case.mode != "forward"
+    kind = dtype or getattr(torch, case.dtype)
     return {
-        name: t.to(device=case.device, dtype=dtype or getattr(torch, case.dtype), copy=True).requires_grad_(grad)
+        name: arranged(t, case).to(device=case.device, dtype=kind, copy=True).requires_grad_(grad)
         for name, t in tensors.items()
     }
+
+
+def arranged(tensor: Tensor, case: Case) -> Tensor:
+    """`tensor` in the memory format of the case, where it has four dimensions."""
+    if tensor.dim() != 4 or case.memory_format == "contiguous":
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def step(case: Case, call: Call, tensors: Tensors, grad_y: Tensor | None) -> Callable[[], tuple[Tensor, ...]]:

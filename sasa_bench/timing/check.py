@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import Op, Tensors, leaves, output_names, random_tensors, step
+from sasa_bench.ops.tensors import Op, Tensors, arranged, leaves, output_names, random_tensors, step
 from sasa_bench.timing.budgets import budgets, max_abs
 
 
@@ -95,7 +95,7 @@ def gradient_of_output(case: Case, y: Tensor, seed: int) -> Tensor:
     """A random gradient of the shape of `y`, rounded to the dtype of the case, in the dtype of `y`."""
     generator = torch.Generator().manual_seed(seed + 1)
     grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(getattr(torch, case.dtype))
-    return grad.to(device=y.device, dtype=y.dtype)
+    return arranged(grad, case).to(device=y.device, dtype=y.dtype)
 
 
 def _reference(op: Op, case: Case, tensors: Tensors, dtype: torch.dtype, seed: int | None) -> dict[str, Tensor]:

@@ -11,12 +11,12 @@ from typing import Any
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.ops.tensors import leaves, random_tensors, step
+from sasa_bench.ops.tensors import arranged, leaves, random_tensors, step
 from sasa_bench.timing.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
 from sasa_bench.timing.timers import Step
 
 Oracles = dict[tuple[str, Case], Oracle]
-"""What is expected of (op, case); filled on demand, so that implementations of one op share it."""
+"""What is expected of (op, contiguous case); filled on demand, so that implementations of one op share it."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ def prepare(
         if not judge:
             return Trial(row, _unjudged(impl, computed, seed, stage))
         stage("check")
-        key = (impl.op.name, computed)
+        key = (impl.op.name, computed.with_(memory_format="contiguous"))
         if key not in oracles:
-            oracles[key] = consult(impl.op, computed, seed)
+            oracles[key] = consult(impl.op, key[1], seed)
         oracle = oracles[key]
         tensors = leaves(oracle.tensors, computed)
-        grad_y = None if oracle.grad_y is None else oracle.grad_y.to(tensors[next(iter(tensors))])
+        grad_y = None if oracle.grad_y is None else arranged(oracle.grad_y, computed).to(tensors[next(iter(tensors))])
         with poisoned_memory() if impl.poisoned else nullcontext():
             stage("build")
             started = time.perf_counter()

@@ -69,6 +69,13 @@ def test_low_precision_stays_within_the_error_of_the_plain_reference(name: str, 
     agree(name, Case(dtype=dtype, mode=mode, channels=16, heads=2, kernel_size=5, resolution=9))
 
 
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize("scope", ["layer", "core"])
+@pytest.mark.parametrize("name", QUICK)
+def test_images_in_channels_last_memory_give_the_same_function(name: str, scope: str, mode: str) -> None:
+    agree(name, Case(memory_format="channels_last", scope=scope, mode=mode, channels=12, heads=3, resolution="7x9"))
+
+
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize("name", QUICK)

@@ -58,6 +58,8 @@ def exported(
             return reason
         if case.mode != "forward":
             return "ONNX Runtime runs the forward pass only"
+        if case.memory_format != "contiguous":
+            return "ONNX Runtime takes images as contiguous [B, C, H, W] only"
         return supports(case) or unsupported(case)
 
     return Impl(
