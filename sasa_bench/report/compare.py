@@ -12,12 +12,13 @@ import pandas as pd
 
 from sasa_bench.case import AXES, Case
 from sasa_bench.report import page
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.charts.compared import against_each_other, changes
 from sasa_bench.report.charts.parts import RUN
 from sasa_bench.report.charts.sweep import sweep
 from sasa_bench.report.findings import Ratio, answers, ratio, times
 from sasa_bench.report.styles import style
-from sasa_bench.report.table import BASELINE, frame, marked, varying_axes
+from sasa_bench.report.table import frame, marked, varying_axes
 from sasa_bench.results.columns import COLUMNS, TIME
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.record import ImplInfo, Record, Results

@@ -11,9 +11,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.panels import Panel, panels, spans_octaves
 from sasa_bench.report.styles import BASELINE_COLOUR, Style, style
-from sasa_bench.report.table import BASELINE, marked
+from sasa_bench.report.table import marked
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.file import ResultsError
 from sasa_bench.results.record import ImplInfo

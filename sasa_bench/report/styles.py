@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sasa_bench.report.table import BASELINE
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.results.record import ImplInfo
 
 COLOURS = (

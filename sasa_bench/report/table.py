@@ -13,6 +13,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from sasa_bench.case import AXES, CHOICES, Case
+from sasa_bench.report.baselines import ratios
 from sasa_bench.report.services import EXPORTS
 from sasa_bench.results.columns import COLUMNS, column
 from sasa_bench.results.file import ResultsError, read
@@ -20,7 +21,6 @@ from sasa_bench.results.format import seconds
 from sasa_bench.results.record import DIFFERS, STATUSES, Record, Results
 
 FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
-BASELINE = "conv3x3"
 COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
 
 
@@ -69,12 +69,12 @@ def frame(results: Results) -> pd.DataFrame:
     time_cold_s, time_cold_p20_s, time_cold_p80_s: the same of cold calls; only where rows have them.
     flops_per_s: flops / time_median_s.
     roofline_fraction: least time by the measured peak and bandwidth of the machine / time_median_s.
-    time_vs_conv3x3: time_median_s / that of conv3x3 for the same case, suite and machine.
+    time_vs_conv3x3, best_conv3x3, time_vs_best_conv3x3 and their bounds: see baselines.ratios.
     differs: how the function of the implementation differs from those it stands next to, or "".
     """
     hardware = {key: machine.hardware_id for key, machine in results.machines.items()}
     rows = []
-    for record in results.rows:
+    for record, compared in zip(results.rows, ratios(results), strict=True):
         machine, info = results.machines.get(record.machine), results.impls.get(record.impl)
         stored = {name: getattr(record, name) for name in _STORED}
         stored |= record.case.to_dict() | {"resolution": str(record.case.resolution)}
@@ -83,7 +83,7 @@ def frame(results: Results) -> pd.DataFrame:
             "machine": hardware.get(record.machine, record.machine),
             "commit": machine.revision if machine else "",
         }
-        rows.append(stored | _derived(record, results) | record.extra)
+        rows.append(stored | _derived(record, results) | compared | record.extra)
     extras = list(COLD) if any(record.cold_samples_s for record in results.rows) else []
     extras += dict.fromkeys(name for record in results.rows for name in record.extra)
     table = pd.DataFrame(rows, columns=[*COLUMNS, "differs", *extras])
@@ -91,7 +91,6 @@ def frame(results: Results) -> pd.DataFrame:
         dtype: Any = column(name).kind.dtype
         if dtype in ("float64", "Int64"):
             table[name] = table[name].astype(dtype)
-    table["time_vs_conv3x3"] = _against_baseline(table)
     return table
 
 
@@ -113,14 +112,6 @@ def _derived(record: Record, results: Results) -> dict[str, Any]:
     if record.cold_samples_s:
         found |= dict(zip(COLD, np.quantile(record.cold_samples_s, (0.5, 0.2, 0.8)), strict=True))
     return found
-
-
-def _against_baseline(table: pd.DataFrame) -> pd.Series:
-    key = ["suite", "machine", "commit", *AXES]
-    baseline = table.loc[table["impl"] == BASELINE, [*key, "time_median_s"]].drop_duplicates(key, keep="last")
-    joined = table[key].merge(baseline, on=key, how="left")
-    ratio = table["time_median_s"].to_numpy() / joined["time_median_s"].to_numpy(dtype="float64")
-    return pd.Series(ratio, index=table.index, dtype="float64")
 
 
 def varying_axes(table: pd.DataFrame) -> list[str]:
@@ -165,6 +156,7 @@ def footnotes(table: pd.DataFrame) -> list[str]:
 READ_BY_PEOPLE = (
     "time_median_s",
     "time_vs_conv3x3",
+    "time_vs_best_conv3x3",
     "flops",
     "flops_per_s",
     "roofline_fraction",

@@ -43,6 +43,7 @@ def read(paths: Sequence[Path]) -> Results:
         found = Results(machines=results.machines, impls=results.impls, roofs=results.roofs, warnings=results.warnings)
         _read_into(found, path)
         results.rows += _last_of_each(found)
+        results.files += [str(path)] * (len(results.rows) - len(results.files))
     return results
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,8 +21,9 @@ STATUSES = ("ok", "skipped", "wrong", "error", "timeout")
 class Record:
     """One case x implementation.
 
-    samples_s holds seconds per call, one value for each round, each the mean of `inner_count` calls. A row that is not
-    ok has a reason and no samples. cold_samples_s, where there are any, are seconds of single calls that found none of
+    samples_s holds seconds per call, one value for each round, each the mean of `inner_count` calls. worker_samples
+    says how many of them came from each worker process, in order; empty where all came from one. A row that is not ok
+    has a reason and no samples. cold_samples_s, where there are any, are seconds of single calls that found none of
     their data in the GPU's L2 cache. max_abs_err and err_budget belong to the output nearest to (or furthest over) its
     budget. `extra` holds figures that only some implementations have, by column name.
     """
@@ -34,6 +36,7 @@ class Record:
     reason: str = ""
     samples_s: tuple[float, ...] = ()
     inner_count: int = 0
+    worker_samples: tuple[int, ...] = ()
     cold_samples_s: tuple[float, ...] = ()
     flops: int | None = None
     params: int | None = None
@@ -51,6 +54,12 @@ class Record:
         """What a file holds at most once."""
         return self.suite, self.impl, self.case
 
+    @property
+    def by_worker(self) -> list[tuple[float, ...]]:
+        """samples_s of each worker process."""
+        ends = list(itertools.accumulate(self.worker_samples)) or [len(self.samples_s)]
+        return [self.samples_s[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as stored."""
         return (
@@ -59,6 +68,7 @@ class Record:
             | {
                 "samples_s": list(self.samples_s),
                 "cold_samples_s": list(self.cold_samples_s),
+                "worker_samples": list(self.worker_samples),
             }
         )
 
@@ -119,13 +129,17 @@ class ImplInfo:
 
 @dataclass
 class Results:
-    """Everything in one or more results files; `warnings` are sentences about lines that could not be used."""
+    """Everything in one or more results files.
+
+    `files` names the file of each row; `warnings` are sentences about lines that could not be used.
+    """
 
     rows: list[Record] = field(default_factory=list)
     machines: dict[str, Machine] = field(default_factory=dict)
     impls: dict[str, ImplInfo] = field(default_factory=dict)
     roofs: dict[tuple[str, str, str, int], Roof] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
 
     def hardware(self) -> dict[str, Machine]:
         """The distinct hardware among the machines of the rows, by hardware_id."""

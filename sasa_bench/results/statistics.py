@@ -1,4 +1,4 @@
-"""Distribution-free intervals of a median, from order statistics."""
+"""Intervals of a median, from order statistics, and of a ratio of two, over worker processes."""
 
 from __future__ import annotations
 
@@ -24,6 +24,33 @@ def half_width(samples: Sequence[float]) -> float:
     """Half of the 95 % interval of the median, as a share of the median."""
     low, high = interval_of_median(samples)
     return (high - low) / 2 / statistics.median(samples)
+
+
+LEAST_WORKERS = 3
+"""An interval over worker processes needs as many; from two, Student's t is 13 times the standard error."""
+
+
+def interval_of_ratio(
+    over: Sequence[Sequence[float]], under: Sequence[Sequence[float]], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Interval of median(over) / median(under), each a list of samples for each worker process that measured both.
+
+    The error is between processes and minutes more than between the samples of one: with LEAST_WORKERS or more, the
+    interval is Student's t over the workers' log ratios, the two of a worker paired, as they were measured in turns.
+    With fewer it holds for that process and minute only: from the order statistics of both, each at half the error.
+    """
+    if len(over) == len(under) >= LEAST_WORKERS:
+        from scipy.stats import t
+
+        logs = [math.log(statistics.median(a) / statistics.median(b)) for a, b in zip(over, under, strict=True)]
+        error = statistics.stdev(logs) / math.sqrt(len(logs))
+        half = float(t.ppf((1 + confidence) / 2, len(logs) - 1)) * error
+        middle = statistics.mean(logs)
+        return math.exp(middle - half), math.exp(middle + half)
+    each = 1 - (1 - confidence) / 2
+    low_over, high_over = interval_of_median([s for group in over for s in group], each)
+    low_under, high_under = interval_of_median([s for group in under for s in group], each)
+    return max(0.0, low_over / high_under), high_over / low_under if low_under > 0 else math.inf
 
 
 @lru_cache(maxsize=1024)

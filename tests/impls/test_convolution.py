@@ -6,10 +6,11 @@ import pytest
 import torch
 from agreement import agree
 
-from sasa_bench import impls
+from sasa_bench import impls, ops
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import CONVOLUTION, leaves, random_tensors
+from sasa_bench.ops.tensors import leaves, random_tensors
 
+CONVOLUTION = ops.get("convolution")
 CASE = Case(channels=16, heads=4, resolution=9)
 STRONGEST = ["conv3x3_channels_last", "conv3x3_packed"]
 

@@ -14,9 +14,11 @@ from sasa_bench.results.file import ResultsError
 
 CONTRACT = """suite, impl, op, status, reason,
 scope, kernel_size, channels, heads, resolution, batch, position, border, dtype, device, mode, threads, network, stem,
-attention_groups,
+attention_groups, memory_format,
 time_median_s, time_p20_s, time_p80_s, sample_count, flops, params, min_bytes, peak_memory_bytes, memory_source,
-max_abs_err, err_budget, flops_per_s, roofline_fraction, time_vs_conv3x3, machine, commit, started_at"""
+max_abs_err, err_budget, flops_per_s, roofline_fraction, time_vs_conv3x3,
+time_vs_conv3x3_low, time_vs_conv3x3_high, best_conv3x3, time_vs_best_conv3x3, time_vs_best_conv3x3_low,
+time_vs_best_conv3x3_high, machine, commit, started_at"""
 
 
 @pytest.fixture

@@ -61,7 +61,7 @@ def test_ticks_and_tooltips_write_the_same_value_with_more_or_fewer_digits() -> 
 
 
 def test_what_a_row_stores_has_a_column() -> None:
-    inside = {"case", "samples_s", "inner_count", "cold_samples_s", "extra"}
+    inside = {"case", "samples_s", "inner_count", "worker_samples", "cold_samples_s", "extra"}
     assert {field.name for field in fields(Record)} - inside <= set(COLUMNS)
 
 

@@ -151,7 +151,8 @@ def test_of_several_roofs_of_a_machine_the_best_stays() -> None:
 
 
 def test_merge_knows_everything_that_a_results_file_can_hold() -> None:
-    assert {f.name for f in fields(Results)} == {"rows", "machines", "impls", "roofs", "warnings"}
+    of_reading = {"warnings", "files"}
+    assert {f.name for f in fields(Results)} - of_reading == {"rows", "machines", "impls", "roofs"}
 
 
 def store(path: Path, content: Results) -> Path:

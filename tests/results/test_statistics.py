@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sasa_bench.results.statistics import half_width, interval_of_median
+from sasa_bench.results.statistics import half_width, interval_of_median, interval_of_ratio
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
@@ -19,3 +19,18 @@ def test_the_interval_of_few_samples_is_infinite() -> None:
     assert interval_of_median([1.0] * 5) == (-np.inf, np.inf)
     assert half_width([1.0] * 5) == np.inf
     assert half_width([1.0] * 6) == 0
+
+
+def test_the_interval_of_a_ratio_covers_it_although_every_worker_has_a_bias_of_its_own() -> None:
+    noise, hits = np.random.default_rng(), 0
+    for _ in range(1000):
+        bias = noise.lognormal(sigma=0.03, size=(2, 3, 1))
+        over, under = (2.0 * bias[0], bias[1]) * noise.lognormal(sigma=0.02, size=(2, 3, 9))
+        low, high = interval_of_ratio(over.tolist(), under.tolist())
+        hits += low <= 2.0 <= high
+    assert hits > 925
+
+
+def test_the_interval_of_a_ratio_in_one_process_needs_samples() -> None:
+    assert interval_of_ratio([[1.0] * 3], [[1.0] * 3]) == (0.0, np.inf)
+    assert interval_of_ratio([[2.0] * 9], [[1.0] * 9]) == (2.0, 2.0)

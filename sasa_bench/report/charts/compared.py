@@ -8,9 +8,9 @@ import altair as alt
 import pandas as pd
 
 from sasa_bench.case import AXES
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.charts.parts import FIT, Spec, by_impl, chart_of, log_axis, title, toggles, tooltip, zoom
 from sasa_bench.report.styles import Style
-from sasa_bench.report.table import BASELINE
 from sasa_bench.results.columns import COLUMNS, RATIO
 
 

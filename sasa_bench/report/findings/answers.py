@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
 from sasa_bench.report.findings.questions import Swept, crossings, memory, others, promises, which
 from sasa_bench.report.findings.ratios import ATTENTION, Point, case_of, fastest, middle, ratio, span, times
 from sasa_bench.report.panels import Panel, panels
-from sasa_bench.report.table import BASELINE
 from sasa_bench.results.format import size
 from sasa_bench.results.record import Record, Results
 

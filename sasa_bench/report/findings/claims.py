@@ -9,6 +9,7 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.ops.local_attention import equal_flops_kernel_size
 from sasa_bench.paper.tables import published
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
     Point,
@@ -21,7 +22,6 @@ from sasa_bench.report.findings.ratios import (
     span,
     times,
 )
-from sasa_bench.report.table import BASELINE
 from sasa_bench.results.record import Record
 
 PAPER = Case(kernel_size=7)

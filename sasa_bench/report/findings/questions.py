@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
     Point,
@@ -21,7 +22,6 @@ from sasa_bench.report.findings.ratios import (
     times,
 )
 from sasa_bench.report.panels import Panel
-from sasa_bench.report.table import BASELINE
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.record import DIFFERS, ImplInfo
 

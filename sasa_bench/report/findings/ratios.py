@@ -9,7 +9,7 @@ import numpy as np
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.report.table import BASELINE
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.results.record import Record
 from sasa_bench.results.statistics import interval_of_median
 

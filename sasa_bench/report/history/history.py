@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.history.changes import LEVEL, change_points, least_results, levels
 from sasa_bench.report.history.series import HistoryError, Run, Series, collect, date_key, gather_series
-from sasa_bench.report.table import BASELINE
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import Case, UserError
+from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings import Ratio, ratio
-from sasa_bench.report.table import BASELINE
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.format import seconds
 from sasa_bench.results.machine import Machine
