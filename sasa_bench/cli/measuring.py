@@ -100,6 +100,10 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     machine = probe.detect()
     known = open_results(path, asked.resume, machine)
     warn(known.warnings if known else ())
+    if asked.resume and known is None:
+        warn([f"{path} is not there yet: the run starts at its beginning"])
+    elif known and (others := {row.suite for row in known.rows} - {suite.name for suite in suites}):
+        warn([f"{path} also holds suites that this command does not name and leaves as they are: {', '.join(others)}"])
     if on_gpu and (reason := nvml.absent()):
         warn([f"clocks and power are not recorded, and throttled samples stay in: {reason}"])
     started = time.monotonic()

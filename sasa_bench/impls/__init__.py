@@ -11,6 +11,8 @@ from sasa_bench.impls.registry import (
     index,
     info,
     names,
+    source,
+    unused,
 )
 
 __all__ = [
@@ -29,4 +31,6 @@ __all__ = [
     "layers_only",
     "local_attention",
     "names",
+    "source",
+    "unused",
 ]

@@ -5,14 +5,17 @@ To add one, write sasa_bench/impls/NAME.py that defines `IMPL` and add a line to
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import sys
+import traceback
 from importlib import metadata
 from pathlib import Path
 
 from sasa_bench.impls.implementation import Impl
 from sasa_bench.results.record import ImplInfo
+from sasa_bench.results.revision import revision
 
 BUILTIN = {
     "reference": "sasa_bench.impls.reference:IMPL",
@@ -96,7 +99,7 @@ def get(name: str) -> Impl:
         module, _, attribute = BUILTIN[name].partition(":")
         found = getattr(importlib.import_module(module), attribute)
     elif name in (plugins := _plugins()):
-        found = plugins[name].load()
+        return _from_plugin(plugins[name])
     else:
         raise UnknownImplError(
             f"unknown implementation {name!r}: there are {', '.join(names())}; a file of your own is named by its path"
@@ -105,19 +108,100 @@ def get(name: str) -> Impl:
 
 
 def _plugins() -> dict[str, metadata.EntryPoint]:
-    return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS)}
+    found: dict[str, metadata.EntryPoint] = {}
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        found.setdefault(entry.name, entry)
+    return found
+
+
+def unused() -> dict[str, str]:
+    """Entry points whose name another implementation has, "name (module:object)" -> what to do."""
+    used = _plugins()
+    return {
+        f"{entry.name} ({entry.value})": f"not used: {entry.name!r} is "
+        + ("built in" if entry.name in BUILTIN else f"{used[entry.name].value} already")
+        + "; the package that registers it has to choose another name"
+        for entry in metadata.entry_points(group=ENTRY_POINTS)
+        if entry.name in BUILTIN or used[entry.name] != entry
+    }
+
+
+def _from_plugin(entry: metadata.EntryPoint) -> Impl:
+    source = f"the entry point {entry.name} = {entry.value}"
+    try:
+        found = entry.load()
+    except (Exception, SystemExit) as error:
+        raise UnknownImplError(f"{source} cannot be loaded: {type(error).__name__}: {error}") from error
+    impl = _checked(found, source)
+    if impl.name != entry.name:
+        raise UnknownImplError(f"{source} gives an implementation called {impl.name!r}: the two names must be equal")
+    return impl
 
 
 def _from_file(path: Path) -> Impl:
+    """The IMPL of a file, which may import files beside it; each file sees its own, whatever others were loaded."""
     if not path.is_file():
         raise UnknownImplError(f"{path}: no such file; give the path of a Python file that defines IMPL")
+    path = path.resolve()
     spec = importlib.util.spec_from_file_location(f"sasa_bench_plugin_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UnknownImplError(f"{path} cannot be loaded as a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return _checked(getattr(module, "IMPL", None), str(path))
+    before = set(sys.modules)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        raise UnknownImplError(f"{path} cannot be loaded: {_where(error, path)}") from error
+    finally:
+        sys.path.remove(str(path.parent))
+        beside = [sys.modules.pop(name) for name in set(sys.modules) - before if _lies_beside(name, path.parent)]
+    impl = _checked(getattr(module, "IMPL", None), str(path))
+    if impl.name in names():
+        raise UnknownImplError(f"{path}: its IMPL is called {impl.name!r}, as one that is there: choose another name")
+    _sources[str(path)] = [path, *(Path(module.__file__) for module in beside if module.__file__)]
+    return impl
+
+
+_sources: dict[str, list[Path]] = {}
+"""File of an implementation -> the Python files that it was loaded from."""
+
+BESIDE = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp")
+"""Sources that a file may compile: those beside it count as part of it."""
+
+
+def source(spec: str) -> dict[str, str]:
+    """What a file of one's own was when it was loaded: `digest`, and `commit` where git tracks it.
+
+    Empty for what is registered: the machine's commit and libraries say what that was.
+    """
+    if not spec.endswith(".py"):
+        return {}
+    path = Path(spec).resolve()
+    if str(path) not in _sources:
+        get(spec)
+    whole = hashlib.sha256()
+    for file in sorted({*_sources[str(path)], *(f for f in path.parent.iterdir() if f.suffix in BESIDE)}):
+        whole.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    found = {"digest": whole.hexdigest()[:12]}
+    if known := revision(path):
+        found["commit"] = known[0] + ("+dirty" if known[1] else "")
+    return found
+
+
+def _lies_beside(name: str, folder: Path) -> bool:
+    """Whether the module of that name is a file or package in `folder`, rather than a library installed below it."""
+    top = name.partition(".")[0]
+    file = getattr(sys.modules[name], "__file__", None)
+    beside = (folder / f"{top}.py").is_file() or (folder / top / "__init__.py").is_file()
+    return top != "sasa_bench" and beside and bool(file) and Path(str(file)).resolve().is_relative_to(folder)
+
+
+def _where(error: BaseException, path: Path) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    said = str(error).strip().splitlines() or ["no message"]
+    return f"{type(error).__name__}: {said[0]}" + (f" (line {lines[-1]})" if lines else "")
 
 
 def _checked(found: object, source: str) -> Impl:

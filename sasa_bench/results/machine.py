@@ -18,7 +18,7 @@ class Machine:
 
     cores         CPUs this process may use
     memory_bytes  of the machine, to the GiB
-    commit        revision of sasa-bench
+    commit        revision of sasa-bench, where git tracks its files; else its version
     gpu_limits    nvml.Gpu.limits: power limit and highest clocks
     gpu_state     nvml.Gpu.state when the machine was looked at, or {"absent": why NVML could not be read}
     """

@@ -103,8 +103,10 @@ class ImplInfo:
     exports    the implementation whose formulation this one runs from an exported file; "" for one that is no export
     any_size   whether that file serves maps of every size
     library    whether it needs a library of custom operators beside it
+    digest     of the file that it was loaded from, and what that imports from its folder; "" for one that is registered
+    commit     of that file, where git tracks it
 
-    Files written before the last four were known have none of them.
+    Files written before the last six were known have none of them.
     """
 
     name: str
@@ -115,6 +117,14 @@ class ImplInfo:
     exports: str = ""
     any_size: bool = False
     library: bool = False
+    digest: str = ""
+    commit: str = ""
+
+    @property
+    def source(self) -> dict[str, str]:
+        """What a row says of the file that the implementation was loaded from; nothing for one that is registered."""
+        found = {"source_digest": self.digest, "source_commit": self.commit}
+        return {name: value for name, value in found.items() if value}
 
     @property
     def label(self) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sasa_bench.case import Case
+from sasa_bench.case import Case, UserError
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Results
@@ -14,9 +14,13 @@ from sasa_bench.suite import Suite
 from sasa_bench.timing.probe import available_cores
 
 
+class PlanError(UserError):
+    """What cannot be measured as asked; the message says what to change."""
+
+
 @dataclass(frozen=True)
 class Task:
-    """One case of a suite and the implementations, by name or file, that have no row yet; measured interleaved."""
+    """One case of a suite and its implementations, by name or file; measured interleaved."""
 
     suite: str
     case: Case
@@ -42,33 +46,48 @@ def specs_of(suites: Sequence[Suite], impls: Sequence[str]) -> list[str]:
     return list(impls) or list(dict.fromkeys(impl for suite in suites for impl in suite.impls))
 
 
+def require_distinct(names: Mapping[str, str]) -> None:
+    """Raise PlanError where two of the specs, name or file -> name of the implementation, have one name."""
+    for name in names.values():
+        same = [other for other, its in names.items() if its == name]
+        if len(same) > 1:
+            raise PlanError(
+                f"{' and '.join(same)} are both called {name!r}, and their rows could not be told apart: "
+                "give each IMPL a name of its own, as in replace(IMPL, name=...)"
+            )
+
+
 def plan(
     suites: Sequence[Suite], impls: Sequence[str], infos: dict[str, ImplInfo], finished: Results | None = None
 ) -> Plan:
-    """Every case of the suites with its implementations (`impls`, where given), less the rows in `finished`.
+    """Every case of the suites with its implementations (`impls`, where given), less the cases in `finished`.
 
-    A case that asks for 0 threads gets every core this process may use.
+    A case that lacks a row, or has one of a file that has changed since, is measured whole: its implementations are
+    compared with each other, and that takes rounds in turns. A case that asks for 0 threads gets every core this
+    process may use.
     """
     cores = available_cores()
-    have = {row.key for row in finished.rows} if finished else set()
+    have = {row.key: row.extra.get("source_digest", "") for row in finished.rows} if finished else {}
     tasks, done = [], 0
     for suite in suites:
         wanted = tuple(impls) or suite.impls
         for case in suite.cases:
             resolved = case if case.threads else case.with_(threads=cores)
-            left = tuple(impl for impl in wanted if (suite.name, infos[impl].name, resolved) not in have)
-            done += len(wanted) - len(left)
-            if left:
-                tasks.append(Task(suite.name, resolved, left))
+            found = [have.get((suite.name, infos[impl].name, resolved)) for impl in wanted]
+            if found == [infos[impl].digest for impl in wanted]:
+                done += len(wanted)
+            else:
+                tasks.append(Task(suite.name, resolved, wanted))
     return Plan(tasks, done, infos)
 
 
 def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
     """What `out` holds already, or None for a new file.
 
-    Raises ResultsError for a file that is there without `resume`, or that comes from unlike hardware.
+    What differs between its rows and this machine is among its warnings. Raises ResultsError for a file that is there
+    without `resume`, or that comes from unlike hardware or other versions of libraries.
     """
-    if not out.exists() or not out.stat().st_size:
+    if not out.exists() or (out.is_file() and not out.stat().st_size):
         return None
     if not resume:
         raise ResultsError(f"{out} is there already: --resume finishes it, another --out starts a new one")
@@ -79,4 +98,29 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
             f"{out} was measured on {', '.join(others)}, and this is {machine.hardware_id}: rows of unlike machines "
             "do not belong in one file; give another --out"
         )
+    used = {row.machine for row in results.rows}
+    before = [found for key, found in results.machines.items() if key in used]
+    if moved := sorted({change for found in before for change in _changes(found.libraries, machine.libraries)}):
+        raise ResultsError(
+            f"{out} was measured with other versions ({', '.join(moved)}), and rows of the two cannot be compared: "
+            "give another --out, or install those versions again"
+        )
+    for what, then, now in (
+        ("sasa-bench", {found.revision for found in before}, machine.revision),
+        ("Python", {found.python for found in before}, machine.python),
+    ):
+        if then - {now}:
+            results.warnings.append(f"{out} has rows of {what} {', '.join(sorted(then - {now}))}, and this is {now}")
+    for change in sorted({c for found in before for c in _changes(found.environment, machine.environment, "unset")}):
+        results.warnings.append(f"{out} has rows of another environment: {change}")
     return results
+
+
+def _changes(then: Mapping[str, str], now: Mapping[str, str], absent: str = "") -> list[str]:
+    """What differs, as sentences; a name that one of the two lacks counts where `absent` says how to write that."""
+    names = then.keys() | now.keys() if absent else then.keys() & now.keys()
+    return [
+        f"{name} {then.get(name, absent)}, now {now.get(name, absent)}"
+        for name in sorted(names)
+        if then.get(name, absent) != now.get(name, absent)
+    ]

@@ -14,10 +14,10 @@ from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Results, Roof
 from sasa_bench.suite import Suite
-from sasa_bench.sweep.plan import Plan, Task, plan, specs_of
+from sasa_bench.sweep.plan import Plan, Task, plan, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
 from sasa_bench.timing import probe
-from sasa_bench.timing.process import Request, Worker, WorkerDied
+from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
 
 
@@ -69,6 +69,7 @@ def run(
     Raises WorkerRefused for an unknown implementation, before anything is measured or written.
     """
     here = machine or probe.detect()
+    impls = list(dict.fromkeys(impls))
     with Workers(timeout_s, environment) as workers:
         infos = describe(workers, specs_of(suites, impls))
         index, count = part
@@ -86,9 +87,26 @@ def run(
 
 
 def describe(workers: Workers, specs: Sequence[str]) -> dict[str, ImplInfo]:
-    """Name or file of an implementation -> what readers need to know of it. Raises WorkerRefused for an unknown one."""
-    found = workers.get().ask("describe", impls=list(specs))
-    return {spec: ImplInfo.from_dict(info) for spec, info in zip(specs, found, strict=True)}
+    """Name or file of an implementation -> what readers need to know of it.
+
+    Raises WorkerRefused for one that is unknown or cannot be loaded, PlanError for two files of one name.
+    """
+    try:
+        found = workers.get().ask("describe", impls=list(specs))
+    except WorkerDied:
+        workers.drop()
+        found = [_describe_one(workers, spec) for spec in specs]
+    infos = {spec: ImplInfo.from_dict(info) for spec, info in zip(specs, found, strict=True)}
+    require_distinct({spec: info.name for spec, info in infos.items()})
+    return infos
+
+
+def _describe_one(workers: Workers, spec: str) -> Any:
+    try:
+        return workers.get().ask("describe", impls=[spec])[0]
+    except WorkerDied as death:
+        workers.drop()
+        raise WorkerRefused(f"{spec} cannot be loaded: {death}") from None
 
 
 def _measure_all(
@@ -97,7 +115,7 @@ def _measure_all(
     """Measure the tasks of a plan; yields the rows of each task after they were written."""
     if known is None or machine.id not in known.machines:
         writer.machine(machine)
-    writer.impls(info for info in work.impls.values() if known is None or info.name not in known.impls)
+    writer.impls(info for info in work.impls.values() if known is None or known.impls.get(info.name) != info)
     roofs = set(known.roofs) if known else set()
     seeds = random.Random()
     for task in work.tasks:
@@ -110,7 +128,7 @@ def _measure_all(
                 case=task.case,
                 machine=machine.id,
                 started_at=started,
-                **values,
+                **values | {"extra": values.get("extra", {}) | work.impls[spec].source},
             )
             for spec, values in _measure(workers, task, seeds.randrange(1 << 31), settings)
         ]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sasa_bench.case import from_dict
+from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
 
 if TYPE_CHECKING:
@@ -127,8 +128,14 @@ def _describe(impls: list[str] | None = None, details: bool = False) -> list[dic
 
     found = []
     for name in impls or registry.names():
-        impl = registry.get(name)
-        info: dict[str, Any] = asdict(registry.info(impl))
+        try:
+            impl = registry.get(name)
+        except registry.UnknownImplError as error:
+            if impls:
+                raise
+            found.append(_unusable(name, str(error)))
+            continue
+        info: dict[str, Any] = asdict(registry.info(impl)) | registry.source(name)
         try:
             info["missing"] = impl.missing()
         except Exception as error:
@@ -138,7 +145,12 @@ def _describe(impls: list[str] | None = None, details: bool = False) -> list[dic
         except Exception as error:
             info["details"] = [f"no details: {error}"]
         found.append(info)
-    return found
+    return found if impls else found + [_unusable(name, why) for name, why in registry.unused().items()]
+
+
+def _unusable(name: str, why: str) -> dict[str, Any]:
+    """The answer about an entry point of another package that cannot be used."""
+    return asdict(ImplInfo(name, "", why, -1)) | {"missing": why, "details": []}
 
 
 def _profile(impl: str, case: dict[str, Any], folder: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import psutil
 
 from sasa_bench.results.environment import WORKER_ENVIRONMENT
 from sasa_bench.results.machine import Machine
+from sasa_bench.results.revision import revision
 from sasa_bench.timing import nvml
 
 LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "nvidia-ml-py", "natten", "timm")
@@ -33,7 +34,7 @@ def detect() -> Machine:
             gpu, driver, limits, state = found.name or gpu, found.driver, found.limits(), found.state()
         except nvml.NvmlAbsentError as error:
             state = {"absent": str(error)}
-    commit, dirty = _revision(Path(__file__).parent)
+    commit, dirty = revision(Path(__file__).parents[1]) or (_version("sasa-bench") or "unknown", False)
     return Machine(
         cpu=info.get("brand_raw") or platform.processor() or platform.machine(),
         cores=available_cores(),
@@ -71,13 +72,6 @@ def _gpu() -> tuple[str, str]:
     line = _output(query).partition("\n")[0]
     name, _, driver = line.partition(", ")
     return name, driver
-
-
-def _revision(folder: Path) -> tuple[str, bool]:
-    commit = _output(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"])
-    if not commit:
-        return _version("sasa-bench") or "unknown", False
-    return commit, bool(_output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"]))
 
 
 def _output(command: list[str]) -> str:

@@ -1,0 +1,66 @@
+"""What --resume measures again, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import factory
+import pytest
+from tasks import INFOS, SUITE
+
+from sasa_bench.results.file import ResultsError
+from sasa_bench.results.record import Results
+from sasa_bench.sweep.plan import PlanError, open_results, plan, require_distinct
+
+ROWS = [factory.record(impl, suite=SUITE.name, case=case) for case in SUITE.cases for impl in INFOS]
+
+
+def test_a_case_without_one_of_its_rows_is_measured_whole() -> None:
+    work = plan([SUITE], (), INFOS, Results(ROWS[:-1]))
+    assert [(task.case, task.impls) for task in work.tasks] == [(SUITE.cases[-1], tuple(INFOS))]
+    assert (work.done, work.rows) == (len(ROWS) - 2, 2)
+
+
+def test_nothing_is_left_of_a_whole_file() -> None:
+    work = plan([SUITE], (), INFOS, Results(ROWS))
+    assert (work.tasks, work.done) == ([], len(ROWS))
+
+
+def test_a_kernel_file_that_has_changed_is_measured_again_with_its_rivals() -> None:
+    was, now = (INFOS | {"unfold": replace(INFOS["unfold"], digest=digest)} for digest in ("aaa", "bbb"))
+    rows = [replace(row, extra=was[row.impl].source) for row in ROWS]
+    assert plan([SUITE], (), was, Results(rows)).tasks == []
+    assert plan([SUITE], (), now, Results(rows)).rows == len(ROWS)
+
+
+def test_rows_of_other_library_versions_are_not_gone_on_with(tmp_path: Path) -> None:
+    out = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    with pytest.raises(ResultsError, match=r"torch 2\.13\.0, now 2\.14\.0.*give another --out"):
+        open_results(out, True, factory.machine(libraries={"torch": "2.14.0"}))
+    assert open_results(out, True, factory.machine(libraries={"torch": "2.13.0", "timm": "1"})) is not None
+
+
+def test_another_revision_and_environment_are_named(tmp_path: Path) -> None:
+    out = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    here = factory.machine(commit="f" * 12, python="3.12.1", environment={"LD_PRELOAD": "libjemalloc.so"})
+    known = open_results(out, True, here)
+    assert known is not None
+    said = " ".join(known.warnings)
+    for words in (
+        f"rows of sasa-bench 0123456789ab, and this is {'f' * 12}",
+        "rows of Python 3.11.7, and this is 3.12.1",
+        "GOMP_SPINCOUNT 20000, now unset",
+        "LD_PRELOAD unset, now libjemalloc.so",
+    ):
+        assert words in said
+
+
+def test_a_folder_is_no_results_file(tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="Is a directory"):
+        open_results(tmp_path, True, factory.machine())
+
+
+def test_two_files_of_one_name_are_refused() -> None:
+    with pytest.raises(PlanError, match=r"v1/k.py and v2/k.py are both called 'mine'.*name of its own"):
+        require_distinct({"v1/k.py": "mine", "unfold": "unfold", "v2/k.py": "mine"})
