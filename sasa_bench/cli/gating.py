@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sasa_bench.cli.options import CASE, SLURM, duration, overrides, progress, stamped
+from sasa_bench.cli.options import CASE, SLURM, duration, overrides, stamped
+from sasa_bench.cli.progress import progress
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
 
 if TYPE_CHECKING:
@@ -125,8 +126,7 @@ def phases() -> Iterator[Callable[[str, int, int], None]]:
         yield lines
         return
     with progress() as bar:
-        task = bar.add_task("", total=None)
-        yield lambda phase, done, total: bar.update(task, completed=done, total=total, description=phase)
+        yield lambda phase, done, total: bar.show(done, total, phase)
 
 
 def _gate_on_slurm(asked: Asked, folder: Path, budget_s: float) -> Result:
@@ -151,12 +151,9 @@ def _watch_tasks(plan: Plan, options: Options) -> Result:
     # CI ends a job by SIGTERM, and nobody would read what its tasks then still measure
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with progress() as bar:
-            task = bar.add_task("", total=total)
-            result = run(
-                plan, options, lambda now: bar.update(task, completed=total - now.missing, description=now.queue)
-            )
-            bar.update(task, completed=total - sum(plan.missing().values()), description="")
+        with progress() as shown:
+            result = run(plan, options, lambda now: shown.show(total - now.missing, total, now.queue))
+            shown.show(total - sum(plan.missing().values()), total, "")
     except KeyboardInterrupt:
         click.echo(f"stopped: job {plan.name} was cancelled", err=True)
         raise

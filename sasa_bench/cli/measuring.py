@@ -20,11 +20,11 @@ from sasa_bench.cli.options import (
     load_suites,
     overrides,
     part,
-    progress,
     require_cuda,
     stamped,
     warn,
 )
+from sasa_bench.cli.progress import Shown, progress
 
 if TYPE_CHECKING:
     from sasa_bench.results.record import Record
@@ -108,8 +108,8 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
         warn([f"clocks and power are not recorded, and throttled samples stay in: {reason}"])
     started = time.monotonic()
     seen: list[Summary] = []
-    with progress() as bar:
-        show = watching(bar)
+    with progress() as shown:
+        show = watching(shown)
 
         def watch(summary: Summary, rows: Sequence[Record]) -> None:
             seen[:] = [summary]
@@ -131,7 +131,7 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
         except KeyboardInterrupt:
             if not seen:
                 raise
-            bar.stop()
+            shown.stop()
             return _stopped(asked, path, seen[0])
     said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {summary.total} rows ({said})")
@@ -141,14 +141,12 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     return 0
 
 
-def watching(bar: Any) -> Callable[[Summary, Sequence[Record]], None]:
-    """What shows a run on a progress bar: pass it to sweep.run as `watch`."""
-    task = bar.add_task("", total=None)
+def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
+    """What shows how far a run is: pass it to sweep.run as `watch`."""
 
     def watch(summary: Summary, rows: Sequence[Record]) -> None:
-        bar.update(task, total=summary.total, completed=summary.done)
-        if rows:
-            bar.update(task, description=f"{rows[0].suite} {rows[0].case.describe()}"[:60])
+        suite, case = (rows[0].suite, rows[0].case.describe()) if rows else ("", "")
+        shown.show(summary.done, summary.total, suite, case)
 
     return watch
 
@@ -174,17 +172,16 @@ def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
     total = sum(sweep.size(index) for index in range(len(sweep.shards)))
     click.echo(f"{total} rows in {len(sweep.shards)} tasks, job {sweep.name}, files in {sweep.folder}", err=True)
     try:
-        with progress() as bar:
-            task = bar.add_task("", total=total)
+        with progress() as shown:
             lost = drive(
                 sweep.folder,
                 sweep.name,
                 Measure(sweep.folder),
                 sweep.missing,
                 options,
-                lambda now: bar.update(task, completed=total - now.missing, description=now.queue),
+                lambda now: shown.show(total - now.missing, total, now.queue),
             )
-            bar.update(task, completed=total - sum(sweep.missing().values()), description="")
+            shown.show(total - sum(sweep.missing().values()), total, "")
     except KeyboardInterrupt:
         click.echo("stopped watching: the tasks go on; `scancel --name " + sweep.name + "` ends them", err=True)
         click.echo(f"go on with: the same command, with --out {out} --resume", err=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +13,6 @@ import click
 from sasa_bench.case import CHOICES, parse_value
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from sasa_bench.suite import Suite
 
 ERROR, REGRESSION, INCONCLUSIVE = 1, 2, 3
@@ -110,27 +107,3 @@ def write_or_print(content: bytes, out: Path | None) -> None:
         out.write_bytes(content)
     else:
         sys.stdout.buffer.write(content)
-
-
-@contextmanager
-def progress() -> Iterator[Progress]:
-    """A progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    with Progress(
-        BarColumn(bar_width=30),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}"),
-        console=Console(stderr=True),
-    ) as bar:
-        yield bar

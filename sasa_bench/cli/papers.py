@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from sasa_bench.case import CHOICES
-from sasa_bench.cli.options import progress, require_cuda, stamped, warn, write_or_print
+from sasa_bench.cli.options import require_cuda, stamped, warn, write_or_print
+from sasa_bench.cli.progress import progress
 
 
 @click.command()
@@ -55,8 +56,8 @@ def _time(tables: Sequence[str], impls: Sequence[str], device: str, timeout_s: f
         require_cuda()
     networks = suite(tables, impls or [name for name in IN_NETWORKS if name in names()], device)
     path = stamped("paper-{}.jsonl")
-    with progress() as bar:
-        run([networks], (), path, timeout_s=timeout_s, watch=watching(bar))
+    with progress() as shown:
+        run([networks], (), path, timeout_s=timeout_s, watch=watching(shown))
     warn([f"times are in {path}"])
     return path
 
@@ -72,11 +73,10 @@ def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None)
     from sasa_bench.paper.accuracy import EPOCHS, POSITIONS, sentences, to_csv, train
 
     outcomes = []
-    with progress() as bar:
-        task = bar.add_task("", total=seeds * len(POSITIONS))
+    with progress() as shown:
         for outcome in train(impl or ANYWHERE, seeds, epochs or EPOCHS):
             outcomes.append(outcome)
-            bar.update(task, advance=1, description=f"seed {outcome.seed} {outcome.position}")
+            shown.show(len(outcomes), seeds * len(POSITIONS), f"seed {outcome.seed}", outcome.position)
             if out:
                 write_or_print(to_csv(outcomes).encode(), out)
     for sentence in sentences(outcomes):
