@@ -110,6 +110,13 @@ lint: setup-dev
 	$(BIN)/lint-imports
 	$(BIN)/actionlint
 
+# The daily loop: lint, and the tests of what needs no worker, no browser and no compiler.
+QUICK_TESTS = tests/test_case.py tests/test_suite.py tests/test_docs.py tests/ops tests/results tests/sweep/test_shard.py \
+    tests/gate/test_verdicts.py tests/gate/test_outputs.py tests/gate/test_points.py tests/gate/test_bisect.py \
+    tests/report/test_table.py tests/report/test_services.py tests/report/test_baselines.py
+check: lint
+	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(QUICK_TESTS)
+
 dist: setup-dev
 	rm -rf build dist
 	$(BIN)/python -m build

@@ -157,7 +157,7 @@ def test_the_screen_suspects_the_slow_the_fast_and_the_noisy() -> None:
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.2))
 @settings(max_examples=20, deadline=None)
-def testholm_agrees_with_statsmodels(p_values: list[float], alpha: float) -> None:
+def test_holm_agrees_with_statsmodels(p_values: list[float], alpha: float) -> None:
     """Written out because the library collects garbage in each call, which takes longer than everything else here."""
     assert holm(p_values, alpha) == multipletests(p_values, alpha=alpha, method="holm")[0].tolist()
 
