@@ -54,13 +54,15 @@ def draw(panel: Panel, quantity: str, styles: Mapping[str, Style]) -> Figure:
 
 
 def overview(table: pd.DataFrame, impls: Mapping[str, ImplInfo], op: str, most: int = 3) -> Figure:
-    """Time of every implementation of `op` over that of the baseline, one plot a suite; dashed, what FLOPs would give.
+    """Time of every implementation of `op` over that of the fastest 3 x 3 convolution, one plot a suite.
+
+    A dashed line is what FLOPs would give.
 
     Takes the first panel of each suite that has both, `most` at most. Raises ResultsError where none has.
     """
     chosen: dict[str, Panel] = {}
     for panel in panels(table):
-        compared = panel.data[(panel.data["op"] == op) & panel.data["time_vs_conv3x3"].notna()]
+        compared = panel.data[(panel.data["op"] == op) & panel.data["time_vs_best_conv3x3"].notna()]
         if compared["x_place"].nunique() > 1:
             chosen.setdefault(panel.suite, panel)
     if not chosen:
@@ -70,7 +72,7 @@ def overview(table: pd.DataFrame, impls: Mapping[str, ImplInfo], op: str, most: 
     figure = Figure(figsize=(3.9 * len(shown) + 0.4, 3.7), layout="constrained")
     for axes, panel in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
         _ratios(axes, panel, op, styles)
-    figure.axes[0].set_ylabel(f"times {BASELINE}")
+    figure.axes[0].set_ylabel("times the fastest 3×3 convolution")
     handles = {
         label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -83,13 +85,18 @@ def _ratios(axes: Axes, panel: Panel, op: str, styles: Mapping[str, Style]) -> N
     for impl, rows in data.groupby("impl", sort=False):
         look = styles[str(impl)]
         axes.plot(
-            rows["x_place"], rows["time_vs_conv3x3"], color=look.colour, marker=look.marker, markersize=4, label=impl
+            rows["x_place"],
+            rows["time_vs_best_conv3x3"],
+            color=look.colour,
+            marker=look.marker,
+            markersize=4,
+            label=impl,
         )
     base = panel.data[panel.data["impl"] == BASELINE].drop_duplicates("x_place").set_index("x_place")["flops"]
     work = data.drop_duplicates("x_place").set_index("x_place")["flops"]
     share = (work.astype(float) / base.astype(float)).dropna().sort_index()
     axes.plot(share.index, share, color=BASELINE_COLOUR, ls="--", lw=1.5, label="by FLOPs")
-    axes.axhline(1, color=BASELINE_COLOUR, lw=1, label=BASELINE)
+    axes.axhline(1, color=BASELINE_COLOUR, lw=1, label="fastest 3×3")
     _label_x(axes, panel)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}×"))

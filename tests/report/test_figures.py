@@ -99,6 +99,6 @@ def test_the_overview_needs_the_baseline(tmp_path: Path) -> None:
 def test_the_overview_has_a_line_for_each_attention_and_for_its_flops(table: pd.DataFrame, tmp_path: Path) -> None:
     figure = overview(table, {}, "local_attention")
     labels = {line.get_label() for line in figure.axes[0].lines}
-    assert labels == {"unfold", "blocked", "by FLOPs", "conv3x3"}
+    assert labels == {"unfold", "blocked", "by FLOPs", "fastest 3×3"}
     save(figure, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")

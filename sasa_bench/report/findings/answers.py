@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
 from sasa_bench.report.findings.questions import Swept, crossings, memory, others, promises, which
-from sasa_bench.report.findings.ratios import ATTENTION, Point, case_of, fastest, middle, ratio, span, times
+from sasa_bench.report.findings.ratios import ATTENTION, Point, against_strongest, case_of, middle, ratio, span, times
 from sasa_bench.report.panels import Panel, panels
 from sasa_bench.results.format import size
 from sasa_bench.results.record import Record, Results
@@ -21,7 +20,7 @@ from sasa_bench.results.record import Record, Results
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure of the first screen: attention over the baseline in one respect, and what it was computed from."""
+    """One figure of the first screen: attention over the fastest 3 x 3 convolution, and what it was computed from."""
 
     label: str
     value: str
@@ -50,7 +49,7 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
     rows = {_key(record): record for record in results.rows if record.status == "ok"}
     swept = [(panel, _points(panel, rows)) for panel in panels(table)]
     points = [point for _, found in swept for point in found]
-    paired = [point for point in points if BASELINE in point and fastest(point)]
+    paired = [point for point in points if against_strongest([point])]
     distinct: dict[Case, Point] = {}
     for point in points:
         if len(point) >= len(distinct.get(case_of(point), ())):
@@ -110,18 +109,20 @@ def _usual(points: Sequence[Point]) -> list[Point]:
 
 def _verdict(paired: Sequence[Point]) -> str:
     usual = _usual(paired)
-    judged = [(ratio(best, point[BASELINE]), best, point[BASELINE]) for point in usual if (best := fastest(point))]
+    judged = [(ratio(best, base), best, base) for best, base in against_strongest(usual)]
     clear = [r for r, _, _ in judged if r.decided or r.known]
     windows = {case_of(point).kernel_size for point in usual}
     where = "Over all windows" if len(windows) > 1 else f"With a {min(windows)}×{min(windows)} window"
     if windows == {PAPER.kernel_size}:
         where = "At the paper's 7×7 window"
     if not any(r.decided for r in clear):
-        return f"{where}, local attention and a 3×3 convolution cannot be told apart by time."
+        return f"{where}, local attention and the fastest 3×3 convolution cannot be told apart by time."
     if all(r.high < 1 for r in clear):
-        said = f"{where}, local attention is faster than a 3×3 convolution: it takes {middle(clear)} of the time"
+        said = (
+            f"{where}, local attention is faster than the fastest 3×3 convolution: it takes {middle(clear)} of the time"
+        )
     else:
-        said = f"{where}, local attention takes {middle(clear)} times as long as a 3×3 convolution"
+        said = f"{where}, local attention takes {middle(clear)} times as long as the fastest 3×3 convolution"
     if len(clear) > 1:
         said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
     if len(clear) < len(judged):
@@ -137,11 +138,12 @@ def _verdict(paired: Sequence[Point]) -> str:
 
 def _tiles(found: Answers, paired: Sequence[Point]) -> None:
     point = max(_usual(paired), key=_nearness)
-    best, baseline, case = fastest(point), point[BASELINE], case_of(point)
-    assert best is not None
+    ((best, baseline),) = against_strongest([point])
+    case = case_of(point)
     time = ratio(best, baseline)
     found.tile_case = (
-        f"{best.impl} over {BASELINE} at k = {case.kernel_size}, {case.channels} channels, {case.height}×{case.width}, "
+        f"{best.impl} over {baseline.impl} at k = {case.kernel_size}, {case.channels} channels, "
+        f"{case.height}×{case.width}, "
         f"batch {case.batch}, {case.dtype}, {case.mode}"
     )
     note = f"95 %: {times(time.low)} to {times(time.high)}" if np.isfinite(time.high) else "too few samples for 95 %"

@@ -15,12 +15,13 @@ from sasa_bench.report.findings.ratios import (
     Point,
     Ratio,
     case_of,
-    convolutions,
     fastest,
     one_or_span,
     ratio,
     span,
+    strongest,
     times,
+    with_window,
 )
 from sasa_bench.results.record import Record
 
@@ -97,16 +98,16 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
         f"is the largest that fits), {span(shares)} as measured here"
     )
     clock = [
-        ratio(best, point[BASELINE])
+        ratio(best, base)
         for point in points
         if case_of(point).kernel_size == window
         and case_of(point).channels == width
         and case_of(point).mode == "forward"
-        and BASELINE in point
         and (best := fastest(point))
+        and (base := strongest(point))
     ]
     if clock:
-        figures += f". The time: {one_or_span(clock)} times"
+        figures += f". The time: {one_or_span(clock)} times that of the fastest 3×3 convolution"
     near = 0.9 <= core / (18 * width**2) <= 1.1
     return Claim(
         "With 128 channels, a window of 19 costs as many FLOPs as the 3×3 convolution.",
@@ -117,12 +118,12 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
 
 def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
     ratios = [
-        ratio(best, point[BASELINE])
+        ratio(best, base)
         for point in points
         if case_of(point).scope == "layer"
         and case_of(point).kernel_size == 7
-        and BASELINE in point
         and (best := fastest(point))
+        and (base := strongest(point))
     ]
     text = "For want of optimised kernels it is slower in wall-clock time all the same."
     return _judged_slower(text, "The fastest attention at k = 7", ratios) if ratios else None
@@ -134,7 +135,7 @@ def _judged_slower(text: str, who: str, ratios: Sequence[Ratio]) -> Claim:
     figures = one_or_span(ratios)
     counts = ((slower, "slower"), (faster, "faster"), (len(ratios) - slower - faster, "too close to call"))
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for n, word in counts if n)
-    return Claim(text, verdict, f"{who} takes {figures} times as long{counted}.")
+    return Claim(text, verdict, f"{who} takes {figures} times as long as the fastest 3×3 convolution{counted}.")
 
 
 def _leaner_networks(rows: Sequence[Record]) -> Iterator[Claim]:
@@ -186,8 +187,9 @@ def _slower_networks(points: Sequence[Point]) -> Iterator[Claim]:
     ratios: dict[str, list[Ratio]] = {}
     for point in points:
         case, best = case_of(point), fastest(point)
-        if case.scope == "network" and best and BASELINE in point:
-            ratios.setdefault(case.stem, []).append(ratio(best, point[BASELINE]))
+        base = strongest(point)
+        if case.scope == "network" and best and base:
+            ratios.setdefault(case.stem, []).append(ratio(best, base))
     for stem, found in ratios.items():
         name = stem.replace("_", " ")
         yield _judged_slower(
@@ -220,7 +222,7 @@ def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
         f"From k = {k} to {most} the FLOPs of attention grow {times(work)} times, those of a convolution "
         f"{times(convolution)} times; the time of the fastest attention grows {clock} times"
     )
-    same = [name for name in convolutions(large) if name != BASELINE and name in small]
+    same = [name for name in with_window(large) if name in small]
     verdict = HOLDS if clock.high < convolution else FAILS if clock.low > convolution else OPEN
     if same:
         other = ratio(large[same[0]], small[same[0]])

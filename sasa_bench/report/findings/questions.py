@@ -9,23 +9,25 @@ from itertools import pairwise
 
 import numpy as np
 
-from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
     Point,
     Ratio,
+    against_strongest,
     case_of,
-    convolutions,
     fastest,
     ratio,
     span,
+    strongest,
     times,
+    with_window,
 )
 from sasa_bench.report.panels import Panel
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.record import DIFFERS, ImplInfo
 
 Swept = Sequence[tuple[Panel, list[Point]]]
+STRONGEST = "the fastest 3×3 convolution"
 MOST_PANELS = 6
 """A suite with more panels than this gets one sentence for all of them instead of one each."""
 
@@ -103,7 +105,8 @@ class Against:
 
 def crossings(swept: Swept) -> Iterator[str]:
     """Where along each sweep the fastest attention turns cheaper or dearer than a convolution."""
-    targets = list(dict.fromkeys(name for _, points in swept for point in points for name in convolutions(point)))
+    windows = dict.fromkeys(f"`{name}`" for _, points in swept for point in points for name in with_window(point))
+    targets = [STRONGEST, *windows]
     for target in targets:
         found = [(panel, list(_against(panel, points, target))) for panel, points in swept]
         every = [(panel, point) for panel, against in found for point in against]
@@ -117,25 +120,25 @@ def crossings(swept: Swept) -> Iterator[str]:
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
             yield (
-                f"Never cheaper than `{target}`: {spread} times its time at {_all(len(every))}; "
+                f"Never cheaper than {target}: {spread} times its time at {_all(len(every))}; "
                 f"nearest is `{best.impl}`{at} with {best.ratio} times."
             )
         elif cheaper == len(ratios):
-            yield f"Always cheaper than `{target}`: {spread} of its time at {_all(len(every))}."
+            yield f"Always cheaper than {target}: {spread} of its time at {_all(len(every))}."
         elif 0 < len(turns) <= MOST_PANELS:
             yield from turns
         else:
             counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
             told = f"; {span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
-            yield f"Against `{target}`, of {len(ratios)} points: {words}{told}."
+            yield f"Against {target}, of {len(ratios)} points: {words}{told}."
 
 
 def _against(panel: Panel, points: Sequence[Point], target: str) -> Iterator[Against]:
     for point in points:
-        best = fastest(point)
-        if best and target in point:
-            yield Against(ratio(best, point[target]), best.impl, getattr(case_of(point), panel.x))
+        best, other = fastest(point), strongest(point) if target == STRONGEST else point.get(target.strip("`"))
+        if best and other:
+            yield Against(ratio(best, other), best.impl, getattr(case_of(point), panel.x))
 
 
 def _turns(panel: Panel, against: Sequence[Against], target: str) -> Iterator[str]:
@@ -143,19 +146,20 @@ def _turns(panel: Panel, against: Sequence[Against], target: str) -> Iterator[st
         if (a.ratio.value < 1) != (b.ratio.value < 1):
             turn = "dearer" if b.ratio.value > 1 else "cheaper"
             yield (
-                f"`{b.impl}` becomes {turn} than `{target}` between {COLUMNS[panel.x].label} {a.at} and {b.at}"
+                f"`{b.impl}` becomes {turn} than {target} between {COLUMNS[panel.x].label} {a.at} and {b.at}"
                 f"{_facet(panel)}: from {a.ratio} to {b.ratio} times its time."
             )
 
 
 def promises(swept: Swept) -> Iterator[str]:
     """The ratio that FLOPs alone would give, next to the measured one."""
-    found = [(best, p[BASELINE]) for _, points in swept for p in points if BASELINE in p and (best := fastest(p))]
+    found = against_strongest(point for _, points in swept for point in points)
     paired = [(a.flops / b.flops, r.value) for a, b in found if a.flops and b.flops and (r := ratio(a, b)).known]
     if not paired:
         return
     yield (
-        f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of `{BASELINE}`; the fastest "
+        f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of {STRONGEST}; "
+        f"the fastest "
         f"takes {span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
         f"{span(clock / work for work, clock in paired)} times as long."
     )
@@ -166,7 +170,8 @@ def memory(swept: Swept) -> Iterator[str]:
     of_fastest, of_leanest, of_largest, leanest = [], [], [], []
     for point in (point for _, points in swept for point in points):
         known = {n: r.peak_memory_bytes for n, r in point.items() if r.op == ATTENTION and r.peak_memory_bytes}
-        base = point[BASELINE].peak_memory_bytes if BASELINE in point else None
+        convolution = strongest(point)
+        base = convolution.peak_memory_bytes if convolution else None
         best = fastest(point)
         if base and best and best.impl in known:
             leanest.append(min(known, key=lambda name: known[name]))
@@ -176,7 +181,7 @@ def memory(swept: Swept) -> Iterator[str]:
     if not leanest:
         return
     name, count = Counter(leanest).most_common(1)[0]
-    said = f"The fastest attention needs {span(of_fastest)} times the peak memory of `{BASELINE}`"
+    said = f"The fastest attention needs {span(of_fastest)} times the peak memory of {STRONGEST}"
     if of_largest != of_leanest:
         share = "" if count == len(leanest) else f" at {count} of {len(leanest)} points"
         said += f"; the leanest (`{name}`{share}) {span(of_leanest)} times, the largest up to {times(max(of_largest))}"

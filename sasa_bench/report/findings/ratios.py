@@ -9,16 +9,16 @@ import numpy as np
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.report.baselines import BASELINE
+from sasa_bench.report.baselines import is_conv3x3
 from sasa_bench.results.record import Record
-from sasa_bench.results.statistics import interval_of_median
+from sasa_bench.results.statistics import interval_of_ratio
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median time over median time, and the interval that follows from the 95 % intervals of both medians."""
+    """Median time over median time, and its 95 % interval by statistics.interval_of_ratio."""
 
     value: float
     low: float
@@ -57,15 +57,26 @@ def times(value: float) -> str:
 
 def ratio(a: Record, b: Record) -> Ratio:
     """Time of `a` over time of `b`."""
-    (a_low, a_high), (b_low, b_high) = interval_of_median(a.samples_s), interval_of_median(b.samples_s)
-    middle = np.median(a.samples_s) / np.median(b.samples_s)
-    return Ratio(float(middle), max(0.0, a_low) / b_high, a_high / b_low if b_low > 0 else float("inf"))
+    low, high = interval_of_ratio(a.by_worker, b.by_worker)
+    return Ratio(float(np.median(a.samples_s) / np.median(b.samples_s)), low, high)
 
 
 def fastest(point: Point, op: str = ATTENTION) -> Record | None:
     """The row of `op` with the least median time."""
     found = [record for record in point.values() if record.op == op]
     return min(found, key=lambda record: float(np.median(record.samples_s)), default=None)
+
+
+def strongest(point: Point) -> Record | None:
+    """The 3 x 3 convolution with the least median time: what attention has to beat."""
+    found = [record for record in point.values() if is_conv3x3(record)]
+    return min(found, key=lambda record: float(np.median(record.samples_s)), default=None)
+
+
+def against_strongest(points: Iterable[Point]) -> list[tuple[Record, Record]]:
+    """(fastest attention, strongest 3 x 3 convolution) of each point that has both."""
+    found = [(fastest(point), strongest(point)) for point in points]
+    return [(attention, convolution) for attention, convolution in found if attention and convolution]
 
 
 def case_of(point: Point) -> Case:
@@ -83,17 +94,13 @@ def span(values: Iterable[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def convolutions(point: Point) -> list[str]:
-    """The baseline, and convolutions with the window of the case, which their FLOPs tell."""
-    same = [
+def with_window(point: Point) -> list[str]:
+    """Convolutions with the window of the case, which their FLOPs tell, where that is not 3 x 3."""
+    return [
         name
         for name, r in point.items()
-        if r.op == CONVOLUTION
-        and name != BASELINE
-        and r.case.kernel_size != 3
-        and r.flops == ops.get(CONVOLUTION).cost(r.case).flops
+        if r.op == CONVOLUTION and not is_conv3x3(r) and r.flops == ops.get(CONVOLUTION).cost(r.case).flops
     ]
-    return [BASELINE, *same] if BASELINE in point else same
 
 
 def one_or_span(ratios: Sequence[Ratio]) -> str:
