@@ -166,8 +166,7 @@ def _threads(count: int) -> Iterator[None]:
 
 @cache
 def _machine() -> Machine:
-    from sasa_bench.results.environment import WORKER_ENVIRONMENT
+    from sasa_bench.results.environment import recorded
     from sasa_bench.timing.probe import detect
 
-    environment = {name: os.environ[name] for name in WORKER_ENVIRONMENT if name in os.environ}
-    return replace(detect(), environment=environment)
+    return replace(detect(), environment=recorded(os.environ))

@@ -6,6 +6,9 @@ what a verb needs it imports itself.
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 from collections.abc import Sequence
 
@@ -34,6 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; an error that a user can cause is one line and exit status 1."""
     from sasa_bench.timing.process import WorkerDied
 
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that is not in UTF-8 lacks characters that are used here.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         sys.exit(cli.main(None if arguments is None else list(arguments), standalone_mode=False) or 0)
     except click.exceptions.Exit as stop:
@@ -47,7 +54,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (KeyboardInterrupt, click.Abort):
         _fail("interrupted")
     except BrokenPipeError:
+        # Whoever read the output has read enough; what is left in the buffer must not fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
+    except OSError as error:
+        _fail(_sentence(error))
+
+
+REMEDIES = {
+    errno.ENOSPC: "free some space and repeat the command; `run --resume` goes on where it was",
+    errno.EDQUOT: "free some of your quota and repeat the command; `run --resume` goes on where it was",
+    errno.EROFS: "name another path with --out",
+    errno.EACCES: "name another path, or change its permissions",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name a path that goes through folders only",
+}
+
+
+def _sentence(error: OSError) -> str:
+    said = f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error)
+    remedy = REMEDIES.get(error.errno or 0)
+    return f"{said}; {remedy}" if remedy else said
 
 
 def _fail(message: str) -> None:

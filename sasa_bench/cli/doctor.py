@@ -6,12 +6,16 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
+from importlib import metadata
 from typing import Any
 
+from sasa_bench.results import environment
 from sasa_bench.results.format import size
+from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.sweep.run import Workers
 from sasa_bench.timing import nvml, probe
+from sasa_bench.timing.conditions import spoilers
 
 
 def implementations(specs: Sequence[str] = ()) -> list[tuple[ImplInfo, str | None]]:
@@ -31,7 +35,10 @@ def _described(specs: Sequence[str] = (), details: bool = False) -> list[dict[st
 def lines() -> Iterator[str]:
     """The report of `sasa-bench doctor`."""
     machine = probe.detect()
-    yield f"processor        {machine.cpu}, {machine.cores} cores"
+    yield f"sasa-bench       {metadata.version('sasa-bench')}, revision {machine.revision}"
+    yield f"processor        {machine.cpu}, {machine.cores} cores" + (
+        f" (a quota of {machine.cpu_quota:g})" if machine.cpu_quota else ""
+    )
     yield f"instructions     {', '.join(machine.isa) or 'none of those that the kernels use'}"
     yield f"memory           {size(machine.memory_bytes)}"
     yield f"GPU              {machine.gpu or 'none found (nvidia-smi shows no device)'}"
@@ -41,11 +48,30 @@ def lines() -> Iterator[str]:
     for name in probe.LIBRARIES:
         version = machine.libraries.get(name)
         yield f"{name:16} {version or 'not installed; what needs it says how, below'}"
-    yield ""
+    yield from ("", *_variables(machine), "")
     for info in _described(details=True):
         yield f"{info['name']:18} {'ready' if info['missing'] is None else info['missing']}"
         for line in info["details"]:
             yield f"{'':18} {line}"
+
+
+def _variables(machine: Machine) -> Iterator[str]:
+    """The environment variables that matter, with their values and what each changes."""
+    yield "environment variables"
+    for name, purpose in environment.READ.items():
+        yield f"  {name:24} {os.environ.get(name, 'unset'):12} {purpose}"
+    for name, value in machine.environment.items():
+        given = "set by sasa-bench: " if name in environment.worker_environment() else ""
+        known = environment.SET.get(name) or next(
+            text for begin, text in environment.RECORDED.items() if name.startswith(begin)
+        )
+        if name not in environment.READ:
+            yield f"  {name:24} {value:12} {given}{known}"
+
+
+def spoiling() -> list[str]:
+    """What spoils measurements on this machine, a line each."""
+    return [f"spoils measurements: {sentence}" for sentence in spoilers()]
 
 
 def _gpu_state() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ import click
 from sasa_bench.cli.options import CASE, SLURM, duration, overrides, stamped
 from sasa_bench.cli.progress import progress
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
+from sasa_bench.results.environment import require_unbound
 
 if TYPE_CHECKING:
     from sasa_bench.gate.arms import Arm
@@ -82,6 +84,7 @@ def gate(**given: Any) -> int:
     """
     from sasa_bench.gate.outputs import text, write_all
 
+    require_unbound(os.environ)
     asked = Asked(**given)
     folder = asked.out or stamped("gate-{}")
     result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))

@@ -15,12 +15,14 @@ from sasa_bench.cli.options import (
     CASE,
     DEVICE,
     ERROR,
+    REGRESSION,
     SLURM,
     SUITES,
     load_suites,
     overrides,
     part,
     require_cuda,
+    seconds,
     stamped,
     warn,
 )
@@ -50,6 +52,7 @@ class Asked:
     shard: tuple[int, int] | None
     slurm: tuple[str, ...]
     energy: bool
+    strict: bool
     keep_models: Path | None
 
 
@@ -60,19 +63,27 @@ class Asked:
 @CASE
 @click.option("--out", type=click.Path(path_type=Path), help="Results file; under reports/ by default.")
 @click.option("--resume", is_flag=True, help="Finish the file that --out names; rows it has are not measured again.")
-@click.option("--budget", "budget_s", default=0.6, show_default=True, help="Seconds of samples for each row.")
-@click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option(
+    "--budget", "budget_s", callback=seconds, default=0.6, show_default=True, help="Seconds of samples for each row."
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    callback=seconds,
+    default=120.0,
+    show_default=True,
+    help="Seconds a stage of a row may take.",
+)
 @click.option(
     "--shard", callback=part, metavar="I/N", help="Measure part I of N, cut by cost; `merge` joins the parts."
 )
 @SLURM
 @click.option("--energy", is_flag=True, help="On CUDA, also read the joules of a call; two seconds more for each row.")
+@click.option("--strict", is_flag=True, help="Exit with status 2 if a row is wrong or failed, for CI.")
 @click.option("--keep-models", type=click.Path(file_okay=False, path_type=Path), help="Keep exported models here.")
 def run(**given: Any) -> int:
     """Measure suites: one row for each case and implementation, appended to a results file as it is made."""
     asked = Asked(**given)
-    if asked.budget_s <= 0 or asked.timeout_s <= 0:
-        raise click.UsageError("--budget and --timeout are seconds, more than 0")
     if asked.resume and asked.out is None:
         raise click.UsageError("--resume needs --out FILE, the results file to finish")
     if asked.slurm and asked.shard:
@@ -138,7 +149,16 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     elapsed = time.monotonic() - started
     shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in summary.spent_s.most_common())
     click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")
-    return 0
+    return _judged(path) if asked.strict else 0
+
+
+def _judged(path: Path) -> int:
+    """The exit status of --strict, after a line for each row that is wrong or failed."""
+    from sasa_bench.results.file import read
+
+    bad = [row for row in read([path]).rows if row.status not in ("ok", "skipped")]
+    warn([f"{row.suite}, {row.impl}, {row.case.describe()}: {row.status}: {row.reason}" for row in bad])
+    return REGRESSION if bad else 0
 
 
 def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
@@ -187,7 +207,7 @@ def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
         click.echo(f"go on with: the same command, with --out {out} --resume", err=True)
         return ERROR
     _write_merged(sweep, out, total, lost)
-    return 0
+    return _judged(out) if asked.strict else 0
 
 
 def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from datetime import datetime
@@ -74,8 +75,15 @@ def duration(text: str) -> float:
         value = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         value = 0.0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise click.UsageError(f"{text!r} is no duration: give seconds (300), minutes (10m) or hours (1h)")
+    return value
+
+
+def seconds(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A number of seconds, as --budget and --timeout take it."""
+    if not 0 < value < math.inf:
+        raise click.UsageError(f"{parameter.opts[0]} {value:g}: give seconds, more than 0")
     return value
 
 

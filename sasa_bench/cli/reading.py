@@ -43,7 +43,11 @@ def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
 
 @click.command()
 @FILES
-@click.option("--out", type=click.Path(path_type=Path), help="The page; beside the first results file by default.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="The page; by default beside the first file.",
+)
 @click.option("--figures", type=click.Path(path_type=Path), help="Also write every figure to this folder.")
 @click.option("--figure-format", "formats", multiple=True, default=("svg", "png"), help="svg, png or pdf; repeatable.")
 @click.option("--compare", is_flag=True, help="Set the files side by side: machines, versions, implementations.")
@@ -60,20 +64,26 @@ def report(
         _compare(files, out)
         return
     results = read(files)
-    path = out or files[0].with_suffix(".html")
+    path = out or _page_of(files)
     write(results, path)
     if figures:
         for unknown in set(formats) - set(FIGURES):
             raise click.UsageError(f"--figure-format {unknown}: there are svg, png and pdf")
         save_all(frame(results), results.impls, figures, formats)
-    click.echo(f"{path}: {len(results.rows)} rows" + (f"; figures in {figures}" if figures else ""))
+    of = f" of {len(files)} files (--compare sets them side by side)" if len(files) > 1 else ""
+    click.echo(f"{path}: {len(results.rows)} rows{of}" + (f"; figures in {figures}" if figures else ""))
+
+
+def _page_of(files: Sequence[Path]) -> Path:
+    """A page beside the first file, named after all of them."""
+    return files[0].with_name("-".join(file.stem for file in files) + ".html")
 
 
 def _compare(files: Sequence[Path], out: Path | None) -> None:
     from sasa_bench.report import compare as comparison
     from sasa_bench.report import page
 
-    path = out or files[0].with_name("-".join(file.stem for file in files) + ".html")
+    path = out or _page_of(files)
     page.write(comparison.html(comparison.load(files)), path)
     click.echo(f"{path}: {len(files)} files compared")
 

@@ -151,6 +151,6 @@ def _line(cell: Cell) -> tuple[str, ...]:
         kind, _, impl = cell.quantity.partition(":")
         label, decimals = f"{kind.removesuffix('_s')}, s, {impl}", 4
     ours = "not measured" if cell.ours is None else f"{cell.ours:.{decimals}f}"
-    difference = "" if cell.difference is None else f"{cell.difference:+.2f}"
+    difference = "" if cell.difference is None else f"{round(cell.difference, 2) + 0.0:+.2f}"
     within = {None: "", True: "yes", False: "no"}[cell.within_rounding]
     return cell.row, label, cell.paper, ours, difference, within

@@ -1,4 +1,12 @@
-"""Environment variables of a worker: those that it is given and those that it reads."""
+"""Every environment variable that sasa-bench sets, reads or records, in one place."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+from sasa_bench.case import UserError
+from sasa_bench.results.fields import printable
 
 WORKER_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "20000",
@@ -11,9 +19,106 @@ sleeping thread costs a wake-up of 0.1 ms or more in a virtual machine, as much 
 takes a core from the threads of another library that runs next. The allocator keeps its heap,
 so that page faults are not timed."""
 
+OLD_GLIBC = (2, 35)
+"""Before it, glibc refuses an mmap threshold of more than 32 MiB and, as the other two settings freeze the threshold,
+maps and unmaps every buffer of 128 KiB or more in each call. Without mmap altogether it keeps its heap there too."""
+WITHOUT_MMAP = {"MALLOC_MMAP_MAX_": "0"}
+
 KEEP_MODELS = "SASA_BENCH_KEEP_MODELS"
 """Environment variable of a worker: the folder where models that were exported are kept; without it, none are."""
 
 EXPORTS = "SASA_BENCH_EXPORTS"
 """Environment variable of a worker: a folder of exported models that processes share which run the same code; what is
 there is not exported again. Without it, every build exports."""
+
+SET = {
+    "GOMP_SPINCOUNT": "OpenMP threads wait 0.2 ms before they sleep",
+    "MALLOC_MMAP_THRESHOLD_": "the allocator keeps its heap, so that page faults are not timed",
+    "MALLOC_TRIM_THRESHOLD_": "the same",
+    "MALLOC_TOP_PAD_": "the same",
+    "MALLOC_MMAP_MAX_": "the same, where glibc is older than 2.35",
+}
+"""Variable -> what sasa-bench sets it for, in its workers."""
+
+READ = {
+    "SASA_BENCH_ISA": "the build of the native kernels; the best that the processor has",
+    "SASA_BENCH_CACHE": "folder of compiled CUDA kernels and of what was tuned; below XDG_CACHE_HOME or ~/.cache",
+    "SASA_BENCH_TUNE": "whether CUDA kernels are tuned at their first use",
+    KEEP_MODELS: "folder where exported models are kept; `run --keep-models` sets it",
+    EXPORTS: "folder of exported models that processes share; the gate sets it",
+    "CXX": "compiler of the native kernels",
+    "TORCH_EXTENSIONS_DIR": "folder of compiled native kernels",
+    "ONNXRUNTIME_INCLUDE_DIR": "headers of ONNX Runtime, for its custom operators",
+    "CUDA_VISIBLE_DEVICES": "which GPUs there are",
+}
+"""Variable -> what sasa-bench reads it for, and what holds without it."""
+
+RECORDED = {
+    "LD_PRELOAD": "libraries loaded first, such as another allocator",
+    "OMP_": "threads of OpenMP: their number, places and waiting",
+    "GOMP_": "the same, of GNU's OpenMP",
+    "KMP_": "the same, of LLVM's and Intel's OpenMP",
+    "MKL_": "threads and instruction set of MKL",
+    "ONEDNN_": "instruction set and caches of oneDNN",
+    "DNNL_": "the same",
+    "OPENBLAS_": "threads of OpenBLAS",
+    "ATEN_": "instruction set of torch",
+    "TORCH_": "switches of torch",
+    "PYTORCH_": "switches of torch, such as its CUDA allocator",
+    "MALLOC_": "the allocator of glibc",
+    "GLIBC_TUNABLES": "the same, and memory functions",
+    "CUDA_": "which GPUs there are, and whether launches wait",
+    "CUBLAS_": "workspace of cuBLAS",
+    "NVIDIA_TF32_OVERRIDE": "whether float32 products run in TF32",
+    "SASA_BENCH_ISA": "the build of the native kernels",
+    "CXX": "compiler of the native kernels",
+}
+"""Variable, or how its name begins -> what it changes. Results files say what was set of these, and files of different
+settings are compared only with a word about it."""
+
+PATHS = ("TORCH_EXTENSIONS_DIR", "TORCH_HOME", "CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH", "MKL_ROOT", "MKLROOT")
+"""Recorded by no file: they say where things lie, not how fast they are."""
+
+BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+"""Bind the first thread of a process to one core as soon as OpenMP is loaded; other libraries then see one core."""
+
+
+class UnfitEnvironmentError(UserError):
+    """A variable that makes measurements meaningless; the message names it and says what to do."""
+
+
+def worker_environment(glibc: tuple[int, int] | None = None) -> dict[str, str]:
+    """What workers are given, on this version of glibc; None: the one at hand."""
+    version = glibc or glibc_version()
+    return WORKER_ENVIRONMENT | (WITHOUT_MMAP if version and version < OLD_GLIBC else {})
+
+
+def glibc_version() -> tuple[int, int] | None:
+    """(2, 36) for example; None where the C library is another."""
+    try:
+        function = ctypes.CDLL(None).gnu_get_libc_version
+    except (OSError, AttributeError):
+        return None
+    function.restype = ctypes.c_char_p
+    major, minor = function().decode().split(".")[:2]
+    return int(major), int(minor)
+
+
+def recorded(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables in `environment` that change measurements, on one line each."""
+    return {
+        name: printable(value)
+        for name, value in sorted(environment.items())
+        if name not in PATHS
+        and any(name == known or (known[-1] == "_" and name.startswith(known)) for known in RECORDED)
+    }
+
+
+def require_unbound(environment: Mapping[str, str]) -> None:
+    """Raise UnfitEnvironmentError where OpenMP is told to bind threads to cores."""
+    for name in BINDING:
+        if environment.get(name, "false").lower() not in ("false", "disabled", "none", ""):
+            raise UnfitEnvironmentError(
+                f"{name}={environment[name]} binds a process to one core as soon as OpenMP is loaded, and whatever is "
+                f"measured then runs there: unset {name}; `taskset --cpu-list 0-3` chooses cores for everything"
+            )

@@ -17,10 +17,12 @@ class Machine:
     """Hardware, software and revision.
 
     cores         CPUs this process may use
-    memory_bytes  of the machine, to the GiB
+    memory_bytes  of the machine or of the container, to the GiB
     commit        revision of sasa-bench, where git tracks its files; else its version
     gpu_limits    nvml.Gpu.limits: power limit and highest clocks
+    environment   variables that change measurements, as workers see them; results.environment lists which
     gpu_state     nvml.Gpu.state when the machine was looked at, or {"absent": why NVML could not be read}
+    cpu_quota     processors' worth of time that a container may use; None where nothing limits it
     """
 
     cpu: str
@@ -37,11 +39,13 @@ class Machine:
     dirty: bool
     gpu_limits: dict[str, float] = field(default_factory=dict)
     gpu_state: dict[str, Any] = field(default_factory=dict)
+    cpu_quota: float | None = None
 
     @property
     def hardware_id(self) -> str:
         """Names the hardware, whatever the software: rows with the same one may be compared."""
-        hardware = json.dumps([asdict(self)[field] for field in HARDWARE])
+        quota = [] if self.cpu_quota is None else [self.cpu_quota]  # as in files from before there were any
+        hardware = json.dumps([asdict(self)[field] for field in HARDWARE] + quota)
         digest = hashlib.sha256(hardware.encode()).hexdigest()[:6]
         label = self.gpu or self.cpu
         return f"{'-'.join(label.replace('(R)', ' ').replace('(TM)', ' ').split())}-{self.cores}c-{digest}"
@@ -51,6 +55,8 @@ class Machine:
         """Names hardware, software, revision and the GPU's limits together."""
         values = self.to_dict()
         del values["gpu_state"]  # it changes from minute to minute
+        if self.cpu_quota is None:
+            del values["cpu_quota"]
         if not self.gpu_limits:  # as in files from before there were any
             del values["gpu_limits"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sasa_bench.results.environment import require_unbound
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Results, Roof
@@ -66,8 +68,10 @@ def run(
     environment   variables to set for the workers
     watch         called with the summary and no rows before the first measurement, then with the rows of each case
 
-    Raises WorkerRefused for an unknown implementation, before anything is measured or written.
+    Raises WorkerRefused for an unknown implementation and UnfitEnvironmentError where OpenMP binds threads, before
+    anything is measured or written.
     """
+    require_unbound(os.environ)
     here = machine or probe.detect()
     impls = list(dict.fromkeys(impls))
     with Workers(timeout_s, environment) as workers:

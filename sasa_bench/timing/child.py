@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sasa_bench.case import from_dict
+from sasa_bench.results.environment import WORKER_ENVIRONMENT
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 def main(events_fd: int) -> None:
     """The child's side: answer requests until the parent goes away."""
     _die_with_parent()
+    keep_heap()
     events = os.fdopen(events_fd, "w", buffering=1)
 
     def send(event: str, **values: Any) -> None:
@@ -164,6 +166,24 @@ def _question(do: str) -> Callable[..., Any]:
 
     questions: dict[str, Callable[..., Any]] = {**TURNS, "roof": _roof, "describe": _describe, "profile": _profile}
     return questions[do]
+
+
+M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4
+"""Parameters of mallopt(3)."""
+
+
+def keep_heap(mallopt: Callable[[int, int], int] | None = None) -> str:
+    """See that large buffers come from a heap that is kept; what was set for it, "" where the C library has no mallopt.
+
+    The variables that the worker was started with ask for the same, but an old glibc takes them without effect.
+    """
+    try:
+        function = mallopt or ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return ""
+    if function(M_MMAP_THRESHOLD, int(WORKER_ENVIRONMENT["MALLOC_MMAP_THRESHOLD_"])):
+        return "threshold"
+    return "without mmap" if function(M_MMAP_MAX, 0) else ""
 
 
 def _die_with_parent() -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import cpuinfo
 import psutil
 
-from sasa_bench.results.environment import WORKER_ENVIRONMENT
+from sasa_bench.results.environment import recorded, worker_environment
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.revision import revision
-from sasa_bench.timing import nvml
+from sasa_bench.timing import limits, nvml
 
 LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "nvidia-ml-py", "natten", "timm")
 ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16", "asimd", "sve")
@@ -26,12 +26,12 @@ def detect() -> Machine:
     info = cpuinfo.get_cpu_info()
     flags = set(info.get("flags", ()))
     gpu, driver = _gpu()
-    limits: dict[str, float] = {}
+    gpu_limits: dict[str, float] = {}
     state: dict[str, Any] = {}
     if gpu:
         try:
             found = nvml.find()
-            gpu, driver, limits, state = found.name or gpu, found.driver, found.limits(), found.state()
+            gpu, driver, gpu_limits, state = found.name or gpu, found.driver, found.limits(), found.state()
         except nvml.NvmlAbsentError as error:
             state = {"absent": str(error)}
     commit, dirty = revision(Path(__file__).parents[1]) or (_version("sasa-bench") or "unknown", False)
@@ -39,25 +39,31 @@ def detect() -> Machine:
         cpu=info.get("brand_raw") or platform.processor() or platform.machine(),
         cores=available_cores(),
         isa=tuple(name for name in ISA if name in flags),
-        memory_bytes=psutil.virtual_memory().total >> 30 << 30,
+        memory_bytes=_rounded(min(psutil.virtual_memory().total, limits.memory_limit() or limits.UNLIMITED)),
         gpu=gpu,
         driver=driver,
         os=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
         libraries={name: version for name in LIBRARIES if (version := _version(name))},
-        environment=WORKER_ENVIRONMENT,
+        environment=recorded(os.environ) | worker_environment(),
         commit=commit,
         dirty=dirty,
-        gpu_limits=limits,
+        gpu_limits=gpu_limits,
         gpu_state=state,
+        cpu_quota=limits.cpu_quota(),
     )
 
 
 def available_cores() -> int:
-    """CPUs this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """CPUs this process may run on; of a container with a quota of time no more than that pays for, at least 1."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = limits.cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _rounded(memory_bytes: int) -> int:
+    unit = 1 << 30 if memory_bytes >= 1 << 30 else 1 << 20
+    return memory_bytes // unit * unit
 
 
 def _version(package: str) -> str | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sasa_bench.case import Case, UserError
-from sasa_bench.results.environment import WORKER_ENVIRONMENT
+from sasa_bench.results.environment import worker_environment
 
 STAGES = ("start", "build", "check", "memory", "time")
 BUILD_TIMEOUT_S = 900.0
@@ -72,7 +72,7 @@ class Worker:
             stderr=self.errors,
             pass_fds=(write_end,),
             cwd=cwd,
-            env=os.environ | WORKER_ENVIRONMENT | dict(environment or {}),
+            env=os.environ | worker_environment() | dict(environment or {}),
             start_new_session=True,
         )
         os.close(write_end)

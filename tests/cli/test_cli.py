@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -360,3 +361,107 @@ def test_a_truncated_file_is_reported_and_read(tmp_path: Path) -> None:
     assert ran.returncode == 0
     assert "cut off" in ran.stderr
     assert len(ran.stdout.splitlines()) == 12
+
+
+WRONG = """
+from dataclasses import replace
+from sasa_bench.impls import get
+def build(case, tensors):
+    call = get("naive").build(case, tensors)
+    return lambda: call() * 1.01
+IMPL = replace(get("naive"), name="wrong_one", build=build)
+"""
+
+
+def test_strict_exits_with_2_and_names_the_rows(tmp_path: Path, suite: Path) -> None:
+    kernel, out = tmp_path / "wrong_one.py", tmp_path / "a.jsonl"
+    kernel.write_text(WRONG)
+    command = ["run", suite, "-c", "kernel_size=3", "--impl", kernel, "--impl", kernel, "--out", out, *QUICK]
+    ran = sasa_bench(*command, "--strict")
+    assert ran.returncode == 2
+    assert "mine, wrong_one, kernel_size=3" in ran.stderr
+    assert len(read([out]).rows) == 1, "an implementation that is named twice is measured once"
+    assert "source_digest" in read([out]).rows[0].extra
+    again = sasa_bench(*command, "--resume")
+    assert (again.returncode, "nothing left to measure" in again.stdout) == (0, True)
+    kernel.write_text(WRONG.replace("1.01", "1.02"))
+    assert "1 rows (1 wrong)" in sasa_bench(*command, "--resume").stdout
+
+
+@pytest.mark.parametrize("budget", ["nan", "inf", "0", "-1"])
+def test_a_budget_is_a_number_of_seconds(suite: Path, budget: str) -> None:
+    ran = sasa_bench("run", suite, "--budget", budget)
+    assert (ran.returncode, "give seconds, more than 0" in ran.stderr) == (1, True)
+    gated = sasa_bench("gate", "--base", "a", "--head", "b", "--budget", budget)
+    assert (gated.returncode, "is no duration" in gated.stderr) == (1, True)
+
+
+def test_resume_says_what_it_leaves_and_when_there_is_nothing_to_resume(tmp_path: Path, suite: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    hold = ["-c", "kernel_size=3", "--impl", "conv3x3", "--out", out, "--resume", *QUICK]
+    assert "is not there yet" in sasa_bench("run", suite, *hold).stderr
+    other = tmp_path / "other.toml"
+    other.write_text(SUITE)
+    assert "also holds suites that this command does not name and leaves as they are: mine" in (
+        sasa_bench("run", other, *hold).stderr
+    )
+    assert {row.suite for row in read([out]).rows} == {"mine", "other"}
+
+
+def test_a_report_of_several_files_is_named_after_all_of_them(tmp_path: Path) -> None:
+    files = [factory.results_file(tmp_path / f"{name}.jsonl", factory.sweep()) for name in ("a", "b")]
+    ran = sasa_bench("report", *files)
+    assert ran.returncode == 0
+    assert "of 2 files (--compare sets them side by side)" in ran.stdout
+    assert (tmp_path / "a-b.html").exists()
+
+
+def test_a_terminal_without_the_characters_gets_others() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sasa_bench", "list", "--markdown"],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"UnicodeEncodeError" not in done.stderr
+    assert b" ?" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["table", "{results}", "--out", "{folder}"], ["report", "{results}", "--out", "/proc/a/b.html"]]
+)
+def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
+    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    ran = sasa_bench(*(a.format(results=results, folder=tmp_path) for a in arguments))
+    assert ran.returncode == 1
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert ran.stderr.startswith("sasa-bench: /")
+
+
+def test_a_broken_pipe_is_no_traceback(tmp_path: Path) -> None:
+    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep() * 1)
+    command = f"{sys.executable} -m sasa_bench table {results} | true"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+
+
+def test_doctor_checks_only_and_exits_with_3_when_something_spoils(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sasa_bench.cli import doctor
+
+    monkeypatch.setattr(doctor, "spoilers", lambda: ["turbo is on"])
+    ran = sasa_bench("doctor", "--check")
+    assert (ran.returncode, ran.stdout) == (3, "spoils measurements: turbo is on\n")
+    monkeypatch.setattr(doctor, "spoilers", list)
+    assert sasa_bench("doctor", "--check").returncode == 0
+
+
+def test_binding_is_refused_before_anything_is_measured(
+    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_PROC_BIND", "true")
+    out = tmp_path / "a.jsonl"
+    for command in (["run", suite, "--out", out], ["gate", "--base", "a", "--head", "b", "--out", out]):
+        ran = sasa_bench(*command)
+        assert (ran.returncode, "OMP_PROC_BIND=true" in ran.stderr) == (1, True)
+    assert not out.exists()

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from sasa_bench.cli import cli
-from sasa_bench.paper.tables import FORMATS, TABLES, cells, published, render, suite, timed
+from sasa_bench.paper.tables import FORMATS, TABLES, Cell, cells, published, render, suite, timed
 from sasa_bench.results.file import ResultsError
 
 EXPLAINED = {("T2", "attention, full attention backbone", "flops")}
@@ -96,3 +96,10 @@ def test_the_verb_prints_and_writes_the_tables(tmp_path: Path) -> None:
     out = tmp_path / "new" / "paper.csv"
     CliRunner().invoke(cli, ["paper", "--format", "csv", "--out", str(out)], standalone_mode=False)
     assert out.read_text().startswith("table,row,quantity,paper,ours,difference,within_rounding\n")
+
+
+@pytest.mark.parametrize(("difference", "printed"), [(-0.001, "+0.00"), (-0.006, "-0.01"), (0.004, "+0.00")])
+def test_a_difference_that_rounds_to_zero_has_no_minus(difference: float, printed: str) -> None:
+    text = render([Cell("T1", "ResNet-26", "flops", "4.7", 4.7, difference, True)], "text")
+    assert printed in text
+    assert "-0.00" not in text
