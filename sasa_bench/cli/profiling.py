@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,19 +15,73 @@ if TYPE_CHECKING:
     from sasa_bench.suite import Suite
 
 
-@click.command()
-@click.argument("suite", type=click.Path(path_type=Path))
-@CASE
-@click.option(
-    "--impl", "impls", multiple=True, required=True, metavar="NAME|FILE.py", help="Repeat to set side by side."
+TRACE = click.option(
+    "--trace",
+    "as_traces",
+    is_flag=True,
+    help="Show the traces FILE… of torch.profiler or ONNX Runtime, from whatever program, instead of a suite.",
 )
+AGAINST = click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="With --trace: an earlier trace that the one of --trace is compared with.",
+)
+OUT = click.option(
+    "--out", type=click.Path(path_type=Path), help="A folder, or a page with --trace; under reports/ by default."
+)
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="SUITE | --trace FILE…", type=click.Path(path_type=Path))
+@TRACE
+@AGAINST
+@CASE
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Repeat to set side by side.")
 @DEVICE
-@click.option("--out", type=click.Path(path_type=Path), help="A folder; under reports/ by default.")
+@OUT
 @click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds that one may take.")
 def profile(
-    suite: Path, pairs: tuple[str, ...], impls: tuple[str, ...], device: str | None, out: Path | None, timeout_s: float
+    paths: tuple[Path, ...],
+    as_traces: bool,
+    against: Path | None,
+    pairs: tuple[str, ...],
+    impls: tuple[str, ...],
+    device: str | None,
+    out: Path | None,
+    timeout_s: float,
 ) -> None:
-    """Show where the time of one case of SUITE goes: stages, operators, stacks, memory; Chrome traces as well."""
+    """Show where the time of one case of SUITE goes, or what traces of any program hold: one page.
+
+    It shows stages (of a suite), operators with shapes, stacks, memory and idle time.
+    """
+    if as_traces or against:
+        if impls or pairs or device:
+            raise click.UsageError("--trace shows files: it takes no -c, --impl or --device")
+        _show_traces(paths, against, out)
+    elif len(paths) > 1 or not impls:
+        raise click.UsageError("profile one SUITE with --impl NAME, or give --trace FILE…")
+    else:
+        _profile_case(paths[0], pairs, impls, device, out, timeout_s)
+
+
+def _show_traces(paths: Sequence[Path], against: Path | None, out: Path | None) -> None:
+    from sasa_bench.profiling.trace_page import html, open_traces
+    from sasa_bench.report import page
+
+    if against and len(paths) > 1:
+        raise click.UsageError("--against compares one trace with another: give one FILE to --trace")
+    opened = open_traces([*paths, *([against] if against else [])])
+    target = out or stamped("trace-{}.html")
+    if target.is_dir():
+        target /= "index.html"
+    page.write(html(opened[: len(paths)], opened[-1] if against else None), target)
+    click.echo(f"{target}: {', '.join(one.name for one in opened)}")
+
+
+def _profile_case(
+    suite: Path, pairs: Sequence[str], impls: Sequence[str], device: str | None, out: Path | None, timeout_s: float
+) -> None:
     from sasa_bench.profiling.page import save
     from sasa_bench.suite import load
     from sasa_bench.sweep.run import Workers

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from sasa_bench.case import Case
-from sasa_bench.profiling import trace
+from sasa_bench.profiling import breakdown, trace
 from sasa_bench.report import page
 from sasa_bench.report.charts import profile as charts
 from sasa_bench.report.styles import style
@@ -43,14 +43,14 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
         [
             {"implementation": name, "kernel": k.name, "launches a call": k.count, "time, ms": _digits(k.self_s * 1e3)}
             for name, found in traces.items()
-            for k in trace.kernels(found)
+            for k in breakdown.kernels(found)
         ]
     )
     memory = pd.DataFrame(
         [
             {"impl": name, "seconds": when, "mib": used / (1 << 20)}
             for name, found in traces.items()
-            for when, used in trace.memory(found)
+            for when, used in breakdown.memory(found)
         ]
     )
     return page.render(
@@ -62,7 +62,7 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
                 "summary": s["summary"],
                 "time": seconds(s["time_s"]),
                 "trace": s["trace"],
-                "flame": charts.flame(pd.DataFrame([asdict(box) for box in trace.flame(traces[s["name"]])])),
+                "flame": charts.flame(pd.DataFrame([asdict(box) for box in breakdown.flame(traces[s["name"]])])),
                 "peak": _peak(memory, s["name"]),
             }
             for s in summaries
@@ -81,12 +81,12 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
 
 def _stages(folder: Path, summaries: Sequence[Summary]) -> pd.DataFrame:
     rows = []
-    for summary in summaries:
-        if summary["stages"]:
-            found = trace.stages(trace.read(folder / summary["stages"], summary["calls"]))
+    for about in summaries:
+        if about["stages"]:
+            found = breakdown.stages(trace.read(folder / about["stages"], about["calls"]))
             whole = sum(found.values())
             rows += [
-                {"impl": summary["name"], "stage": stage, "ms": spent * 1e3, "share": spent / whole}
+                {"impl": about["name"], "stage": stage, "ms": spent * 1e3, "share": spent / whole}
                 for stage, spent in found.items()
                 if whole and stage in charts.STAGE_COLOURS and spent >= 0.001 * whole
             ]
@@ -105,13 +105,13 @@ def _side_by_side(stages: pd.DataFrame, names: Sequence[str]) -> list[dict[str, 
     ]
 
 
-def _operators(summary: Summary, found: trace.Trace) -> pd.DataFrame:
-    operators = trace.operators(found, summary["flops"])
+def _operators(about: Summary, found: trace.Trace) -> pd.DataFrame:
+    operators = breakdown.operators(found, about["flops"])
     whole = sum(operator.self_s for operator in operators) or 1.0
     return pd.DataFrame(
         [
             {
-                "implementation": summary["name"],
+                "implementation": about["name"],
                 "operator": operator.name,
                 "self, ms": _digits(operator.self_s * 1e3),
                 "self, %": _digits(100 * operator.self_s / whole),

@@ -1,303 +1,228 @@
-"""Chrome traces, as torch.profiler and ONNX Runtime write them: operators, kernels, stages, stacks, memory."""
+"""A Chrome trace of torch.profiler or ONNX Runtime in arrays: 29 bytes an event, words once."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from sasa_bench.case import UserError
+import numpy as np
+
+from sasa_bench.profiling.costs import Cost, cost
+from sasa_bench.profiling.events import Events, TraceError
 from sasa_bench.results.format import joined_shapes
 
 STEP, STAGE, MEMORY = "ProfilerStep", "stage: ", "[memory]"
-OPERATORS, KERNELS = ("cpu_op", "Node"), ("kernel", "gpu_memcpy", "gpu_memset")
-PROFILER = "torch/profiler/profiler.py"
-US = 1e-6
+OPERATOR, ANNOTATION, FRAME, OTHER = "operator", "annotation", "Python", "other"
+GPU: Final = ("kernel", "gpu_memcpy", "gpu_memset")
 ROUNDING_US = 0.5
 """How far a range may reach beyond the one it lies in."""
 
 
-class TraceError(UserError):
-    """A file that is no Chrome trace; the message says which and why."""
+@dataclass(frozen=True)
+class Label:
+    """What ranges of one name, kind and input shapes share. `cost` is that of one call, None where it is not known."""
+
+    name: str
+    kind: str
+    shapes: str = ""
+    cost: Cost | None = None
 
 
 @dataclass
-class Span:
-    """A range of a trace: microseconds from an arbitrary start, what the writer says of it, and what ran inside."""
+class Lane:
+    """The ranges of one thread, or of one stream of a GPU, by start; an outer one before those inside.
+
+    start, length  microseconds, from an arbitrary time
+    label          index into Trace.labels
+    parent         index of the range around each; -1 for none
+    is_operator    whether each is an operator; the only one inside one of the same name counts as part of that
+    operator       index of the innermost operator around each; -1 for none
+    external       the writer's id of an operator, by which its kernels know it; -1 for none
+    """
 
     name: str
-    kind: str
-    start_us: float
-    length_us: float
-    args: Mapping[str, Any]
-    inside: list[Span] = field(default_factory=list)
-
-    @property
-    def end_us(self) -> float:
-        """Where it ends."""
-        return self.start_us + self.length_us
+    gpu: bool
+    start: np.ndarray
+    length: np.ndarray
+    label: np.ndarray
+    external: np.ndarray
+    parent: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    is_operator: np.ndarray = field(default_factory=lambda: np.empty(0, bool))
+    operator: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
 
-@dataclass(frozen=True)
-class Operator:
-    """One operator with one set of input shapes, per call: times in seconds, FLOPs where torch counts them."""
-
-    name: str
-    shapes: str
-    count: float
-    self_s: float
-    total_s: float
-    allocated_bytes: float
-    flops: float | None
-
-
-@dataclass(frozen=True)
-class Box:
-    """One frame of a flame graph: depth from 0, start and length in seconds per call."""
-
-    name: str
-    kind: str
-    depth: int
-    start_s: float
-    length_s: float
-
-
-@dataclass(frozen=True)
+@dataclass
 class Trace:
     """A trace as read.
 
-    spans    the outermost ranges of each thread
-    steps    the ranges of the profiler's steps, one a call; none where the writer marks no calls
-    calls    how many calls it holds: every figure of the functions below is for one call
+    steps    [steps, 2] start and end of each step of the profiler, one a call; none where the writer marks none
+    memory   [moments, 5] microsecond, bytes allocated (negative: freed), bytes in use, lane (-1: not known), type of
+             the device (0: CPU)
+    calls    how many calls it holds: every figure of `breakdown` is for one of them
+    cut_off  whether the file stops before its end
     """
 
-    spans: list[Span]
-    steps: list[Span]
-    kernels: list[Span]
-    memory: list[tuple[float, int, int]]
-    calls: int
+    labels: list[Label]
+    lanes: list[Lane]
+    steps: np.ndarray
+    memory: np.ndarray
+    calls: int = 1
+    cut_off: bool = False
+
+    def is_kind(self, *kinds: str) -> np.ndarray:
+        """[labels] whether each label is of one of these kinds."""
+        return np.array([label.kind in kinds for label in self.labels], bool)
+
+    def ranges(self, name: str) -> Iterator[tuple[float, float]]:
+        """(start, length) in microseconds of every range of that name."""
+        for lane in self.lanes:
+            for i in np.flatnonzero(np.array([label.name == name for label in self.labels])[lane.label]):
+                yield float(lane.start[i]), float(lane.length[i])
 
 
-def read(path: Path, calls: int) -> Trace:
-    """Read a trace, plain or gzipped. Raises TraceError."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        data = json.loads(raw)
-        events = data["traceEvents"] if isinstance(data, dict) else data
-        lanes: dict[Any, list[Span]] = {}
-        steps, kernels, memory = [], [], []
-        for event in events:
-            if event.get("name") == MEMORY:
-                args = event["args"]
-                memory.append((float(event["ts"]), int(args["Bytes"]), int(args["Total Allocated"])))
-            elif event.get("ph") == "X":
-                span = Span(
-                    event["name"],
-                    event.get("cat", ""),
-                    float(event["ts"]),
-                    float(event.get("dur", 0)),
-                    event.get("args", {}),
-                )
-                if span.kind in KERNELS:
-                    kernels.append(span)
-                elif span.name.startswith(STEP):
-                    steps += [] if span.kind.startswith("gpu") else [span]
-                elif not span.name.startswith("PyTorch Profiler") and span.kind != "Trace":
-                    lanes.setdefault((event.get("pid"), event.get("tid"), span.kind.startswith("gpu")), []).append(span)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise TraceError(f"{path} is no Chrome trace ({type(error).__name__}: {error})") from None
-    return Trace([root for lane in lanes.values() for root in _nest(lane)], steps, kernels, sorted(memory), calls)
+class _Columns:
+    """The events of one lane while they are read."""
+
+    def __init__(self) -> None:
+        self.start, self.length, self.label, self.external = array("d"), array("d"), array("i"), array("q")
+
+    def add(self, start: float, length: float, label: int, external: int) -> None:
+        self.start.append(start)
+        self.length.append(length)
+        self.label.append(label)
+        self.external.append(external)
 
 
-def _nest(lane: list[Span]) -> list[Span]:
-    roots: list[Span] = []
-    open_spans: list[Span] = []
-    for span in sorted(lane, key=lambda s: (s.start_us, -s.length_us)):
-        while open_spans and open_spans[-1].end_us < span.end_us - ROUNDING_US:
-            open_spans.pop()
-        (open_spans[-1].inside if open_spans else roots).append(span)
-        open_spans.append(span)
-    return roots
+class _Reader:
+    def __init__(self) -> None:
+        self.labels: dict[tuple[Any, ...], int] = {}
+        self.found: list[Label] = []
+        self.lanes: dict[tuple[Any, Any, bool], _Columns] = {}
+        self.names: dict[tuple[Any, Any], str] = {}
+        self.steps: list[tuple[float, float]] = []
+        self.memory: list[tuple[float, float, float, Any, float]] = []
+        self.begun: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
 
-
-def walk(spans: Sequence[Span]) -> Iterator[Span]:
-    """Every span, outer before inner."""
-    for span in spans:
-        yield span
-        yield from walk(span.inside)
-
-
-def _measured(trace: Trace, spans: Sequence[Span]) -> Iterator[Span]:
-    """The outermost spans that lie within a step, less the profiler's own; everything where no steps are marked."""
-    for span in spans:
-        if PROFILER in span.name:
-            continue
-        if not trace.steps or any(
-            step.start_us <= span.start_us and span.end_us <= step.end_us + ROUNDING_US for step in trace.steps
-        ):
-            yield span
-        else:
-            yield from _measured(trace, span.inside)
-
-
-def _tops(spans: Sequence[Span]) -> Iterator[Span]:
-    """The outermost operators."""
-    for span in spans:
-        if span.kind in OPERATORS:
-            yield span
-        else:
-            yield from _tops(span.inside)
-
-
-def operators(trace: Trace, flops: Mapping[str, float] | None = None) -> list[Operator]:
-    """Operators by name and input shapes, the costliest by self time first. `flops`: per call, by flops_key."""
-    found: dict[tuple[str, str], list[float]] = {}
-    moments = trace.memory
-    at = 0
-    allocated: dict[int, float] = {}
-    spans = [span for span in walk(trace.spans) if span.kind in OPERATORS and _is_work(span)]
-    for span in sorted(spans, key=lambda s: s.start_us):
-        inner = sum(child.length_us for child in _tops(span.inside))
-        sums = found.setdefault((_label(span), _shapes(span)), [0, 0.0, 0.0])
-        sums[0] += 1
-        sums[1] += (span.length_us - inner) * US
-        sums[2] += span.length_us * US
-    ordered = sorted(spans, key=lambda s: s.start_us)
-    open_spans: list[Span] = []
-    for span in ordered:
-        while at < len(moments) and moments[at][0] < span.start_us:
-            _charge(open_spans, moments[at], allocated)
-            at += 1
-        while open_spans and open_spans[-1].end_us <= span.start_us:
-            open_spans.pop()
-        open_spans.append(span)
-    for moment in moments[at:]:
-        _charge(open_spans, moment, allocated)
-    bytes_of: dict[tuple[str, str], float] = {}
-    for span in spans:
-        key = _label(span), _shapes(span)
-        bytes_of[key] = bytes_of.get(key, 0.0) + allocated.get(id(span), 0.0)
-    return sorted(
-        (
-            Operator(
-                name,
-                shapes,
-                count / trace.calls,
-                self_s / trace.calls,
-                total_s / trace.calls,
-                bytes_of[name, shapes] / trace.calls,
-                (flops or {}).get(f"{name} {shapes}"),
+    def take(self, event: dict[str, Any]) -> None:
+        """Keep what is needed of one event."""
+        phase, where = event.get("ph"), (event.get("pid"), event.get("tid"))
+        if phase == "X":
+            self._range(event, where, float(event.get("dur", 0)))
+        elif phase == "B":
+            self.begun.setdefault(where, []).append(event)
+        elif phase == "E" and self.begun.get(where):
+            begin = self.begun[where].pop()
+            self._range(begin, where, float(event["ts"]) - float(begin["ts"]))
+        elif event.get("name") == MEMORY:
+            args = event["args"]
+            device = float(args.get("Device Type", 0))
+            self.memory.append(
+                (float(event["ts"]), float(args["Bytes"]), float(args["Total Allocated"]), where, device)
             )
-            for (name, shapes), (count, self_s, total_s) in found.items()
-        ),
-        key=lambda operator: -operator.self_s,
-    )
+        elif phase == "M" and event.get("name") == "thread_name":
+            self.names[where] = str(event["args"]["name"])
 
-
-def _charge(open_spans: list[Span], moment: tuple[float, int, int], allocated: dict[int, float]) -> None:
-    """Bytes allocated at a moment belong to the innermost operator that runs then."""
-    when, size, _ = moment
-    for span in reversed(open_spans):
-        if span.start_us <= when < span.end_us:
-            if size > 0:
-                allocated[id(span)] = allocated.get(id(span), 0.0) + size
+    def _range(self, event: dict[str, Any], where: tuple[Any, Any], length: float) -> None:
+        name, category, args = str(event["name"]), str(event.get("cat", "")), event.get("args") or {}
+        gpu = category.startswith("gpu") or category in GPU
+        if name.startswith(STEP):
+            if not gpu:
+                self.steps.append((float(event["ts"]), float(event["ts"]) + length))
             return
+        if category == "Trace" or name.startswith("PyTorch Profiler"):
+            return
+        key = (name, category, *(str(args.get(field)) for field in _FIELDS if field in args))
+        number = self.labels.get(key)
+        if number is None:
+            number = self.labels[key] = len(self.found)
+            self.found.append(_label(name, category, args))
+        columns = self.lanes.setdefault((*where, gpu), _Columns())
+        columns.add(float(event["ts"]), length, number, int(args.get("External id", -1)))
 
 
-def _is_work(span: Span) -> bool:
-    return span.kind != "Node" or span.name.endswith("_kernel_time")
+_FIELDS = ("op_name", "Input Dims", "Input type", "input_type_shape")
 
 
-def _label(span: Span) -> str:
-    return str(span.args.get("op_name") or span.name)
+def _label(name: str, category: str, args: Mapping[str, Any]) -> Label:
+    if category == "Node":  # of ONNX Runtime; what is not its kernel's time is around it
+        if not name.endswith("_kernel_time"):
+            return Label(name, OTHER)
+        typed = [(kind, dims) for item in args.get("input_type_shape", []) for kind, dims in item.items()]
+        shapes = [dims for _, dims in typed]
+        operator = str(args.get("op_name") or name)
+        words = " ".join("×".join(map(str, dims)) for dims in shapes)
+        return Label(operator, OPERATOR, words, cost(operator, shapes, [kind for kind, _ in typed]))
+    if category == "cpu_op":
+        shapes = [dims for dims in args.get("Input Dims", []) if not dims or not isinstance(dims[0], list)]
+        found = cost(name, shapes, args.get("Input type", ()), args.get("Concrete Inputs", ()))
+        return Label(name, OPERATOR, joined_shapes(shapes), found)
+    kinds = {"user_annotation": ANNOTATION, "gpu_user_annotation": ANNOTATION, "python_function": FRAME}
+    return Label(name, "kernel" if category in GPU else kinds.get(category, OTHER))
 
 
-def _shapes(span: Span) -> str:
-    if "Input Dims" in span.args:
-        return joined_shapes(span.args["Input Dims"])
-    typed = span.args.get("input_type_shape", [])
-    return " ".join("×".join(map(str, dims)) for item in typed for dims in item.values())
-
-
-def kernels(trace: Trace) -> list[Operator]:
-    """What ran on the GPU, the costliest first."""
-    found: dict[str, list[float]] = {}
-    for span in trace.kernels:
-        sums = found.setdefault(span.name, [0, 0.0])
-        sums[0] += 1
-        sums[1] += span.length_us * US
-    return sorted(
-        (Operator(n, "", c / trace.calls, s / trace.calls, s / trace.calls, 0.0, None) for n, (c, s) in found.items()),
-        key=lambda operator: -operator.self_s,
+def read(path: Path, calls: int = 1) -> Trace:
+    """Read a trace, plain or gzipped. Raises TraceError."""
+    reader, events = _Reader(), Events(path)
+    try:
+        for event in events:
+            reader.take(event)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise TraceError(f"{path} is no Chrome trace ({type(error).__name__}: {error})") from None
+    if not reader.found:
+        raise TraceError(f"{path} is no Chrome trace of a program: it holds no range of time")
+    place = {key[:2]: i for i, key in enumerate(reader.lanes) if not key[2]}
+    trace = Trace(
+        reader.found,
+        [_lane(_named(key, reader.names), key[2], columns) for key, columns in reader.lanes.items()],
+        np.array(sorted(reader.steps)).reshape(-1, 2),
+        np.array(sorted((t, b, use, place.get(where, -1), d) for t, b, use, where, d in reader.memory)).reshape(-1, 5),
+        calls,
+        events.cut_off,
     )
+    operators = trace.is_kind(OPERATOR)
+    numbers = {name: i for i, name in enumerate({label.name for label in trace.labels})}
+    names = np.array([numbers[label.name] for label in trace.labels])
+    for lane in trace.lanes:
+        _nest(lane, operators[lane.label], names[lane.label])
+    return trace
 
 
-def stages(trace: Trace) -> dict[str, float]:
-    """Seconds per call of each stage whose ranges the trace holds: on the GPU where it ran there, else of operators."""
-    on_gpu: dict[str, float] = {}
-    on_cpu: dict[str, float] = {}
-    for span in walk(trace.spans):
-        if span.name.startswith(STAGE):
-            name = span.name.removeprefix(STAGE)
-            if span.kind.startswith("gpu"):
-                on_gpu[name] = on_gpu.get(name, 0.0) + span.length_us * US / trace.calls
-            else:
-                spent = sum(top.length_us for top in _tops(span.inside))
-                on_cpu[name] = on_cpu.get(name, 0.0) + spent * US / trace.calls
-    return on_gpu or on_cpu
+def _named(key: tuple[Any, Any, bool], names: Mapping[tuple[Any, Any], str]) -> str:
+    pid, tid, gpu = key
+    return names.get((pid, tid), f"stream {tid} of GPU {pid}" if gpu else f"thread {tid}")
 
 
-def memory(trace: Trace, most: int = 1500) -> list[tuple[float, int]]:
-    """(seconds, bytes in use above the least) over the first call, thinned to `most` points that keep the peaks."""
-    first = min(trace.steps, key=lambda step: step.start_us, default=None)
-    inside = [m for m in trace.memory if first is None or first.start_us <= m[0] <= first.end_us]
-    if not inside:
-        return []
-    start, least = inside[0][0], min(total for _, _, total in inside)
-    every = max(1, len(inside) // most)
-    thinned = [max(inside[i : i + every], key=lambda m: m[2]) for i in range(0, len(inside), every)]
-    return [((when - start) * US, total - least) for when, _, total in thinned]
+def _lane(name: str, gpu: bool, columns: _Columns) -> Lane:
+    start, length = np.array(columns.start), np.array(columns.length)
+    order = np.lexsort((-length, start))
+    label, external = np.array(columns.label), np.array(columns.external)
+    return Lane(name, gpu, start[order], length[order], label[order], external[order])
 
 
-def flame(trace: Trace, least: float = 0.002) -> list[Box]:
-    """Stacks of Python frames and operators added up over calls, without frames below `least` of the whole."""
-    root: dict[str, Any] = {"length": 0.0, "inside": {}}
-    for span in _measured(trace, trace.spans):
-        root["length"] += span.length_us
-        _add(root, span)
-    boxes: list[Box] = []
-    scale = US / trace.calls
-    _lay(root, 0.0, 0, least * root["length"], scale, boxes)
-    return boxes
+def _nest(lane: Lane, operators: np.ndarray, names: np.ndarray) -> None:
+    """Fill in what is around each range of a lane."""
+    parents = array("i")
+    starts, ends = lane.start.tolist(), (lane.start + lane.length).tolist()
+    open_ranges: list[int] = []
+    for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+        while open_ranges and (ends[open_ranges[-1]] <= start or ends[open_ranges[-1]] < end - ROUNDING_US):
+            open_ranges.pop()
+        parents.append(open_ranges[-1] if open_ranges else -1)
+        open_ranges.append(i)
+    lane.parent = np.array(parents, np.int32)
+    around = nearest(lane, operators)
+    inside = np.bincount(around[operators & (around >= 0)], minlength=len(around))
+    again = (around >= 0) & (names == names[around]) & (inside[around] == 1)
+    lane.is_operator = operators & ~again
+    lane.operator = nearest(lane, lane.is_operator)
 
 
-def _add(node: dict[str, Any], span: Span) -> None:
-    if span.kind == "Node" and not _is_work(span):
-        return
-    name = _frame(span)
-    found = node["inside"].setdefault(name, {"length": 0.0, "kind": span.kind, "inside": {}})
-    found["length"] += span.length_us
-    for child in span.inside:
-        _add(found, child)
-
-
-def _lay(node: dict[str, Any], at: float, depth: int, least: float, scale: float, boxes: list[Box]) -> None:
-    for name, child in sorted(node["inside"].items(), key=lambda item: -item[1]["length"]):
-        if child["length"] < least:
-            continue
-        kind = "Python" if child["kind"] == "python_function" else "operator"
-        boxes.append(Box(name, kind, depth, at * scale, child["length"] * scale))
-        _lay(child, at, depth + 1, least, scale, boxes)
-        at += child["length"]
-
-
-def _frame(span: Span) -> str:
-    """`/a/b/c/file.py(12): name` -> `c/file.py:12 name`."""
-    match = re.fullmatch(r"(.*?)([^/\\]+[/\\][^/\\]+\.py)\((\d+)\): (.*)", span.name)
-    if match:
-        return f"{match[2]}:{match[3]} {match[4]}"
-    return _label(span)
+def nearest(lane: Lane, wanted: np.ndarray) -> np.ndarray:
+    """[ranges] index of the innermost range around each that is `wanted` ([ranges] of bool); -1 for none."""
+    is_wanted, found = wanted.tolist(), array("i")
+    for parent in lane.parent.tolist():
+        found.append(parent if parent < 0 or is_wanted[parent] else found[parent])
+    return np.array(found, np.int32)

@@ -131,3 +131,21 @@ def memory(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
         .properties(width="container", height=260, autosize=FIT)
     )
     return dict(chart.to_dict())
+
+
+def growth(rows: pd.DataFrame) -> Spec:
+    """Milliseconds that each operator takes more or less. Columns: what, ms, turn (its place from the top)."""
+    shown = tooltip({"title": "datum.what", "growth": "format(datum.ms, '+.3~r') + ' ms'"})
+    sign = alt.condition("datum.ms > 0", alt.value("#d55e00"), alt.value("#009e73"))
+    names = list(rows["what"])
+    chart = (
+        chart_of(rows)
+        .mark_bar(tooltip=shown)
+        .encode(
+            x=alt.X("ms:Q", title="ms more", axis=alt.Axis(tickCount=6)),
+            y=alt.Y("what:N", title=None, sort=names, axis=alt.Axis(labelLimit=240, ticks=False)),
+            color=sign,
+        )
+        .properties(width="container", height=24 * len(names), autosize=FIT)
+    )
+    return dict(chart.to_dict())

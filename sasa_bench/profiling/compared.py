@@ -1,0 +1,78 @@
+"""Two traces side by side: operators matched by name and shapes, and what grew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sasa_bench.profiling.breakdown import Operator
+from sasa_bench.results.format import ratio, seconds
+
+NOTABLE = 0.02
+"""Two traces whose operators take times that differ by less are said to take as long."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """One operator in both traces, per call; None where a trace does not have it."""
+
+    name: str
+    shapes: str
+    before: Operator | None
+    after: Operator | None
+
+    @property
+    def before_s(self) -> float:
+        """Self time in the first trace."""
+        return self.before.self_s if self.before else 0.0
+
+    @property
+    def after_s(self) -> float:
+        """Self time in the second trace."""
+        return self.after.self_s if self.after else 0.0
+
+    @property
+    def growth_s(self) -> float:
+        """Seconds that the second trace spends more."""
+        return self.after_s - self.before_s
+
+
+def match(before: Sequence[Operator], after: Sequence[Operator]) -> list[Match]:
+    """Every operator of either trace, the largest change first."""
+    first, second = ({(o.name, o.shapes): o for o in operators} for operators in (before, after))
+    found = [Match(*key, first.get(key), second.get(key)) for key in {**first, **second}]
+    return sorted(found, key=lambda m: (-abs(m.growth_s), m.name, m.shapes))
+
+
+def sentences(matches: Sequence[Match], before: str, after: str) -> list[str]:
+    """What changed: the whole, the operator that changed most, and what only one trace has."""
+    whole, others = sum(m.before_s for m in matches), sum(m.after_s for m in matches)
+    if not whole or not others:
+        empty = before if not whole else after
+        return [f"{empty} holds no operator, so there is nothing to compare."]
+    change, times = others - whole, others / whole
+    if abs(times - 1) < NOTABLE:
+        said = [f"Operators take as long in {after} ({seconds(others)}) as in {before} ({seconds(whole)})."]
+    else:
+        spans = f"in {after} ({seconds(others)}) as in {before} ({seconds(whole)})"
+        said = [f"Operators take {ratio(times)} times as long {spans}: {_cause(matches, change)}."]
+    for only, other, name in ((True, after, before), (False, before, after)):
+        alone = [m for m in matches if (m.after if only else m.before) is None]
+        if alone:
+            spent = sum(m.before_s if only else m.after_s for m in alone)
+            are = "is" if len(alone) == 1 else "are"
+            said.append(f"{_operators(len(alone))} of {name} ({seconds(spent)}) {are} not in {other}.")
+    return said
+
+
+def _cause(matches: Sequence[Match], change: float) -> str:
+    by_name: dict[str, float] = {}
+    for m in matches:
+        by_name[m.name] = by_name.get(m.name, 0.0) + m.growth_s
+    name = max(by_name, key=lambda n: by_name[n] * (1 if change > 0 else -1))
+    share, word = by_name[name] / change, "more" if change > 0 else "less"
+    return f"`{name}` takes {seconds(abs(by_name[name]))} {word}, {100 * share:.0f} % of the difference"
+
+
+def _operators(count: int) -> str:
+    return "1 operator" if count == 1 else f"{count} operators"

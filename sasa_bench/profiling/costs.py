@@ -1,0 +1,130 @@
+"""What operators cost by their input shapes: FLOPs (a multiply and an add are two) and the least traffic."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+ITEM_BYTES = {
+    "double": 8,
+    "long": 8,
+    "long int": 8,
+    "float": 4,
+    "int": 4,
+    "c10::Half": 2,
+    "c10::BFloat16": 2,
+    "bool": 1,
+    "unsigned char": 1,
+    "float16": 2,
+    "int64": 8,
+}
+"""By the name of a dtype in a trace; 4 where a trace names none."""
+
+Shape = Sequence[int]
+Cost = tuple[float, float]
+"""(FLOPs, bytes) of one call."""
+
+_ELEMENTWISE = """add add_ sub sub_ mul mul_ div div_ relu relu_ gelu silu sigmoid tanh exp neg sqrt rsqrt clamp
+masked_fill masked_fill_ threshold_backward copy_ Add Sub Mul Div Relu Gelu Sigmoid Tanh Exp Erf Sqrt Clip"""
+_ROWWISE = """_softmax softmax log_softmax _log_softmax native_layer_norm layer_norm Softmax LayerNormalization"""
+ELEMENTWISE, ROWWISE = frozenset(_ELEMENTWISE.split()), frozenset(_ROWWISE.split())
+"""Operators that compute each value by itself, and those that compute it from its row."""
+
+
+def cost(name: str, shapes: Sequence[Shape], dtypes: Sequence[str] = (), concrete: Sequence[Any] = ()) -> Cost | None:
+    """The cost of one call of operator `name` of torch or ONNX; None where shapes do not tell.
+
+    Bytes count each input once and the output once. A convolution needs `concrete`, the text of each argument that is
+    no tensor, for its stride, padding and dilation; an elementwise operator counts one FLOP for each value, a softmax
+    or a normalization five.
+    """
+    base = name.rpartition("::")[2]
+    tensors = [tuple(shape) for shape in shapes if shape]
+    item = next((ITEM_BYTES[kind] for kind in dtypes if kind in ITEM_BYTES), 4)
+    try:
+        found = _of(base, tensors, concrete)
+    except (IndexError, ValueError, TypeError):
+        return None
+    if found is None:
+        return None
+    flops, values = found
+    return flops, float(values * item)
+
+
+def _of(base: str, tensors: Sequence[Shape], concrete: Sequence[Any]) -> tuple[float, int] | None:
+    """(FLOPs, values moved)."""
+    if base in ("mm", "bmm", "matmul", "MatMul", "FusedMatMul"):
+        return _product(tensors[0], tensors[1])
+    if base in ("addmm", "baddbmm", "addmv", "_addmm_activation"):
+        flops, values = _product(tensors[1], tensors[2])
+        return flops, values + prod(tensors[0])
+    if base in ("linear", "mkldnn_linear", "_mkl_linear"):
+        x, weight = tensors[0], tensors[1]
+        rows = prod(x[:-1])
+        return 2.0 * rows * prod(weight), prod(x) + prod(weight) + rows * weight[0]
+    if base == "Gemm":  # which side is transposed is not in the trace: the inner dimension is the shared one
+        a, b = tensors[0], tensors[1]
+        inner = a[1] if a[1] in b else a[0]
+        rows, columns = prod(a) // inner, prod(b) // inner
+        return 2.0 * rows * columns * inner, prod(a) + prod(b) + rows * columns
+    if base in ("conv2d", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "conv1d", "conv3d"):
+        return _convolution(tensors[0], tensors[1], base, concrete)
+    if "scaled_dot_product" in base and "backward" not in base:
+        q, k, v = tensors[:3]
+        pairs = prod(q[:-1]) * k[-2]
+        return 2.0 * pairs * (q[-1] + v[-1]), prod(q) + prod(k) + prod(v) + prod(q[:-1]) * v[-1]
+    if base in ELEMENTWISE and tensors:
+        largest = max(prod(shape) for shape in tensors)
+        return float(largest), sum(prod(shape) for shape in tensors) + largest
+    if base in ROWWISE and tensors:
+        return 5.0 * prod(tensors[0]), 2 * prod(tensors[0])
+    return None
+
+
+def _product(a: Shape, b: Shape) -> tuple[float, int]:
+    """Matrices [..., M, K] and [..., K, N], batches broadcast; vectors [K]."""
+    inner = a[-1]
+    if (b[-2] if len(b) > 1 else b[0]) != inner:
+        raise ValueError(f"{a} times {b}")
+    rows = a[-2] if len(a) > 1 else 1
+    columns = b[-1] if len(b) > 1 else 1
+    batch = max(prod(a[:-2]), prod(b[:-2]))
+    return 2.0 * batch * rows * columns * inner, prod(a) + prod(b) + batch * rows * columns
+
+
+_PLACES = {
+    "convolution": (3, 4, 5),
+    "_convolution": (3, 4, 5),
+    "mkldnn_convolution": (4, 3, 5),
+    "cudnn_convolution": (3, 2, 4),
+    "conv1d": (3, 4, 5),
+    "conv2d": (3, 4, 5),
+    "conv3d": (3, 4, 5),
+}
+"""Operator -> which arguments are stride, padding, dilation. cudnn_convolution and mkldnn_convolution pad first."""
+
+
+def _convolution(x: Shape, weight: Shape, base: str, concrete: Sequence[Any]) -> tuple[float, int] | None:
+    """x [B, C, ...], weight [O, C / groups, ...]; the FLOPs of every output value by the whole window."""
+    if base in ("convolution", "_convolution") and len(concrete) > 6 and str(concrete[6]).lower() == "true":
+        return None  # transposed
+    stride, padding, dilation = (_numbers(concrete[place], len(x) - 2) for place in _PLACES[base])
+    if stride is None or padding is None or dilation is None:
+        return None
+    out = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
+    ]
+    values = x[0] * weight[0] * prod(out)
+    return 2.0 * values * prod(weight[1:]), prod(x) + prod(weight) + values
+
+
+def _numbers(text: Any, count: int) -> list[int] | None:
+    if not re.fullmatch(r"\[\s*-?\d+(\s*,\s*-?\d+)*\s*\]|\d+", str(text)):
+        return None
+    found = json.loads(str(text))
+    found = found if isinstance(found, list) else [found]
+    return found * count if len(found) == 1 else found

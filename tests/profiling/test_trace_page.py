@@ -1,0 +1,209 @@
+"""Traces of other programs: their figures agree with those of their own profiler, and their page opens."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import resource
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import foreign
+import pytest
+from browser import Browser
+from click.testing import CliRunner
+
+from sasa_bench.cli import cli
+from sasa_bench.profiling import breakdown
+from sasa_bench.profiling.bounds import best_rates, bound
+from sasa_bench.profiling.events import Events, TraceError
+from sasa_bench.profiling.trace import ANNOTATION, read
+from sasa_bench.profiling.trace_page import html, open_traces
+
+NAMES = list(foreign.TRACES)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, foreign.Sums]]:
+    """Every foreign trace by name, with what its profiler says."""
+    folder = tmp_path_factory.mktemp("traces")
+    found = {}
+    for number, (name, make) in enumerate(foreign.TRACES.items()):
+        if name == "ONNX Runtime":
+            pytest.importorskip("onnxruntime")
+        path = folder / f"{number}.json"
+        found[name] = path, make(path)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_times_agree_with_those_of_the_profiler_that_wrote_the_trace(
+    made: dict[str, tuple[Path, foreign.Sums]], name: str
+) -> None:
+    path, expected = made[name]
+    by_name: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for operator in breakdown.operators(read(path)):
+        by_name[operator.name][0] += operator.self_s
+        by_name[operator.name][1] += operator.total_s
+    if name == "ONNX Runtime":
+        events = json.loads(path.read_text())
+        kernel_us = sum(e["dur"] for e in events if e.get("cat") == "Node" and e["name"].endswith("_kernel_time"))
+        assert set(by_name) == {"MatMul", "Softmax"}
+        assert sum(self_s for self_s, _ in by_name.values()) == pytest.approx(kernel_us * 1e-6)
+        return
+    assert set(by_name) >= set(expected)
+    for part in (0, 1):
+        whole = sum(times[part] for times in expected.values())
+        assert sum(by_name[key][part] for key in expected) == pytest.approx(whole, rel=0.01)
+        for key, times in expected.items():
+            assert by_name[key][part] == pytest.approx(times[part], rel=0.01, abs=0.002 * whole), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_page_opens_offline_without_complaint(
+    browser: Browser, made: dict[str, tuple[Path, foreign.Sums]], name: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "page.html"
+    said = CliRunner().invoke(cli, ["profile", "--trace", str(made[name][0]), "--out", str(out)])
+    assert said.exit_code == 0, said.output
+    browser.open(out, 1280, 2400, "light")
+    browser.wait_for("return document.querySelectorAll('#operators-table tbody tr').length > 1")
+    browser.wait_for("return document.querySelectorAll('.chart svg.marks').length > 0")
+    assert browser.ask("return document.documentElement.scrollWidth <= innerWidth")
+    assert browser.complaints() == []
+    assert browser.requests() == []
+
+
+def test_annotations_threads_and_steps_are_told_apart(made: dict[str, tuple[Path, foreign.Sums]]) -> None:
+    annotated = read(made["a network with annotations"][0])
+    (inference,) = breakdown.operators(annotated, kind=ANNOTATION)
+    assert (inference.name, inference.count) == ("inference", 4)
+    assert 0 < inference.self_s < inference.total_s
+    trained = breakdown.threads(read(made["training with two threads"][0]))
+    assert len(trained) == 2, "the main thread and the one that makes data"
+    assert all(thread.busy_s > 0 and thread.idle_s >= 0 for thread in trained)
+    assert len(read(made["steps with stacks"][0]).steps) == 3
+    frames = [box.name for box in breakdown.flame(read(made["steps with stacks"][0]))]
+    assert any("modules/linear.py" in frame for frame in frames)
+
+
+def test_costs_follow_from_the_shapes(made: dict[str, tuple[Path, foreign.Sums]]) -> None:
+    found = {(o.name, o.shapes): o for o in breakdown.operators(read(made["a network with annotations"][0]))}
+    convolution = next(o for (name, shapes), o in found.items() if name == "aten::conv2d" and "4×3×32×32" in shapes)
+    assert convolution.flops == 4 * 2 * (3 * 9) * 16 * 16 * (4 * 16)
+    roof = best_rates(list(found.values()))
+    assert roof is not None
+    assert {bound(operator, roof) for operator in found.values()} <= {"", "compute", "memory", "overhead"}
+    assert any(bound(operator, roof) in ("compute", "memory") for operator in found.values())
+
+
+def events(*rows: tuple[str, float, float]) -> list[dict[str, object]]:
+    return [
+        {"ph": "X", "cat": "cpu_op", "name": name, "ts": at, "dur": length, "pid": 1, "tid": 1, "args": {}}
+        for name, at, length in rows
+    ]
+
+
+def test_pauses_lie_between_outermost_operators(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(events(("aten::a", 0, 10), ("aten::b", 2, 3), ("aten::c", 15, 10), ("aten::d", 25, 5))))
+    trace = read(path)
+    (thread,) = breakdown.threads(trace)
+    assert (thread.count, thread.busy_s, thread.idle_s) == (3, pytest.approx(25e-6), pytest.approx(5e-6))
+    (gap,) = breakdown.gaps(trace)
+    assert (gap.before, gap.after, gap.length_s) == ("aten::a", "aten::c", pytest.approx(5e-6))
+
+
+def test_beginnings_and_ends_make_ranges(tmp_path: Path) -> None:
+    common = {"name": "aten::a", "cat": "cpu_op", "pid": 1, "tid": 1}
+    rows = [{"ph": "B", "ts": 1} | common, {"ph": "B", "ts": 3} | common | {"name": "aten::b"}]
+    rows += [{"ph": "E", "ts": 5, "pid": 1, "tid": 1}, {"ph": "E", "ts": 9, "pid": 1, "tid": 1}]
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    found = {o.name: o for o in breakdown.operators(read(tmp_path / "a.json"))}
+    assert found["aten::a"].total_s == pytest.approx(8e-6)
+    assert found["aten::a"].self_s == pytest.approx(6e-6)
+
+
+def test_the_first_sentence_says_what_grew(tmp_path: Path) -> None:
+    before, after = tmp_path / "before.json", tmp_path / "after.json"
+    before.write_text(json.dumps(events(("aten::mm", 0, 100), ("aten::add", 100, 100))))
+    after.write_text(json.dumps(events(("aten::mm", 0, 100), ("aten::add", 100, 300))))
+    earlier, later = open_traces([before, after])
+    said = html([later], earlier)
+    assert "Operators take 2 times as long in after.json (400 µs) as in before.json (200 µs)" in said
+    assert "<code>aten::add</code> takes 200 µs more, 100 % of the difference" in said
+    assert "Operators take as long in" in html([earlier], earlier)
+
+
+@pytest.mark.parametrize("cut", [30, 100, 300])
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_trace_that_is_cut_off_shows_what_comes_before(tmp_path: Path, cut: int, packed: bool) -> None:
+    content = json.dumps({"schemaVersion": 1, "traceEvents": events(*(("aten::a", 10 * i, 5) for i in range(500)))})
+    path = tmp_path / "a.json"
+    path.write_bytes(gzip.compress(content.encode())[:-cut] if packed else content.encode()[:-cut])
+    trace = read(path)
+    assert trace.cut_off
+    (operator,) = breakdown.operators(trace)
+    assert 0 < operator.count <= 500
+    assert "stops before its end" in html(open_traces([path]))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"[1]", b"hello", b'{"traceEvents": {}}', b"[]", b'[{"ph": "X"}]', b"\x1f\x8b\x00"]
+)
+def test_what_is_no_trace_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(TraceError, match=r"a\.json is no Chrome trace"):
+        read(path)
+
+
+def test_a_name_that_is_not_utf8_is_read_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(json.dumps(events(("NAME", 0, 5))).encode().replace(b"NAME", b"a\x90b"))
+    assert [o.name for o in breakdown.operators(read(path))] == ["a\ufffdb"]
+
+
+def test_a_list_of_events_over_many_chunks_is_read_in_full(tmp_path: Path) -> None:
+    rows = events(*((f"aten::{i % 7}", 10 * i, 5) for i in range(30_000)))
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"traceEvents": rows, "traceName": "a.json"}, indent=1))
+    assert path.stat().st_size > 3 << 20
+    assert list(Events(path)) == rows
+
+
+@pytest.mark.skipif(not hasattr(resource, "RUSAGE_CHILDREN"), reason="no memory of children")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    row = json.dumps(events(("aten::add", 0, 5))[0] | {"args": {"Input Dims": [[8, 8]] * 40}})
+    paths = []
+    for count in (10_000, 80_000):
+        paths.append(tmp_path / f"{count}.json")
+        with paths[-1].open("w") as file:
+            file.write('{"traceEvents": [' + ",\n".join([row] * count) + "]}")
+    code = (
+        "import resource, sys, pathlib; from sasa_bench.profiling.trace import read; read(pathlib.Path(sys.argv[1])); "
+    )
+    code += "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    small, large = (
+        int(subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, check=True).stdout)
+        for path in paths
+    )
+    grown = paths[1].stat().st_size - paths[0].stat().st_size
+    assert (large - small) * 1024 < 0.5 * grown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trace", "nowhere.json"], "nowhere.json"),
+        (["--trace", "a.json", "b.json", "--against", "c.json"], "give one FILE to --trace"),
+        (["--trace", "a.json", "--impl", "unfold"], "it takes no -c, --impl or --device"),
+        (["suites/smoke.toml"], "give --trace FILE"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_words(arguments: list[str], message: str) -> None:
+    said = CliRunner().invoke(cli, ["profile", *arguments])
+    assert said.exit_code
+    assert message in said.output + str(said.exception)
