@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sasa_bench.case import Case, UserError
     from sasa_bench.impls import Impl, local_attention
     from sasa_bench.library import run
-    from sasa_bench.nn import LocalAttention2d, network
+    from sasa_bench.nn import LocalAttention2d, export, network
     from sasa_bench.report.table import load
     from sasa_bench.timing.sampling import Measurement, measure
     from sasa_bench.timing.settings import Settings
@@ -26,6 +26,7 @@ __all__ = [
     "Measurement",
     "Settings",
     "UserError",
+    "export",
     "load",
     "local_attention",
     "measure",
@@ -40,6 +41,7 @@ _MODULES = {
     "Measurement": "timing.sampling",
     "Settings": "timing.settings",
     "UserError": "case",
+    "export": "nn",
     "load": "report.table",
     "local_attention": "impls",
     "measure": "timing.sampling",

@@ -1,6 +1,15 @@
 """How an op is computed: one file or folder for each implementation, and the registry that finds them by name."""
 
-from sasa_bench.impls.implementation import Attend, Impl, Info, Layer, layers_only, local_attention
+from sasa_bench.impls.implementation import (
+    Attend,
+    Exported,
+    Impl,
+    Info,
+    Layer,
+    attend_with,
+    layers_only,
+    local_attention,
+)
 from sasa_bench.impls.registry import (
     ANYWHERE,
     BUILTIN,
@@ -14,6 +23,7 @@ from sasa_bench.impls.registry import (
     source,
     unused,
 )
+from sasa_bench.networks.core import Core, Window
 
 __all__ = [
     "ANYWHERE",
@@ -21,10 +31,14 @@ __all__ = [
     "ENTRY_POINTS",
     "IN_NETWORKS",
     "Attend",
+    "Core",
+    "Exported",
     "Impl",
     "Info",
     "Layer",
     "UnknownImplError",
+    "Window",
+    "attend_with",
     "get",
     "index",
     "info",

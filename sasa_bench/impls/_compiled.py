@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, Impl, Info, layers_only
+from sasa_bench.impls import Core, Impl, Info, attend_with, layers_only
 from sasa_bench.ops.tensors import Call, Tensors, project, step
 
 Function = Callable[[Tensors], Tensor]
@@ -84,16 +84,16 @@ def compiled(
 def compiled_attention(
     name: str,
     summary: str,
-    attend: Callable[[Case], Attend],
+    core: Core,
     supports: Callable[[Case], str | None] = lambda case: None,
 ) -> Impl:
     """Local attention from its core: projections, at scope "layer", and core are one graph; see `compiled`."""
 
     def function(case: Case) -> Function:
-        core = attend(case)
+        attended = attend_with(core)(case)
 
         def whole(tensors: Tensors) -> Tensor:
-            return core(*project(case, tensors), tensors.get("rel_row"), tensors.get("rel_col"))
+            return attended(*project(case, tensors), tensors.get("rel_row"), tensors.get("rel_col"))
 
         return one_graph(whole)
 

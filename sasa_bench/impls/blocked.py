@@ -7,58 +7,87 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, _compiled, _onnx, local_attention
+from sasa_bench.impls import Core, Window, _compiled, _onnx, _windows, local_attention
+from sasa_bench.networks.core import sizes
 
 BLOCK, SMALL_MAP = 4, 8
 """Side of a block of queries, pixels; a map of at most SMALL_MAP pixels a side is one block."""
 
 
-def attend(case: Case) -> Attend:
-    """Blocks of S x S queries against halos of (S + K - 1)^2 keys; pairs outside the exact window are masked."""
-    height, width, window, radius = case.height, case.width, case.kernel_size, case.radius
-    size = max(height, width) if max(height, width) <= SMALL_MAP else BLOCK
-    halo, half = size + window - 1, case.head_dim // 2
-    down, across = -(-height // size), -(-width // size)
-    bottom, right = down * size - height, across * size - width
-    padding = (radius, radius + right, radius, radius + bottom)
-    steps = torch.arange(halo, device=case.device) - torch.arange(size, device=case.device)[:, None]
-    near = (steps >= 0) & (steps < window)
-    offset = steps.clamp(0, window - 1)
-    allowed = (near[:, None, :, None] & near[None, :, None, :]).expand(down, across, -1, -1, -1, -1)
-    if case.border == "mask":
-        inside = F.pad(torch.ones(height, width, dtype=torch.bool, device=case.device), padding)
-        seen = inside.unfold(0, halo, size).unfold(1, halo, size)
-        queries = F.pad(inside[radius : radius + height, radius : radius + width], (0, right, 0, bottom))
-        pad_queries = ~queries.unfold(0, size, size).unfold(1, size, size)
+def _block(height: int, width: int) -> int:
+    """S, the side of a block. A size that is symbolic is not asked about, so that one graph serves them all."""
+    known = isinstance(height, int) and isinstance(width, int)
+    return max(height, width) if known and max(height, width) <= SMALL_MAP else BLOCK
+
+
+def _blocks(height: int, width: int) -> tuple[int, int, int]:
+    """S, and how many blocks there are down and across."""
+    size = _block(height, width)
+    return size, (height + size - 1) // size, (width + size - 1) // size
+
+
+def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The step from a query's row to that of each key of the halo, the same of columns, and the mask: 0 or -inf."""
+    size, down, across = _blocks(height, width)
+    device = like.device
+
+    def side(blocks: int, n: int, length: int) -> tuple[Tensor, Tensor]:
+        """[S, h] steps within the window, and [blocks, S, h] whether the key is in it."""
+        steps = torch.arange(size + length - 1, device=device) - torch.arange(size, device=device)[:, None]
+        near = (steps >= 0) & (steps < length)
+        start = torch.arange(blocks, device=device)[:, None] * size
+        key = start + torch.arange(size + length - 1, device=device) - length // 2
+        seen = (key >= 0) & (key < n)
+        if window.border != "mask":
+            seen = torch.ones_like(seen)
         # A query that only fills up its block may see nothing; let it see all, its result is cut off.
-        allowed = allowed & (seen[:, :, None, None] | pad_queries[..., None, None])
-    blocked_out = torch.zeros(allowed.shape, device=case.device, dtype=getattr(torch, case.dtype))
-    blocked_out = blocked_out.masked_fill_(~allowed, -torch.inf).view(1, 1, down * across, size**2, halo**2)
+        fills = start + torch.arange(size, device=device) >= n
+        return steps.clamp(0, length - 1), near & (seen[:, None] | fills[..., None])
+
+    (row_steps, rows), (column_steps, columns) = side(down, height, window.rows), side(across, width, window.columns)
+    allowed = rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
+    mask = torch.zeros(allowed.shape, device=device, dtype=like.dtype).masked_fill(~allowed, -torch.inf)
+    return row_steps, column_steps, mask.flatten(4, 5).flatten(2, 3).flatten(0, 1)
+
+
+def run(
+    window: Window,
+    at: tuple[Tensor, Tensor, Tensor],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rel_row: Tensor | None,
+    rel_col: Tensor | None,
+) -> Tensor:
+    """Blocks of S x S queries against halos of (S + K - 1)^2 keys; pairs outside the exact window are masked."""
+    row_steps, column_steps, mask = at
+    batch, channels, height, width = sizes(q)
+    size, down, across = _blocks(height, width)
+    heads, d = window.heads, channels // window.heads
+    halo = size + window.rows - 1, size + window.columns - 1
+    bottom, right = down * size - height, across * size - width
+    left, _, top, _ = window.padding
 
     def halos(t: Tensor) -> Tensor:
-        t = F.pad(t.unflatten(1, (case.heads, case.head_dim)), padding)
-        t = t.unfold(3, halo, size).unfold(4, halo, size)
-        return t.permute(0, 1, 3, 4, 2, 5, 6).reshape(len(t), case.heads, down * across, case.head_dim, halo**2)
+        t = F.pad(_windows.finite(t).unflatten(1, (heads, d)), (left, left + right, top, top + bottom))
+        t = t.unfold(3, halo[0], size).unfold(4, halo[1], size)
+        return t.permute(0, 1, 3, 4, 2, 5, 6).reshape(batch, heads, down * across, d, halo[0] * halo[1])
 
-    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
-        batch = len(q)
-        q = F.pad(q.unflatten(1, (case.heads, case.head_dim)), (0, right, 0, bottom))
-        q = q.unflatten(4, (across, size)).unflatten(3, (down, size))
-        q = q.permute(0, 1, 3, 5, 4, 6, 2).reshape(batch, case.heads, down * across, size**2, case.head_dim)
-        logits = q @ halos(k) + blocked_out
-        if rel_row is not None and rel_col is not None:
-            by_row = (q[..., :half] @ rel_row[:, None]).unflatten(3, (size, size))
-            by_column = (q[..., half:] @ rel_col[:, None]).unflatten(3, (size, size))
-            shape = (batch, case.heads, down * across, size, size, halo)
-            by_row = by_row.gather(5, offset[:, None, :].expand(shape))
-            by_column = by_column.gather(5, offset[None, :, :].expand(shape))
-            logits = logits + (by_row[..., None] + by_column[..., None, :]).view_as(logits)
-        y = logits.softmax(-1) @ halos(v).transpose(-1, -2)
-        y = y.view(batch, case.heads, down, across, size, size, case.head_dim)
-        y = y.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, case.channels, down * size, across * size)
-        return y[:, :, :height, :width]
-
-    return core
+    block = F.pad(q.unflatten(1, (heads, d)), (0, right, 0, bottom))
+    block = block.reshape(batch, heads, d, down, size, across, size)
+    block = block.permute(0, 1, 3, 5, 4, 6, 2).reshape(batch, heads, down * across, size**2, d)
+    logits = block @ halos(k) + mask
+    if rel_row is not None and rel_col is not None:
+        by_row = (block[..., : d // 2] @ rel_row[:, None]).unflatten(3, (size, size))
+        by_column = (block[..., d // 2 :] @ rel_col[:, None]).unflatten(3, (size, size))
+        shape = (batch, heads, down * across, size, size)
+        by_row = by_row.gather(5, row_steps[:, None, :].expand(*shape, halo[0]))
+        by_column = by_column.gather(5, column_steps[None, :, :].expand(*shape, halo[1]))
+        logits = logits + (by_row[..., None] + by_column[..., None, :]).view_as(logits)
+    y = logits.softmax(-1) @ halos(v).transpose(-1, -2)
+    y = y.view(batch, heads, down, across, size, size, d)
+    y = y.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, channels, down * size, across * size)
+    return _windows.add_nonfinite(window, y[:, :, :height, :width], k, v)
 
 
 def _compiles(case: Case) -> str | None:
@@ -70,8 +99,9 @@ def _compiles(case: Case) -> str | None:
     return None
 
 
-IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", attend)
-ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", attend, exports="blocked")
+CORE = Core(run, tables)
+IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", core=CORE)
+ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", CORE, exports="blocked")
 COMPILED = _compiled.compiled_attention(
-    "compiled_blocked", "the blocked formulation through torch.compile", attend, _compiles
+    "compiled_blocked", "the blocked formulation through torch.compile", CORE, _compiles
 )

@@ -12,7 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import local_attention
+from sasa_bench.impls import Core, Window, _flops, local_attention
 
 CSRC = Path(__file__).parent / "csrc"
 
@@ -157,6 +157,15 @@ def build(isas: list[str]) -> None:
 @cache
 def _load_operators() -> None:
     torch.ops.load_library(str(_library("operators")))
+    for name, formula in (
+        ("fused_local_attention", _flops.forward),
+        ("fused_local_attention_forward", _flops.forward),
+        ("fused_local_attention_backward", _flops.backward),
+        ("fused_attention_layer", _flops.layer),
+        ("fused_attention_layer_forward", _flops.layer),
+        ("fused_attention_layer_backward", _flops.layer_backward),
+    ):
+        _flops.count(name, formula)
 
 
 def load(isa: str | None = None) -> None:
@@ -200,48 +209,47 @@ def missing() -> str | None:
     return _missing_tools()
 
 
-def attend(case: Case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
-    """The core of a case: (q, k, v, rel_row, rel_col) -> y, differentiable once.
+def run(
+    window: Window, tables: None, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None
+) -> Tensor:
+    """The core: q, k, v [B, C, H, W] with each head's channels contiguous -> y; differentiable once.
 
-    `case` has kernel_size, heads and border ("mask" or "zero"). q, k, v and y are [batch, channels, height,
-    width] with each head's channels contiguous; rel_row [heads, d // 2, kernel_size] and rel_col [heads, d -
-    d // 2, kernel_size], or None twice; d = channels / heads. float32, or bfloat16 with sums in float32.
+    float32, or bfloat16 with sums in float32.
     """
-    load()
-    kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
-    op = torch.ops.sasa_bench.fused_local_attention.default
-
-    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
-        y: Tensor = op(q, k, v, rel_row, rel_col, kernel_size, heads, zero)
-        return y
-
-    return core
+    y: Tensor = torch.ops.sasa_bench.fused_local_attention.default(
+        q, k, v, rel_row, rel_col, window.rows, window.heads, window.border == "zero"
+    )
+    return y
 
 
-def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
-    """The whole layer of a case: (x, w_qkv, rel_row, rel_col) -> y, differentiable once.
+def layer(window: Window, x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+    """The whole layer: x [B, C, H, W], w_qkv [3 C, C], the rows of queries, then of keys and of values -> y.
 
-    x and y are [batch, channels, height, width]; w_qkv [3 * channels, channels] holds the rows of all
-    queries, then all keys, then all values. The rest is as in `attend`. Where heads fill the lanes of the
-    kernel, each task projects the rows that it needs next, in the layout that it computes in.
+    Where heads fill the lanes of the kernel, each task projects the rows that it needs next, in the layout that it
+    computes in. Differentiable once; float32 or bfloat16.
     """
-    load()
-    kernel_size, heads, zero = case.kernel_size, case.heads, case.border == "zero"
-    op = torch.ops.sasa_bench.fused_attention_layer.default
+    y: Tensor = torch.ops.sasa_bench.fused_attention_layer.default(
+        x, w_qkv, rel_row, rel_col, window.rows, window.heads, window.border == "zero"
+    )
+    return y
 
-    def whole(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None = None, rel_col: Tensor | None = None) -> Tensor:
-        y: Tensor = op(x, w_qkv, rel_row, rel_col, kernel_size, heads, zero)
-        return y
 
-    return whole
+def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
+    if window.rows != window.columns:
+        return f"the fused kernel has square windows, not {window.rows} x {window.columns}"
+    return _cannot_run(x.device.type, x.dtype)
+
+
+def _cannot_run(device: str, dtype: torch.dtype) -> str | None:
+    if device not in ("cpu", "meta"):
+        return f"the fused kernel runs on the CPU, not on {device}"
+    if dtype not in (torch.float32, torch.bfloat16):
+        return f"the fused kernel computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    return None
 
 
 def _supports(case: Case) -> str | None:
-    if case.device != "cpu":
-        return f"the fused kernel runs on the CPU, not on {case.device}"
-    if case.dtype == "float16":
-        return "the fused kernel computes float32 and bfloat16"
-    return None
+    return _cannot_run(case.device, getattr(torch, case.dtype))
 
 
 def details() -> list[str]:
@@ -259,8 +267,7 @@ def details() -> list[str]:
 IMPL = local_attention(
     "fused",
     "one native CPU kernel, compiled here at first use; no tensor with K x K entries",
-    attend,
-    layer=layer,
+    core=Core(run, layer=layer, refuses=_refuses, load=load, keeps_output=True, transforms=False, portable=False),
     supports=_supports,
     missing=missing,
     details=details,

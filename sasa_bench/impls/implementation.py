@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.networks import attention_cases
 from sasa_bench.networks.build import bind
+from sasa_bench.networks.core import Core, Window
 from sasa_bench.ops.op import Op
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, project
 
@@ -62,6 +65,18 @@ class Info:
     library: bool = False
 
 
+@dataclass(frozen=True)
+class Exported:
+    """What an implementation that runs an exported file makes of an attention layer in a model that is exported.
+
+    core     the attention of the file
+    library  makes the library of custom operators that the file needs and returns its path, or None
+    """
+
+    core: Core
+    library: Callable[[], str] | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Impl:
     """How an op is computed.
@@ -75,8 +90,10 @@ class Impl:
     supports  case -> None, or the reason why this implementation cannot do it
     missing   None, or what this machine lacks and the command that would help; must be cheap
     computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
-    attend    for local attention: case -> the core as a function of tensors, for use inside models
+    attend    for local attention: case -> the core as a function of tensors of one size, for use inside models
     layer     for local attention: case -> projections and core as one function, where that is faster
+    core      for local attention: the core for tensors of every size, which models prefer to the two above
+    exported  for local attention that runs an exported file: what it makes of the layers of a model
     poisoned  whether it is checked while torch fills new memory with NaN, which needs deterministic algorithms: for
               these torch.compile would make another program than the one that is timed
     info      what only readers and tests need
@@ -91,15 +108,46 @@ class Impl:
     computes: Callable[[Case], Case] = _itself
     attend: Callable[[Case], Attend] | None = None
     layer: Callable[[Case], Layer] | None = None
+    core: Core | None = None
+    exported: Exported | None = None
     poisoned: bool = True
     info: Info = field(default_factory=Info)
+
+
+def attend_with(core: Core) -> Callable[[Case], Attend]:
+    """What `core` is for one case, its tables made ahead."""
+
+    def attend(case: Case) -> Attend:
+        core.load()
+        window = Window.of(case)
+        tables = None
+        if core.tables is not None:
+            like = torch.empty(0, dtype=getattr(torch, case.dtype), device=case.device)
+            tables = core.tables(window, case.height, case.width, like)
+        return lambda q, k, v, rel_row, rel_col: core.run(window, tables, q, k, v, rel_row, rel_col)
+
+    return attend
+
+
+def layer_with(core: Core) -> Callable[[Case], Layer] | None:
+    """The layer of `core`, if it has one, for one case."""
+    whole = core.layer
+    if whole is None:
+        return None
+
+    def layer(case: Case) -> Layer:
+        core.load()
+        return partial(whole, Window.of(case))
+
+    return layer
 
 
 def local_attention(
     name: str,
     summary: str,
-    attend: Callable[[Case], Attend],
+    attend: Callable[[Case], Attend] | None = None,
     *,
+    core: Core | None = None,
     layer: Callable[[Case], Layer] | None = None,
     supports: Callable[[Case], str | None] = _everything,
     missing: Callable[[], str | None] = _nothing_missing,
@@ -107,8 +155,15 @@ def local_attention(
 ) -> Impl:
     """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 
-    `attend(case)` prepares what depends on the case alone (masks, indices) and returns the core as a function.
+    `attend(case)` prepares what depends on the case alone (masks, indices) and returns the core as a function. With
+    `core`, which takes tensors of every size, `layer` comes from it, and `attend` where none is given; such an
+    implementation can be compiled and exported with open sizes.
     """
+    if core is not None:
+        attend, layer = attend or attend_with(core), layer_with(core)
+    if attend is None:
+        raise TypeError(f"local_attention({name!r}) has no kernel: give attend, a function of a case, or core")
+    prepare = attend
 
     def build(case: Case, tensors: Tensors) -> Call:
         if case.scope == "network":
@@ -118,8 +173,8 @@ def local_attention(
         if layer is not None and case.scope == "layer":
             whole = layer(case)
             return lambda: whole(add_absolute(case, tensors), tensors["w_qkv"], rel_row, rel_col)
-        core = attend(case)
-        return lambda: core(*project(case, tensors), rel_row, rel_col)
+        attended = prepare(case)
+        return lambda: attended(*project(case, tensors), rel_row, rel_col)
 
     def supports_each(case: Case) -> str | None:
         cases = attention_cases(case) if case.scope == "network" else [case]
@@ -134,6 +189,7 @@ def local_attention(
         missing=missing,
         attend=attend,
         layer=layer,
+        core=core,
         info=Info(details=details),
     )
     return impl

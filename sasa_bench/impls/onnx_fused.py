@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, _onnx, fused
+from sasa_bench.impls import Core, Window, _onnx, fused
 
 CSRC = Path(__file__).parent / "csrc"
 KERNELS = CSRC / "local_attention.h"
@@ -101,23 +101,30 @@ def library() -> str:
     return str(built)
 
 
-def attend(case: Case) -> Attend:
+def run(
+    window: Window, tables: None, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None
+) -> Tensor:
     """One node, for maps of every size."""
     attributes: dict[str, Any] = {
-        "kernel_size": case.kernel_size,
-        "heads": case.heads,
-        "zero_border": int(case.border == "zero"),
+        "kernel_size": window.rows,
+        "heads": window.heads,
+        "zero_border": int(window.border == "zero"),
     }
+    inputs = [q, k, v] + ([rel_row, rel_col] if rel_row is not None and rel_col is not None else [])
+    node = torch.onnx.ops.symbolic(
+        "sasa_bench::LocalAttention", inputs, attributes, dtype=q.dtype, shape=q.shape, version=1
+    )
+    assert isinstance(node, Tensor)
+    return node
 
-    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
-        inputs = [q, k, v] + ([rel_row, rel_col] if rel_row is not None and rel_col is not None else [])
-        node = torch.onnx.ops.symbolic(
-            "sasa_bench::LocalAttention", inputs, attributes, dtype=q.dtype, shape=q.shape, version=1
-        )
-        assert isinstance(node, Tensor)
-        return node
 
-    return core
+def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
+    if window.rows != window.columns:
+        return f"the operator has square windows, not {window.rows} x {window.columns}"
+    return None if x.dtype == torch.float32 else "the operator computes float32 only"
+
+
+CORE = Core(run, refuses=_refuses, portable=False)
 
 
 def _supports(case: Case) -> str | None:
@@ -131,7 +138,7 @@ def _supports(case: Case) -> str | None:
 IMPL = _onnx.exported_attention(
     "onnx_fused",
     "the native CPU kernel as one node in ONNX Runtime",
-    attend,
+    CORE,
     exports="fused",
     supports=_supports,
     missing=missing,

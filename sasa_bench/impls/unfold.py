@@ -6,36 +6,41 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sasa_bench.case import Case
-from sasa_bench.impls import Attend, _compiled, _onnx, local_attention
+from sasa_bench.impls import Core, Window, _compiled, _onnx, local_attention
+from sasa_bench.networks.core import sizes
 
 
-def attend(case: Case) -> Attend:
-    """Copies of k and v of shape [B, N, d, K, K, H W]; relative embeddings are added to k, as the paper writes it."""
-    window, radius = case.kernel_size, case.radius
-    inside = torch.ones(1, 1, case.height, case.width, device=case.device)
-    outside = F.unfold(inside, window, padding=radius).view(window, window, case.height * case.width) == 0
+def tables(window: Window, height: int, width: int, like: Tensor) -> Tensor:
+    """[Kh, Kw, H W]: which pixels of each window are outside the map."""
+    inside = torch.ones(1, 1, height, width, device=like.device)
+    copies = F.unfold(inside, (window.rows, window.columns), padding=window.radii)
+    return copies.view(window.rows, window.columns, height * width) == 0
+
+
+def run(
+    window: Window, outside: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None
+) -> Tensor:
+    """Copies of k and v of shape [B, N, d, Kh, Kw, H W]; relative embeddings are added to k, as the paper writes it."""
+    batch, channels, height, width = sizes(q)
+    heads, d = window.heads, channels // window.heads
 
     def windows(t: Tensor) -> Tensor:
-        copies = F.unfold(t, window, padding=radius)
-        return copies.view(len(t), case.heads, case.head_dim, window, window, case.height * case.width)
+        copies = F.unfold(t, (window.rows, window.columns), padding=window.radii)
+        return copies.view(batch, heads, d, window.rows, window.columns, height * width)
 
-    def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
-        keys = windows(k)
-        if rel_row is not None and rel_col is not None:
-            rows = rel_row[:, :, :, None].expand(-1, -1, -1, window)
-            columns = rel_col[:, :, None, :].expand(-1, -1, window, -1)
-            keys = keys + torch.cat([rows, columns], dim=1)[..., None]
-        query = q.reshape(len(q), case.heads, case.head_dim, 1, 1, case.height * case.width)
-        logits = (query * keys).sum(2)
-        if case.border == "mask":
-            logits = logits.masked_fill(outside, -torch.inf)
-        weights = logits.flatten(2, 3).softmax(2).view_as(logits)
-        return (weights[:, :, None] * windows(v)).sum((3, 4)).view_as(q)
-
-    return core
+    keys = windows(k)
+    if rel_row is not None and rel_col is not None:
+        rows = rel_row[:, :, :, None].expand(-1, -1, -1, window.columns)
+        columns = rel_col[:, :, None, :].expand(-1, -1, window.rows, -1)
+        keys = keys + torch.cat([rows, columns], dim=1)[..., None]
+    logits = (q.reshape(batch, heads, d, 1, 1, height * width) * keys).sum(2)
+    if window.border == "mask":
+        logits = logits.masked_fill(outside, -torch.inf)
+    weights = logits.flatten(2, 3).softmax(2).view_as(logits)
+    return (weights[:, :, None] * windows(v)).sum((3, 4)).view(batch, channels, height, width)
 
 
-IMPL = local_attention("unfold", "K x K copies of keys and values, as public re-implementations do", attend)
-ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", attend, exports="unfold")
-COMPILED = _compiled.compiled_attention("compiled_unfold", "the unfolding formulation through torch.compile", attend)
+CORE = Core(run, tables)
+IMPL = local_attention("unfold", "K x K copies of keys and values, as public re-implementations do", core=CORE)
+ONNX = _onnx.exported_attention("onnx_unfold", "the unfolding formulation in ONNX Runtime", CORE, exports="unfold")
+COMPILED = _compiled.compiled_attention("compiled_unfold", "the unfolding formulation through torch.compile", CORE)

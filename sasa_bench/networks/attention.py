@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from functools import lru_cache
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -11,11 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasa_bench.case import DTYPE_BYTES, Case
+from sasa_bench.networks.core import Core, Window
+from sasa_bench.networks.kept import Kept
 
 Function = Callable[..., Tensor]
 
 
-class Kernel(Hashable, Protocol):
+class Kernel(Protocol):
     """How local attention runs, as an implementation says it; see sasa_bench.impls.Impl."""
 
     @property
@@ -31,117 +32,212 @@ class WindowAttention(nn.Module):
     """Local self-attention x [B, C_in, H, W] -> y [B, C, H, W]; a subclass says which kernel runs it.
 
     Parameters, d = C / N: w_qkv [3 C, C_in] ([2 C, C_in] for q and v with position "relative_only"); with relative
-    positions rel_row [N, d // 2, K] and rel_col [N, d - d // 2, K]. There is no bias.
+    positions rel_row [N, d // 2, Kh] and rel_col [N, d - d // 2, Kw]; with `bias` b_qkv, as long as w_qkv; with `proj`
+    w_out [C, C], and b_out [C] if there is a bias.
     """
 
     def __init__(
-        self, channels: int, kernel_size: int, heads: int, position: str, border: str, out_channels: int | None = None
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        heads: int,
+        position: str,
+        border: str,
+        out_channels: int | None = None,
+        *,
+        bias: bool = False,
+        scale: float = 1.0,
+        proj: bool = False,
+        dropout: float = 0.0,
+        stride: int = 1,
     ) -> None:
         super().__init__()
         self.channels, self.out_channels = channels, out_channels or channels
-        self.kernel_size, self.heads, self.position, self.border = kernel_size, heads, position, border
+        rows, columns = kernel_size if isinstance(kernel_size, tuple) else (kernel_size, kernel_size)
+        self.window = Window(rows, columns, heads, border)
+        self.position, self.scale, self.dropout, self.stride = position, scale, dropout, stride
         c, half = self.out_channels, self.head_dim // 2
         projections = 2 if position == "relative_only" else 3
         self.w_qkv = nn.Parameter(torch.empty(projections * c, channels))
-        if position in ("relative", "relative_only"):
-            self.rel_row = nn.Parameter(torch.empty(heads, half, kernel_size))
-            self.rel_col = nn.Parameter(torch.empty(heads, self.head_dim - half, kernel_size))
-        else:
-            self.rel_row = self.rel_col = None  # type: ignore[assignment]
+        relative = position in ("relative", "relative_only")
+        self.rel_row = nn.Parameter(torch.empty(heads, half, rows)) if relative else None
+        self.rel_col = nn.Parameter(torch.empty(heads, self.head_dim - half, columns)) if relative else None
+        self.b_qkv = nn.Parameter(torch.empty(projections * c)) if bias else None
+        self.w_out = nn.Parameter(torch.empty(c, c)) if proj else None
+        self.b_out = nn.Parameter(torch.empty(c)) if proj and bias else None
+        self._kept = Kept()
         self.reset_parameters()
+
+    @property
+    def kernel_size(self) -> int | tuple[int, int]:
+        """K, or (Kh, Kw) of a window that is not square."""
+        rows, columns = self.window.rows, self.window.columns
+        return rows if rows == columns else (rows, columns)
+
+    @property
+    def heads(self) -> int:
+        """N."""
+        return self.window.heads
+
+    @property
+    def border(self) -> str:
+        """mask or zero."""
+        return self.window.border
 
     @property
     def head_dim(self) -> int:
         """d, channels a head."""
-        return self.out_channels // self.heads
+        return self.out_channels // self.window.heads
 
     def random_scales(self) -> dict[str, float]:
         """Standard deviations that give logits of unit variance for an input of unit variance."""
         scale = self.head_dim**-0.25
-        return {"w_qkv": self.channels**-0.5 * scale, "rel_row": scale, "rel_col": scale}
+        projections = {"w_qkv": self.channels**-0.5 * scale, "w_out": self.out_channels**-0.5}
+        return projections | {"rel_row": scale, "rel_col": scale, "b_qkv": 0.0, "b_out": 0.0}
 
     def reset_parameters(self) -> None:
-        """Draw parameters anew: logits of unit variance, values of the variance of the input."""
+        """Draw parameters anew: logits of unit variance, values of the variance of the input, biases of 0."""
         scales = self.random_scales()
         with torch.no_grad():
             for name, parameter in self.named_parameters(recurse=False):
                 parameter.normal_(std=scales[name])
             self.w_qkv[-self.out_channels :] *= self.head_dim**0.25
 
-    def kernel(self) -> Kernel:
-        """What runs the attention."""
+    def kernel(self, x: Tensor) -> Kernel:
+        """What runs the attention of x, already in the dtype in which it is computed."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, _, height, width = x.shape
+        parameters = (self.w_qkv, self.b_qkv, self.rel_row, self.rel_col, self.w_out, self.b_out)
+        device = x.device.type
+        if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
+            return self._forward(x, *parameters)
+        # As a convolution does: everything in the dtype of autocast, nothing beneath it is cast again.
+        dtype = torch.get_autocast_dtype(device)
+        w_qkv, *others = (None if p is None else p.to(dtype) for p in parameters)
+        assert w_qkv is not None
+        with torch.autocast(device, enabled=False):
+            return self._forward(x.to(dtype), w_qkv, *others)
+
+    def _forward(
+        self,
+        x: Tensor,
+        w_qkv: Tensor,
+        b_qkv: Tensor | None,
+        rel_row: Tensor | None,
+        rel_col: Tensor | None,
+        w_out: Tensor | None,
+        b_out: Tensor | None,
+    ) -> Tensor:
+        kernel = self.kernel(x)
+        core: Core | None = getattr(kernel, "core", None)
+        given = x
         if self.position == "absolute":
-            x = x + sines(self.channels, height, width, x.dtype, x.device)
-        key = (self.kernel_size, self.out_channels, self.heads, self.rel_row is not None, self.border)
-        prepare = (*key, height, width, batch, x.dtype, x.device.type, torch.is_grad_enabled())
+            x = x + self._kept.get(sines, x, self.channels, x.shape[2], x.shape[3])
+        if self.scale != 1.0:
+            w_qkv, b_qkv = self._scaled(w_qkv), None if b_qkv is None else self._scaled(b_qkv)
+        whole = self.channels == self.out_channels and b_qkv is None and self.position != "relative_only"
+        if core is not None and whole and core.layer is not None:
+            y = core.layer(self.window, x, w_qkv, rel_row, rel_col)
+        elif core is None and whole and kernel.layer is not None:
+            y = self._prepared(kernel, kernel.layer, "layer", x)(x, w_qkv, rel_row, rel_col)
+        else:
+            q, k, v = self._project(x, w_qkv, b_qkv)
+            if core is not None:
+                tables = core.tables and self._kept.get(core.tables, q, self.window, q.shape[2], q.shape[3])
+                y = core.run(self.window, tables, q, k, v, rel_row, rel_col)
+            elif q.shape[0] == 0:
+                y = q + k + v  # prepared for one image at least
+            else:
+                y = self._prepared(kernel, kernel.attend, "core", q)(q, k, v, rel_row, rel_col)
+        return self._output(given, y, core is None or core.keeps_output, w_out, b_out)
+
+    def _project(self, x: Tensor, w_qkv: Tensor, b_qkv: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        projected = F.conv2d(x, w_qkv[:, :, None, None], b_qkv)
         if self.position == "relative_only":
-            q, v = F.conv2d(x, self.w_qkv[:, :, None, None]).chunk(2, dim=1)
-            return prepared(self.kernel(), False, *prepare)(q, torch.zeros_like(q), v, self.rel_row, self.rel_col)
-        kernel = self.kernel()
-        if kernel.layer is not None and self.channels == self.out_channels:
-            return prepared(kernel, True, *prepare)(x, self.w_qkv, self.rel_row, self.rel_col)
-        q, k, v = F.conv2d(x, self.w_qkv[:, :, None, None]).chunk(3, dim=1)
-        return prepared(kernel, False, *prepare)(q, k, v, self.rel_row, self.rel_col)
+            q, v = projected.chunk(2, dim=1)
+            return q, torch.zeros_like(q), v
+        q, k, v = projected.chunk(3, dim=1)
+        return q, k, v
+
+    def _scaled(self, t: Tensor) -> Tensor:
+        """A weight or bias with its part for the queries scaled, so that every logit is."""
+        return torch.cat([t[: self.out_channels] * self.scale, t[self.out_channels :]])
+
+    def _output(self, x: Tensor, y: Tensor, kept: bool, w_out: Tensor | None, b_out: Tensor | None) -> Tensor:
+        """What follows the attention: projection, pool, dropout, and the memory format of x."""
+        attended = y
+        if w_out is not None:
+            y = F.conv2d(y, w_out[:, :, None, None], b_out)
+        if self.stride > 1:
+            y = F.avg_pool2d(y, self.stride, ceil_mode=True)
+        if self.dropout:
+            y = F.dropout(y, self.dropout, self.training)
+        if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+            y = y.contiguous(memory_format=torch.channels_last)
+        if kept and y is attended and y.requires_grad and not self._successors_keep:
+            y = y.clone()  # the backward pass reads it, and the next module may write to it
+        return y
+
+    _successors_keep = False
+    """Whether no module writes to what this one returns, as in the networks of `build`."""
+
+    def _prepared(self, kernel: Kernel, make: Callable[[Case], Function] | None, scope: str, x: Tensor) -> Function:
+        """`make(case)` for tensors of one size, of a kernel that prepares for it."""
+        if make is None:
+            raise RuntimeError(f"{_name(kernel)} computes no local attention inside a model: it has no `attend`")
+        batch, _, height, width = x.shape
+        if torch.jit.is_tracing():
+            batch, height, width = int(batch), int(height), int(width)
+        if not all(isinstance(n, int) for n in (batch, height, width)):
+            raise RuntimeError(f"{_name(kernel)} prepares for one size: export it with fixed sizes, or give a `core`")
+        if self.window.rows != self.window.columns:
+            raise RuntimeError(f"{_name(kernel)} has square windows, not {self.window.rows} x {self.window.columns}")
+        prepared: Function = self._kept.get(
+            self._prepare, x, kernel, make, scope, max(batch, 1), height, width, torch.is_grad_enabled()
+        )
+        return prepared
+
+    def _prepare(
+        self, kernel: Kernel, make: Callable[[Case], Function], scope: str, batch: int, height: int, width: int,
+        grad: bool, like: Tensor,
+    ) -> Function:  # fmt: skip
+        """Raises RuntimeError with the reason of an implementation that cannot do it."""
+        name = str(like.dtype).removeprefix("torch.")
+        supports = getattr(kernel, "supports", None)
+        if supports and name not in DTYPE_BYTES:
+            raise RuntimeError(f"{_name(kernel)} prepares for {', '.join(DTYPE_BYTES)}, not {name}: convert the module")
+        case = Case(
+            scope=scope,
+            kernel_size=self.window.rows,
+            channels=self.out_channels,
+            heads=self.heads,
+            resolution=f"{height}x{width}",
+            batch=batch,
+            position="relative" if self.rel_row is not None else "none",
+            border=self.border,
+            dtype=name if name in DTYPE_BYTES else "float32",
+            device="cuda" if like.device.type == "cuda" else "cpu",
+            mode="training" if grad else "forward",
+        )
+        if supports:
+            reason = supports(case) or kernel.missing()  # type: ignore[attr-defined]
+            if reason:
+                raise RuntimeError(reason)
+        return make(case)
 
 
-@lru_cache(maxsize=256)
-def prepared(
-    kernel: Kernel,
-    whole: bool,
-    kernel_size: int,
-    channels: int,
-    heads: int,
-    relative: bool,
-    border: str,
-    height: int,
-    width: int,
-    batch: int,
-    dtype: torch.dtype,
-    device: str,
-    grad: bool,
-) -> Function:
-    """The layer (`whole`) or the core of `kernel` for tensors of that shape, prepared once and kept.
-
-    Raises RuntimeError with the reason of an implementation that cannot do it.
-    """
-    name = str(dtype).removeprefix("torch.")
-    case = Case(
-        scope="layer" if whole else "core",
-        kernel_size=kernel_size,
-        channels=channels,
-        heads=heads,
-        resolution=f"{height}x{width}",
-        batch=batch,
-        position="relative" if relative else "none",
-        border=border,
-        dtype=name if name in DTYPE_BYTES else "float32",
-        device=device,
-        mode="training" if grad else "forward",
-    )
-    reasons: list[Callable[[], str | None]] = []
-    if supports := getattr(kernel, "supports", None):
-        reasons = [lambda: supports(case), kernel.missing]  # type: ignore[attr-defined]
-    for reason in reasons:
-        if said := reason():
-            raise RuntimeError(said)
-    make = kernel.layer if whole else kernel.attend
-    if make is None:
-        label = getattr(kernel, "name", kernel)
-        raise RuntimeError(f"{label} computes no local attention inside a model: it has no `attend`")
-    return make(case)
+def _name(kernel: Kernel) -> Any:
+    return getattr(kernel, "name", kernel)
 
 
-@lru_cache(maxsize=64)
-def sines(channels: int, height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def sines(channels: int, height: int, width: int, like: Tensor) -> Tensor:
     """Absolute positions [C, H, W] without parameters, after Vaswani et al. 2017, section 3.5.
 
     Sines and cosines of the row in the first C // 2 channels, of the column in the rest, wavelengths from 2 pi to
     10000 * 2 pi.
     """
+    device = like.device
 
     def axis(pixels: int, count: int) -> Tensor:
         index = torch.arange(count, device=device)
@@ -151,7 +247,7 @@ def sines(channels: int, height: int, width: int, dtype: torch.dtype, device: to
 
     rows = axis(height, channels // 2)[:, :, None].expand(-1, -1, width)
     columns = axis(width, channels - channels // 2)[:, None, :].expand(-1, height, -1)
-    return torch.cat([rows, columns]).to(dtype)
+    return torch.cat([rows, columns]).to(like.dtype)
 
 
 class KernelAttention(WindowAttention):
@@ -160,6 +256,7 @@ class KernelAttention(WindowAttention):
     def __init__(self, kernel: Kernel, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._kernel = kernel
+        self._successors_keep = True
 
-    def kernel(self) -> Kernel:
+    def kernel(self, x: Tensor) -> Kernel:
         return self._kernel

@@ -74,7 +74,7 @@ def digits() -> tuple[Tensor, Tensor]:
 class _Block(nn.Module):
     def __init__(self, channels: int, position: str, impl: str) -> None:
         super().__init__()
-        self.attention = LocalAttention2d(channels, WINDOW, HEADS, position, impl=impl)
+        self.attention = LocalAttention2d(channels, kernel_size=WINDOW, heads=HEADS, position=position, impl=impl)
         self.norm = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:

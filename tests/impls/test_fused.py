@@ -316,11 +316,11 @@ def test_layer_is_projections_and_core(shape, border, isa):
         return torch.ops.sasa_bench.fused_local_attention(q, k, v, row, col, kernel_size, heads, border == "zero")
 
     want = with_gradients(separate, [x, weight, row, col], g)
-    for a, b in zip(with_gradients(fused.layer(case), [x, weight, row, col], g), want, strict=True):
+    for a, b in zip(with_gradients(fused.IMPL.layer(case), [x, weight, row, col], g), want, strict=True):
         # Each part is held to a derived budget above; this looks for a wrong third.
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
-    compiled = torch.compile(fused.layer(case), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(fused.IMPL.layer(case), fullgraph=True, backend="aot_eager")
     for a, b in zip(with_gradients(compiled, [x, weight, row, col], g), want, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
@@ -403,7 +403,7 @@ def test_saved_statistics_are_those_of_the_softmax(kernel):
 
 
 def test_compiles_without_graph_breaks():
-    core = fused.attend(SimpleNamespace(kernel_size=5, heads=4, border="mask"))
+    core = fused.IMPL.attend(SimpleNamespace(kernel_size=5, heads=4, border="mask"))
 
     class Layer(torch.nn.Module):
         def __init__(self):
@@ -428,7 +428,7 @@ def test_compiles_without_graph_breaks():
 
 
 def test_compiles_with_the_default_backend():
-    core = fused.attend(SimpleNamespace(kernel_size=3, heads=2, border="zero"))
+    core = fused.IMPL.attend(SimpleNamespace(kernel_size=3, heads=2, border="zero"))
     tensors, _ = inputs(1, 2, 4, 6, 5, 3, True)
     compiled = torch.compile(lambda q, k, v, row, col: core(q * 2, k, v, row, col) + 1, fullgraph=True)
     torch.testing.assert_close(compiled(*tensors), core(tensors[0] * 2, *tensors[1:]) + 1)

@@ -101,19 +101,22 @@ def test_the_graph_of_a_convolution_does_what_the_cost_model_counts() -> None:
 def test_the_graph_of_the_gathered_formulation_multiplies_whole_halos() -> None:
     """2 x 3 blocks of 4 x 4 queries and 8 x 8 keys: two products over 4 channels, and a mask or what positions add.
 
-    Positions: 8 rows and 8 columns of a halo for each query, the mask, and a product over these 16.
+    Positions: 8 rows and 8 columns of a halo for each query, a product over these 16 and a sum. And what Inf or NaN in
+    a halo but not in the window take, for each scalar of the map.
     """
     case = SMALL.with_(scope="core", position="none")
-    queries = 2 * 3 * 6 * 16
-    assert judged("onnx", case)["extra"]["graph_flops"] == queries * 64 * (2 * 4 + 2 * 4 + 1)  # type: ignore[index]
+    queries, scalars = 2 * 3 * 6 * 16, 2 * 12 * 7 * 9
+    finite = 5 * scalars  # k * 0 + v * 0 and its sum, added to y
+    plain = queries * 64 * (2 * 4 + 2 * 4 + 1)
+    assert judged("onnx", case)["extra"]["graph_flops"] == plain + finite  # type: ignore[index]
     relative = judged("onnx", case.with_(position="relative"))
-    places = queries * 16 * (2 * 4 + 1)
-    assert relative["extra"]["graph_flops"] == places + queries * 64 * (2 * 4 + 2 * 4 + 2 * 16 + 1)  # type: ignore[index]
+    places = queries * 16 * 2 * 4 + queries * 64 * (2 * 16 + 1)
+    assert relative["extra"]["graph_flops"] == plain + places + finite  # type: ignore[index]
 
 
 def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
     case = SMALL.with_(scope="core")
-    function = shared.attention_function(case, gathered.attend_any_size)
+    function = shared.attention_function(case, gathered.CORE, dynamic=True)
     tensors = random_tensors(LOCAL_ATTENTION, case, 1)
     model, figures = shared.export(function, case, leaves(tensors, case), dynamic=True)
     assert "graph_flops" not in figures

@@ -62,7 +62,7 @@ def train(function, leaves, g):
 def time_case(channels, resolution, kernel_size, wanted, rounds):
     d = channels // HEADS
     case = SimpleNamespace(kernel_size=kernel_size, heads=HEADS, border="mask")
-    core, layer = fused.attend(case), fused.layer(case)
+    core, layer = fused.IMPL.attend(case), fused.IMPL.layer(case)
     x, g, q, k, v = (torch.randn(BATCH, channels, resolution, resolution) for _ in range(5))
     g3 = torch.cat([g, g, g], dim=1).flatten(2)
     w3 = torch.randn(channels, channels, 3, 3) / (3 * channels**0.5)

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Attend, Impl, Info, layers_only
-from sasa_bench.impls._onnx.export import Function, export, exported_once
+from sasa_bench.impls import Core, Exported, Impl, Info, Window, attend_with, layers_only
+from sasa_bench.impls._onnx.export import Function, export, exported_once, program
+from sasa_bench.impls._onnx.graph import node_count
 from sasa_bench.impls._onnx.session import Session, load, missing, session_options, unsupported
 from sasa_bench.ops.op import Op
 from sasa_bench.ops.tensors import Tensors, project
@@ -25,6 +28,8 @@ __all__ = [
     "exported_attention",
     "load",
     "missing",
+    "node_count",
+    "program",
     "session_options",
 ]
 
@@ -36,6 +41,7 @@ def exported(
     function: Callable[[Case], Function],
     *,
     exports: str,
+    exported_core: Exported | None = None,
     dynamic: bool = False,
     computes: Callable[[Case], Case] = lambda case: case,
     supports: Callable[[Case], str | None] = lambda case: None,
@@ -70,6 +76,7 @@ def exported(
         supports=able,
         missing=missing,
         computes=computes,
+        exported=exported_core,
         info=Info(exports=exports, any_size=dynamic, library=library is not None, quick=False),
     )
 
@@ -77,7 +84,7 @@ def exported(
 def exported_attention(
     name: str,
     summary: str,
-    attend: Callable[[Case], Attend],
+    core: Core,
     *,
     exports: str,
     dynamic: bool = False,
@@ -87,8 +94,7 @@ def exported_attention(
 ) -> Impl:
     """Local attention exported from its core, at both scopes; see `exported`.
 
-    With `dynamic`, the core must take its sizes from its arguments. Absolute embeddings have the size of one map, and
-    there is no dynamic layer with them.
+    Absolute embeddings have the size of one map, and there is no dynamic layer with them.
     """
 
     def able(case: Case) -> str | None:
@@ -100,7 +106,8 @@ def exported_attention(
         name,
         summary,
         ops.get("local_attention"),
-        lambda case: attention_function(case, attend),
+        lambda case: attention_function(case, core, dynamic),
+        exported_core=Exported(core, library),
         exports=exports,
         dynamic=dynamic,
         supports=able,
@@ -109,7 +116,17 @@ def exported_attention(
     )
 
 
-def attention_function(case: Case, attend: Callable[[Case], Attend]) -> Function:
-    """Projections, at scope "layer", and core."""
-    core = attend(case)
-    return lambda tensors: core(*project(case, tensors), tensors.get("rel_row"), tensors.get("rel_col"))
+def attention_function(case: Case, core: Core, dynamic: bool = False) -> Function:
+    """Projections, at scope "layer", and core; with `dynamic` its tables are part of the graph."""
+    window = Window.of(case)
+    attended = attend_with(core)(case)
+
+    def function(tensors: Tensors) -> Tensor:
+        q, k, v = project(case, tensors)
+        rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")
+        if not dynamic:
+            return attended(q, k, v, rel_row, rel_col)
+        tables = core.tables and core.tables(window, q.shape[2], q.shape[3], q)
+        return core.run(window, tables, q, k, v, rel_row, rel_col)
+
+    return function

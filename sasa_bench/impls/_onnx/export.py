@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 import warnings
@@ -62,30 +63,29 @@ def export(
         axes = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
         shapes = (tuple(axes for _ in images),)
     started = time.perf_counter()
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.onnx.export(
-                module,
-                images,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=module.images,
-                output_names=["y"],
-                dynamic_shapes=shapes,
-                verbose=False,
-            )
-        except torch.onnx.OnnxExporterError as error:
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
-            raise RuntimeError(f"torch.onnx.export failed, torch {torch.__version__}: {cause}") from error
-    assert program is not None
+    names = {"input_names": module.images, "output_names": ["y"]}
+    model = program(module, images, dynamic_shapes=shapes, **names).model_proto
     figures: dict[str, Any] = {"export_s": time.perf_counter() - started}
-    model = program.model_proto
     figures["model_bytes"] = model.ByteSize()
     figures["node_count"] = node_count(model.graph)
     if not dynamic and all(node.domain in ("", "ai.onnx") for node in nodes_of(model.graph)):
         figures["graph_flops"] = graph_flops(model)
     return model, figures
+
+
+def program(module: nn.Module, images: tuple[Tensor, ...], **options: Any) -> torch.onnx.ONNXProgram:
+    """torch.onnx.export of a module with these images. Raises RuntimeError with the cause where it fails."""
+    # It logs a line for each operator of torchvision when that is not installed.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            made = torch.onnx.export(module, images, dynamo=True, opset_version=OPSET, verbose=False, **options)
+        except torch.onnx.OnnxExporterError as error:
+            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            raise RuntimeError(f"torch.onnx.export failed, torch {torch.__version__}: {cause}") from error
+    assert made is not None
+    return made
 
 
 def exported_once(

@@ -14,8 +14,10 @@ from typing import Any
 from torch import Tensor
 
 from sasa_bench.case import Case
+from sasa_bench.impls import Core, Window, _flops
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import local_attention as attention_impl
+from sasa_bench.impls.cuda.kernels import ELEMENTS
 from sasa_bench.impls.cuda.operator import local_attention
 
 
@@ -40,6 +42,23 @@ def attend(case: Any) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor
     return call
 
 
+def run(
+    window: Window, tables: None, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None
+) -> Tensor:
+    """The operator for tensors of every size."""
+    return local_attention(q, k, v, rel_row, rel_col, window.rows, window.heads, window.border == "zero")
+
+
+def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
+    if window.rows != window.columns:
+        return f"the CUDA kernel has square windows, not {window.rows} x {window.columns}"
+    if x.device.type not in ("cuda", "meta"):
+        return f"the CUDA kernel runs on a GPU, not on {x.device.type}"
+    if x.dtype not in ELEMENTS:
+        return f"the CUDA kernel computes float32, float16 and bfloat16, not {str(x.dtype).removeprefix('torch.')}"
+    return None
+
+
 def describe() -> list[str]:
     """Lines for a person: device or what is missing, cached cubins, chosen tunables."""
     return nvrtc.describe()
@@ -49,10 +68,14 @@ def _supports(case: Case) -> str | None:
     return None if case.device == "cuda" else "the CUDA kernel needs --device cuda"
 
 
+_flops.count("cuda_local_attention_forward", _flops.forward)
+_flops.count("cuda_local_attention_backward", _flops.backward)
+
 IMPL = attention_impl(
     "cuda",
     "CUDA C++ kernels compiled by NVRTC for the GPU at hand; deterministic",
     attend,
+    core=Core(run, refuses=_refuses, keeps_output=True, transforms=False, portable=False),
     supports=_supports,
     missing=missing,
     details=nvrtc.details,

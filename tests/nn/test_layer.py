@@ -23,7 +23,7 @@ def test_the_layer_is_the_op_of_that_name() -> None:
     height, width = random.randrange(1, 12), random.randrange(1, 12)
     of = Case(kernel_size=window, channels=16, heads=heads, resolution=f"{height}x{width}", batch=3)
     for name in LOCAL:
-        layer = LocalAttention2d(16, window, heads, impl=name)
+        layer = LocalAttention2d(16, kernel_size=window, heads=heads, impl=name)
         x = torch.randn(3, 16, height, width)
         with torch.no_grad():
             tensors = {"x": x} | dict(layer.named_parameters())
@@ -32,18 +32,18 @@ def test_the_layer_is_the_op_of_that_name() -> None:
 
 
 def test_maps_of_any_size_go_through_one_layer() -> None:
-    layer = LocalAttention2d(8, 5, 2, position="absolute")
+    layer = LocalAttention2d(8, kernel_size=5, heads=2, position="absolute")
     for shape in ((1, 8, 1, 1), (2, 8, 3, 9), (4, 8, 12, 2)):
         assert layer(torch.randn(shape)).shape == shape
 
 
 def test_the_output_can_have_other_channels_than_the_input() -> None:
-    layer = LocalAttention2d(12, 3, 4, out_channels=16)
+    layer = LocalAttention2d(12, kernel_size=3, heads=4, out_channels=16)
     assert layer(torch.randn(2, 12, 5, 6)).shape == (2, 16, 5, 6)
 
 
 def test_relative_only_is_attention_with_keys_of_zero() -> None:
-    alone, full = LocalAttention2d(16, 5, 4, "relative_only"), LocalAttention2d(16, 5, 4)
+    alone, full = (LocalAttention2d(16, kernel_size=5, heads=4, position=p) for p in ("relative_only", "relative"))
     q, v = alone.w_qkv.detach().chunk(2)
     full.load_state_dict(alone.state_dict() | {"w_qkv": torch.cat([q, torch.zeros_like(q), v])})
     x = torch.randn(1, 16, 7, 6)
@@ -52,7 +52,7 @@ def test_relative_only_is_attention_with_keys_of_zero() -> None:
 
 @pytest.mark.parametrize("position", ["none", "absolute", "relative", "relative_only"])
 def test_every_parameter_gets_a_gradient(position: str) -> None:
-    layer = LocalAttention2d(8, 3, 2, position)
+    layer = LocalAttention2d(8, kernel_size=3, heads=2, position=position)
     layer(torch.randn(2, 8, 5, 5)).square().sum().backward()
     for name, parameter in layer.named_parameters():
         assert parameter.grad is not None, name
@@ -60,11 +60,11 @@ def test_every_parameter_gets_a_gradient(position: str) -> None:
 
 
 def test_parameters_do_not_depend_on_the_implementation_and_it_may_change() -> None:
-    first = LocalAttention2d(8, 3, 2, impl=LOCAL[0])
+    first = LocalAttention2d(8, kernel_size=3, heads=2, impl=LOCAL[0])
     x = torch.randn(1, 8, 6, 6)
     y = first(x)
     for name in LOCAL[1:]:
-        other = LocalAttention2d(8, 3, 2, impl=name)
+        other = LocalAttention2d(8, kernel_size=3, heads=2, impl=name)
         other.load_state_dict(first.state_dict())
         torch.testing.assert_close(other(x), y, atol=1e-5, rtol=1e-4)
         first.impl = name
@@ -72,20 +72,20 @@ def test_parameters_do_not_depend_on_the_implementation_and_it_may_change() -> N
 
 
 def test_a_layer_survives_copying_and_pickling() -> None:
-    layer = LocalAttention2d(8, 3, 2)
+    layer = LocalAttention2d(8, kernel_size=3, heads=2)
     x = torch.randn(1, 8, 4, 4)
     for again in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         torch.testing.assert_close(again(x), layer(x))
 
 
 def test_absolute_positions_tell_pixels_apart() -> None:
-    layer = LocalAttention2d(8, 3, 2, position="absolute")
+    layer = LocalAttention2d(8, kernel_size=3, heads=2, position="absolute")
     y = layer(torch.ones(1, 8, 6, 6))
     assert (y[..., 2, 2] - y[..., 3, 4]).abs().max() > 1e-4
 
 
 def test_the_repr_says_what_was_asked_for() -> None:
-    said = repr(LocalAttention2d(16, 5, 4, impl=LOCAL[0], out_channels=8))
+    said = repr(LocalAttention2d(16, kernel_size=5, heads=4, impl=LOCAL[0], out_channels=8))
     assert said == (
         f"LocalAttention2d(16, kernel_size=5, heads=4, position='relative', border='mask', impl='{LOCAL[0]}', "
         "out_channels=8)"
@@ -115,8 +115,8 @@ def test_an_input_of_another_shape_or_dtype_is_refused() -> None:
         layer(torch.randn(1, 4, 5, 5))
     with pytest.raises(ValueError, match=r"give \[batch, 8, height, width\]"):
         layer(torch.randn(8, 5, 5))
-    with pytest.raises(ValueError, match="float32, bfloat16, float16"):
-        layer(torch.randn(1, 8, 5, 5, dtype=torch.float64))
+    with pytest.raises(ValueError, match="float32, bfloat16, float16, float64"):
+        layer(torch.ones(1, 8, 5, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"module.to\(x.dtype\)"):
         layer(torch.randn(1, 8, 5, 5, dtype=torch.bfloat16))
 

@@ -1,0 +1,213 @@
+"""Which implementation `impl="auto"` runs, and why.
+
+The rule: of a list for the device and the mode, the fastest first, the first one that is ready on this machine and
+takes the dtype, the window and what is done with the layer: torch.func, forward-mode derivatives and exports need
+torch's own operators. The list comes from this machine's measurements, where `sasa-bench doctor --choose-from FILE`
+stored them, else from choice.csv, the order in the reference results of this repository.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch.autograd import forward_ad
+
+from sasa_bench import impls
+from sasa_bench.impls import Impl, Window
+from sasa_bench.results.record import Record
+
+AUTO = "auto"
+COMMITTED = Path(__file__).with_name("choice.csv")
+
+
+@dataclass(frozen=True)
+class Use:
+    """What is asked of a layer: on which tensors, and what is done with it.
+
+    exported     whether a program of torch's own operators is wanted
+    transformed  whether forward-mode derivatives or transforms of torch.func go through it
+    """
+
+    device: str
+    dtype: torch.dtype
+    grad: bool
+    exported: bool = False
+    transformed: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The name of an implementation, and a sentence that says why it is this one."""
+
+    name: str
+    reason: str
+
+
+def own_file() -> Path:
+    """Where the order that was measured on this machine is kept."""
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "sasa-bench" / "choice.csv"
+
+
+def choose(use: Use, window: Window) -> Choice:
+    """The implementation for a use, by the rule above. Raises RuntimeError where none can run."""
+    device = "cpu" if use.device == "meta" else use.device
+    mode = "training" if use.grad else "forward"
+    orders, source = _orders()
+    passed: list[str] = []
+    for name in (*orders.get((device, mode), ()), *_all()):
+        if reason := unfit(name, use, window):
+            passed.append(f"{name}: {reason}")
+        else:
+            return Choice(name, f"the first of {source} that can run" + (f" ({'; '.join(passed)})" if passed else ""))
+    raise RuntimeError(f"no implementation of local attention can run this here: {'; '.join(dict.fromkeys(passed))}")
+
+
+def unfit(name: str, use: Use, window: Window) -> str | None:
+    """None, or why an implementation is not for this use."""
+    try:
+        impl = impls.get(name)
+    except ImportError as error:
+        return str(error)
+    core = impl.core
+    if core is None:
+        return "it prepares for one size"
+    if use.exported and not core.portable:
+        return "it is no program of torch's own operators"
+    if use.transformed and not core.transforms:
+        return "torch.func and forward-mode derivatives do not go through it"
+    like = torch.empty(1, window.heads, 1, 1, dtype=use.dtype, device="meta")
+    return core.refuses(window, _Like(use.device, like), False) or impl.missing()  # type: ignore[arg-type]
+
+
+class _Like:
+    """A tensor of one pixel as `Core.refuses` looks at it, on a device that need not be there."""
+
+    def __init__(self, device: str, t: torch.Tensor) -> None:
+        self.device, self.dtype, self.shape = torch.device(device), t.dtype, t.shape
+        self.element_size = t.element_size
+
+
+def transforming(*tensors: torch.Tensor | None) -> bool:
+    """Whether torch.func or forward-mode derivatives follow this call."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+
+
+def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
+    """Store the order of implementations in rows of this machine; returns the file.
+
+    In each case the time of each is divided by that of the fastest; the order is that of the geometric means, over the
+    cases where most of them ran. Raises ValueError where no row is a time of local attention at scope layer or core.
+    """
+    times: dict[tuple[str, str], dict[object, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row.status == "ok" and row.samples_s and row.impl in _all() and row.case.scope != "network":
+            mode = "forward" if row.case.mode == "forward" else "training"
+            times[row.case.device, mode][row.suite, row.case][row.impl] = statistics.median(row.samples_s)
+    found = []
+    for (device, mode), cases in sorted(times.items()):
+        ratios: dict[str, list[float]] = defaultdict(list)
+        for by_name in cases.values():
+            for name, seconds in by_name.items():
+                ratios[name].append(math.log(seconds / min(by_name.values())))
+        order = sorted(ratios, key=lambda name: statistics.mean(ratios[name]))
+        found.append((device, mode, " ".join(order)))
+    if not found:
+        raise ValueError("no row is a time of local attention on this machine: run a suite such as window here first")
+    file = file or own_file()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as out:
+        csv.writer(out).writerows([("device", "mode", "implementations"), *found])
+    _orders.cache_clear()
+    return file
+
+
+def exporters(library: bool) -> list[str]:
+    """The implementations that run exported files, best first: with a library of custom operators, or without."""
+    order = _orders()[0].get(("export", "forward"), ())
+    files = [name for name in impls.names() if (impl := _found(name)) and impl.exported is not None]
+    known = [*(name for name in order if name in files), *(name for name in files if name not in order)]
+    return [name for name in known if impls.get(name).info.library == library]
+
+
+def _found(name: str) -> Impl | None:
+    try:
+        return impls.get(name)
+    except ImportError:
+        return None
+
+
+def explain() -> Iterator[str]:
+    """Lines for `sasa-bench doctor`: what auto runs on this machine."""
+    window = Window(7, 7, 8, "mask")
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+            for grad in (False, True):
+                chosen = choose(Use(device, dtype, grad), window)
+                words = f"{device} {str(dtype).removeprefix('torch.')} {'training' if grad else 'forward'}"
+                yield f"{words}: {chosen.name}, {chosen.reason}"
+
+
+@lru_cache
+def _orders() -> tuple[dict[tuple[str, str], tuple[str, ...]], str]:
+    own = own_file()
+    committed = _read(COMMITTED)
+    if measured := _read(own):
+        return committed | measured, f"this machine's measurements in {own}"
+    return committed, "the committed order"
+
+
+def _read(file: Path) -> dict[tuple[str, str], tuple[str, ...]]:
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            return {
+                (row["device"], row["mode"]): tuple(row["implementations"].split()) for row in csv.DictReader(lines)
+            }
+    except (OSError, KeyError, AttributeError):
+        return {}
+
+
+@lru_cache
+def _all() -> tuple[str, ...]:
+    """Every implementation with a core of its own that models can run."""
+    return tuple(name for name in impls.BUILTIN if _has_core(name))
+
+
+def _has_core(name: str) -> bool:
+    impl = _found(name)
+    return impl is not None and impl.core is not None
+
+
+READY: dict[str, Impl] = {}
+"""Implementations that are loaded, by name."""
+
+
+def ready(name: str, use: Use | None, window: Window) -> str:
+    """The name of an implementation in READY: `name`, or what is chosen for `use` where it is "auto".
+
+    Raises RuntimeError with what is missing on this machine.
+    """
+    if name == AUTO:
+        assert use is not None
+        name = choose(use, window).name
+    if name not in READY:
+        impl = impls.get(name)
+        if impl.core is not None:
+            if reason := impl.missing():
+                raise RuntimeError(reason)
+            impl.core.load()
+        READY[name] = impl
+    return name

@@ -1,0 +1,263 @@
+"""LocalAttention2d and the networks of the paper, run by any implementation by name."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sasa_bench import impls
+from sasa_bench.case import Case
+from sasa_bench.impls import Impl, Window
+from sasa_bench.networks import describe, image_shape, layers
+from sasa_bench.networks.attention import WindowAttention
+from sasa_bench.networks.build import build
+from sasa_bench.nn.choice import AUTO, READY, Use, choose, ready, transforming
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class LocalAttention2d(WindowAttention):
+    """Stand-alone self-attention of Ramachandran et al. 2019 (arXiv 1906.05909, equation 3) over K x K windows.
+
+    y_ij = sum over ab in the window of softmax_ab(scale (q_ij . k_ab + q_ij . r_{a-i,b-j})) v_ab, for each of N heads
+    of d = C / N channels. By default, as in the paper, scale is 1, and there is no bias and no output projection.
+
+    x [B, channels, H, W] -> y [B, C, H, W] on the device of x, for maps of any size, an empty batch too; channels last
+    if x is. y has the dtype of x, or that of torch.autocast where it is on, as with nn.Conv2d.
+
+    channels      of x
+    kernel_size   K, side of the window in pixels, or (Kh, Kw); odd
+    heads         N; divides the output channels
+    position      none; absolute: sines of row and column added to x; relative: r = (row, column) embeddings of d / 2
+                  channels each; relative_only: q . r alone are the logits
+    border        mask: pixels outside the map take no part in the softmax; zero: they do, with k = v = 0
+    impl          the implementation that runs it, by name; see `sasa-bench list`. auto: the fastest that can; see
+                  `sasa-bench doctor`
+    out_channels  C; as many as `channels` when None
+    bias          whether q, k, v and the output projection have one
+    scale         factor of the logits; d ** -0.5 is that of transformers
+    proj          whether a C x C projection follows, which mixes the heads
+    dropout       probability of dropping a scalar of the output, in training
+    stride        side of the average pool that follows, the paper's way to halve a map; H and W halve upwards
+
+    Parameters: w_qkv [3 C, channels] (rows of q, k, v; of q, v with relative_only); with relative positions rel_row
+    [N, d // 2, Kh] and rel_col [N, d - d // 2, Kw]; with bias b_qkv [3 C]; with proj w_out [C, C] and b_out [C]. They
+    do not depend on `impl`, and `impl` may be changed at any time.
+
+    Raises ValueError for a value outside its choices and for an input of another shape or dtype than said here;
+    RuntimeError, at the first call, where the implementation cannot run this on this machine, or not under torch.func,
+    forward-mode derivatives or an exporter: the message names one that can.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        kernel_size: int | tuple[int, int] = 7,
+        heads: int = 8,
+        position: str = "relative",
+        border: str = "mask",
+        impl: str = AUTO,
+        out_channels: int | None = None,
+        bias: bool = False,
+        scale: float = 1.0,
+        proj: bool = False,
+        dropout: float = 0.0,
+        stride: int = 1,
+    ) -> None:
+        channels = _whole("channels", channels, 1)
+        out_channels = channels if out_channels is None else _whole("out_channels", out_channels, 1)
+        heads, stride = _whole("heads", heads, 1), _whole("stride", stride, 1)
+        sides = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
+        if len(sides) != 2:
+            raise ValueError(f"kernel_size = {kernel_size!r}: give one side in pixels, or two, (Kh, Kw)")
+        rows, columns = (_whole("kernel_size", side, 1) for side in sides)
+        for side in (rows, columns):
+            Case(
+                kernel_size=side,
+                channels=out_channels,
+                heads=heads,
+                position="relative" if position == "relative_only" else position,
+                border=border,
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout = {dropout!r}: give a probability, 0 or more and less than 1")
+        super().__init__(
+            channels,
+            (rows, columns),
+            heads,
+            position,
+            border,
+            out_channels,
+            bias=bias,
+            scale=float(scale),
+            proj=proj,
+            dropout=float(dropout),
+            stride=stride,
+        )
+        self.impl = impl
+
+    @property
+    def impl(self) -> str:
+        """The name of the implementation, or "auto"."""
+        return self._impl
+
+    @impl.setter
+    def impl(self, name: str) -> None:
+        if name != AUTO:
+            _attending(name)
+        self._impl = name
+
+    def kernel(self, x: Tensor) -> Impl:
+        """The implementation that runs the attention of x; of "auto", the one that is chosen for it."""
+        if self._forced is not None:
+            return self._forced
+        if torch.compiler.is_compiling():
+            exported = torch.compiler.is_exporting()
+            grad = torch.is_grad_enabled()
+            impl = READY[_ready_in_trace(self._impl, x.device.type, x.dtype, grad, exported, self.window)]
+        else:
+            impl = self._eager(x)
+        to_onnx = not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export()
+        if to_onnx and (impl.core is None or not impl.core.portable):
+            raise RuntimeError(f"{impl.name!r} has no ONNX operators: export with impl = 'auto' or sasa_bench.export")
+        return impl
+
+    _forced: Impl | None = None
+    """What runs instead of `impl` while the layer is exported."""
+
+    def _eager(self, x: Tensor) -> Impl:
+        name, window = self._impl, self.window
+        exported = torch.onnx.is_in_onnx_export()
+        transformed = transforming(x, self.w_qkv, self.rel_row, self.rel_col)
+        if name == AUTO:
+            key = (x.device.type, x.dtype, torch.is_grad_enabled(), exported, transformed, window)
+            name = _CHOSEN.get(key) or _CHOSEN.setdefault(key, ready(AUTO, Use(*key[:5]), window))
+        impl = READY.get(name) or READY[ready(name, None, window)]
+        core = impl.core
+        if core is not None:
+            if reason := core.refuses(window, x, self.rel_row is not None):
+                raise RuntimeError(f"impl = {impl.name!r}: {reason}; 'auto' chooses one that can")
+            if transformed and not core.transforms:
+                use = Use(x.device.type, x.dtype, torch.is_grad_enabled(), transformed=True)
+                other = choose(use, window).name
+                raise RuntimeError(
+                    f"torch.func and forward-mode derivatives do not go through {impl.name!r}: give impl = {other!r}"
+                )
+        return impl
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, channels, H, W] -> y [B, C, H, W]."""
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"x has shape {list(x.shape)}: give [batch, {self.channels}, height, width]")
+        if x.dtype != self.w_qkv.dtype or x.dtype not in DTYPES:
+            self._check_dtype(x)
+        return super().forward(x)
+
+    def _check_dtype(self, x: Tensor) -> None:
+        name, have = (str(t.dtype).removeprefix("torch.") for t in (x, self.w_qkv))
+        if x.dtype not in DTYPES:
+            names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
+            raise ValueError(f"x has dtype {name}: give {names}")
+        if not (x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"x has dtype {name} and the parameters {have}: convert one, such as module.to(x.dtype)")
+
+    def extra_repr(self) -> str:
+        words = [
+            f"{self.channels}, kernel_size={self.kernel_size}, heads={self.heads}, position={self.position!r}, "
+            f"border={self.border!r}, impl={self.impl!r}"
+        ]
+        told: dict[str, Any] = {
+            "out_channels": (self.out_channels, self.channels),
+            "bias": (self.b_qkv is not None, False),
+            "scale": (self.scale, 1.0),
+            "proj": (self.w_out is not None, False),
+            "dropout": (self.dropout, 0.0),
+            "stride": (self.stride, 1),
+        }
+        return ", ".join(words + [f"{name}={value!r}" for name, (value, usual) in told.items() if value != usual])
+
+
+def network(
+    name: str,
+    stem: str = "conv",
+    attention_groups: str = "1234",
+    kernel_size: int = 7,
+    heads: int = 8,
+    position: str = "relative",
+    border: str = "mask",
+    impl: str = AUTO,
+) -> nn.Module:
+    """A network of the paper: x [B, 3, H, W] -> scores [B, 1000], or of a RetinaNet [B, A, 95].
+
+    The arguments are the axes of a case at scope "network" and the implementation that runs the attention. A state dict
+    of one fits the same network with any other implementation. An odd number of pixels halves upwards.
+
+    Raises CaseError for a value outside its axis and UnknownImplError for an unknown implementation.
+    """
+    case = Case(
+        scope="network",
+        network=name,
+        stem=stem,
+        attention_groups=attention_groups,
+        kernel_size=_whole("kernel_size", kernel_size, 1),
+        heads=_whole("heads", heads, 1),
+        position=position,
+        border=border,
+    )
+
+    def make(layer: layers.Attention, channels: int) -> LocalAttention2d:
+        made = LocalAttention2d(
+            channels,
+            kernel_size=layer.kernel_size,
+            heads=layer.heads,
+            position=layer.position,
+            border=layer.border,
+            impl=impl,
+            out_channels=layer.channels or None,
+        )
+        made._successors_keep = True
+        return made
+
+    return build(describe(case), image_shape(case), make)
+
+
+_CHOSEN: dict[Any, str] = {}
+
+
+@torch.compiler.assume_constant_result
+def _ready_in_trace(name: str, device: str, dtype: torch.dtype, grad: bool, exported: bool, window: Window) -> str:
+    return ready(name, Use(device, dtype, grad, exported), window)
+
+
+def _whole(name: str, value: Any, least: int) -> int:
+    """`value` as an int, whatever kind of whole number it is."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} = {value!r}: give a whole number, {least} or more") from None
+    if number < least:
+        raise ValueError(f"{name} = {value!r}: give a whole number, {least} or more")
+    return number
+
+
+def _attending(name: str) -> Impl:
+    if name in READY:
+        return READY[name]
+    impl = impls.get(name)
+    if impl.attend is None and impl.layer is None and impl.core is None:
+        known = ", ".join([AUTO, *(n for n in impls.BUILTIN if n != name and _has_attend(n))])
+        raise ValueError(f"implementation {name!r} computes no local attention inside a model: give {known}")
+    return impl
+
+
+def _has_attend(name: str) -> bool:
+    try:
+        return impls.get(name).attend is not None
+    except ImportError:
+        return False
