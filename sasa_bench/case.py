@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -91,7 +92,8 @@ class Case:
             if value not in allowed:
                 raise CaseError(f"{name} = {value!r} is not one of {', '.join(allowed)}")
         for name, least in (("kernel_size", 1), ("channels", 1), ("heads", 1), ("batch", 1), ("threads", 0)):
-            value = getattr(self, name)
+            value = _whole(getattr(self, name))
+            object.__setattr__(self, name, value)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise CaseError(f"{name} = {value!r}: give a whole number, {least} or more")
         if self.kernel_size % 2 == 0:
@@ -221,6 +223,11 @@ def canonical_resolution(value: Any) -> Resolution:
             f"resolution = {value!r}: give a side in pixels (28) or height x width (28x56), each 1 or more"
         ) from None
     return height if height == width else f"{height}x{width}"
+
+
+def _whole(value: Any) -> Any:
+    """A whole number of NumPy or pandas as Python's own; anything else as it is."""
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 def _sides(resolution: Resolution) -> tuple[int, int]:

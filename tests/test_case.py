@@ -78,3 +78,16 @@ def test_a_network_is_named_at_its_scope_and_only_there() -> None:
         Case(scope="network")
     with pytest.raises(CaseError, match="network"):
         Case(network="resnet50")
+
+
+def test_whole_numbers_of_numpy_and_of_a_loaded_table_are_accepted() -> None:
+    import numpy as np
+    import pandas as pd
+
+    case = Case(kernel_size=np.int64(3), channels=np.int32(16), heads=np.uint8(2), resolution=np.int64(12))
+    assert case == Case(kernel_size=3, channels=16, heads=2, resolution=12)
+    assert type(case.kernel_size) is int
+    row = pd.DataFrame([case.to_dict()]).convert_dtypes().iloc[0]
+    assert Case(**{axis: row[axis] for axis in AXES}) == case
+    with pytest.raises(CaseError, match="whole number"):
+        Case(batch=np.bool_(True))

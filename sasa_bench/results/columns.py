@@ -185,6 +185,22 @@ EXTRAS: dict[str, Column] = {
 }
 """The columns that a table has only where rows do; all but the first three stand in `extra` of a row."""
 
+MEASURED = (
+    *COLUMNS,
+    "differs",
+    "time_cold_s",
+    "time_cold_p20_s",
+    "time_cold_p80_s",
+    "build_s",
+    "queue_s",
+    "sm_clock_mhz",
+    "energy_j",
+    "throttled_samples",
+    "source_digest",
+    "source_commit",
+)
+"""Columns that sasa-bench fills: figures that an implementation brings along have other names."""
+
 _UNKNOWN = Kind("")
 """Of figures that an implementation from outside brings along."""
 

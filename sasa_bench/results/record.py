@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sasa_bench.case import Case, from_dict
+from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.fields import build
 from sasa_bench.results.machine import Machine
 
@@ -78,6 +79,8 @@ class Record:
         row = build(cls, values, {"case": from_dict(values["case"])})
         if row.status not in STATUSES:
             raise ValueError(f"status = {row.status!r} is not one of {', '.join(STATUSES)}")
+        if taken := row.extra.keys() & COLUMNS.keys():
+            raise ValueError(f"extra has {', '.join(sorted(taken))}, which is a column of its own")
         if any(seconds <= 0 for seconds in (*row.samples_s, *row.cold_samples_s)):
             raise ValueError("samples_s has a time of 0 s or less")
         return row

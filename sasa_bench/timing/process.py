@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from sasa_bench.case import Case, UserError
 from sasa_bench.results.environment import worker_environment
+from sasa_bench.results.fields import printable
 
 STAGES = ("start", "build", "check", "memory", "time")
 BUILD_TIMEOUT_S = 900.0
@@ -161,7 +162,7 @@ class Worker:
                 cause += " (out of memory, as a rule)"
         else:
             cause = f"the worker ended with exit status {code}"
-        last = f": {said[-1]}" if said else ""
+        last = f": {printable(said[-1])}" if said else ""
         return WorkerDied("error", f"{cause} in stage {stage!r}{last}", impl, stage)
 
     def kill(self) -> None:

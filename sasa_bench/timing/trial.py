@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.ops.tensors import arranged, leaves, random_tensors, step
+from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_tensors, step
+from sasa_bench.results.columns import MEASURED
+from sasa_bench.results.fields import printable
 from sasa_bench.timing.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
 from sasa_bench.timing.timers import Step
 
 Oracles = dict[tuple[str, Case], Oracle]
 """What is expected of (op, contiguous case); filled on demand, so that implementations of one op share it."""
+
+
+REPEATED = "the output was the same for another input: every call has to compute it from the tensors as they are then"
 
 
 @dataclass(frozen=True)
@@ -55,17 +65,55 @@ def prepare(
             stage("build")
             started = time.perf_counter()
             call = impl.build(computed, tensors)
-            row["extra"] = {"build_s": time.perf_counter() - started} | getattr(call, "figures", {})
+            row["extra"] = {"build_s": time.perf_counter() - started} | figures_of(call)
             stage("check")
             run = step(computed, call, tensors, grad_y)
             outputs = run()
-        verdict = compare(oracle, outputs)
+            verdict = compare(oracle, outputs)
+            if verdict.ok and computed.mode != "backward" and _ignores_its_input(run, outputs, tensors):
+                row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
+                return Trial(row | {"status": "wrong", "reason": REPEATED}, None)
     except Exception as error:
         return Trial(row | {"status": "error", "reason": first_line(error)}, None)
     row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
     if not verdict.ok:
         return Trial(row | {"status": "wrong", "reason": verdict.reason}, None)
     return Trial(row, run)
+
+
+def figures_of(call: object) -> dict[str, Any]:
+    """The figures that an implementation adds to its rows, `figures` of what it built, as plain values.
+
+    Raises ValueError for a name that a row has already, and for what is no text and no finite number.
+    """
+    found = {}
+    for name, value in dict(getattr(call, "figures", {})).items():
+        if not isinstance(name, str) or name in MEASURED:
+            raise ValueError(f"figures has {name!r}, which sasa-bench fills itself: choose another name")
+        if isinstance(value, numbers.Integral):
+            value = int(value)
+        elif isinstance(value, numbers.Real):
+            value = float(value)
+        if not isinstance(value, (int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+            raise ValueError(f"figures has {name} = {value!r}: give a finite number or text")
+        found[name] = value
+    return found
+
+
+def _ignores_its_input(run: Callable[[], Any], outputs: tuple[Tensor, ...], tensors: Tensors) -> bool:
+    """Whether a call gives the same y again although the images were negated, which is undone exactly afterwards."""
+    images = [tensor for name, tensor in tensors.items() if name in IMAGES]
+    before = outputs[0].detach().clone()
+    with torch.no_grad():
+        for image in images:
+            image.neg_()
+    try:
+        again = run()[0]
+        return bool(torch.equal(before, again))
+    finally:
+        with torch.no_grad():
+            for image in images:
+                image.neg_()
 
 
 def _unjudged(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], None]) -> Step:
@@ -82,7 +130,7 @@ def _unjudged(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], No
 def first_line(error: Exception) -> str:
     """The kind of an exception and the first line of its message."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    return printable(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__
 
 
 def no_device(case: Case) -> str | None:

@@ -148,3 +148,9 @@ def test_a_full_disk_takes_back_the_rows_in_progress_and_keeps_the_others(
         with pytest.raises(ResultsError, match=r"No space left on device.*rows written before are kept"):
             writer.rows([factory.record("conv3x3")])
     assert path.read_bytes() == before
+
+
+def test_a_figure_that_has_the_name_of_a_column_is_refused(tmp_path: Path) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", [factory.record(extra={"time_median_s": 1e-6})])
+    with pytest.raises(ResultsError, match="extra has time_median_s"):
+        read([path])

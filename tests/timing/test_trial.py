@@ -1,0 +1,89 @@
+"""What a trial refuses besides wrong results: outputs that were kept, and figures that no row may have."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sasa_bench import impls
+from sasa_bench.case import Case
+from sasa_bench.timing.trial import figures_of, first_line, prepare
+
+CASE = Case(channels=8, heads=2, resolution=6, kernel_size=3, batch=1, threads=1)
+
+
+def tried(monkeypatch: pytest.MonkeyPatch, build: Any, case: Case) -> dict[str, Any]:
+    made = replace(impls.get("naive"), name="made_up", build=build)
+    monkeypatch.setattr(impls, "get", lambda name: made)
+    return prepare("made_up", case, 1, lambda stage: None, {}).row
+
+
+def remembering(case: Case, tensors: Any) -> Any:
+    call, kept = impls.registry.get("naive").build(case, tensors), []
+
+    def first_result() -> torch.Tensor:
+        if not kept:
+            kept.append(call())
+        return kept[0]
+
+    return first_result
+
+
+def in_place(case: Case, tensors: Any) -> Any:
+    call = impls.registry.get("naive").build(case, tensors)
+    y = torch.empty_like(call())
+    return lambda: y.copy_(call())
+
+
+@pytest.mark.parametrize("scope", ["layer", "core"])
+def test_a_kernel_that_returns_its_first_result_again_is_wrong(monkeypatch: pytest.MonkeyPatch, scope: str) -> None:
+    row = tried(monkeypatch, remembering, CASE.with_(scope=scope))
+    assert (row["status"], "same for another input" in row["reason"]) == ("wrong", True)
+
+
+def test_a_kernel_that_writes_to_one_buffer_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert tried(monkeypatch, in_place, CASE)["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("figures", "kept"),
+    [
+        ({"tiles": np.int64(3), "gain": np.float32(0.5), "how": "tiled"}, {"tiles": 3, "gain": 0.5, "how": "tiled"}),
+        ({}, {}),
+    ],
+)
+def test_figures_become_plain_values(figures: dict[str, Any], kept: dict[str, Any]) -> None:
+    found = figures_of(SimpleNamespace(figures=figures))
+    assert found == kept
+    assert {type(value) for value in found.values()} <= {int, float, str}
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"gain": float("nan")}, "gain = nan: give a finite number or text"),
+        ({"gain": np.float32("inf")}, "gain = inf"),
+        ({"gain": torch.ones(2)}, "give a finite number or text"),
+        ({"time_median_s": 1.0}, "'time_median_s', which sasa-bench fills itself"),
+        ({"build_s": 0.0}, "'build_s', which sasa-bench fills itself"),
+    ],
+)
+def test_figures_that_no_row_may_have_are_an_error_with_a_reason(
+    monkeypatch: pytest.MonkeyPatch, figures: dict[str, Any], said: str
+) -> None:
+    def build(case: Case, tensors: Any) -> Any:
+        call = impls.registry.get("naive").build(case, tensors)
+        call.figures = figures
+        return call
+
+    row = tried(monkeypatch, build, CASE)
+    assert (row["status"], said in row["reason"]) == ("error", True)
+
+
+def test_a_reason_is_one_line_without_control_characters() -> None:
+    assert first_line(ValueError("\x1b[31mred\nsecond")) == "ValueError: \\x1b[31mred"
