@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
+from sasa_bench.impls import _native
 from sasa_bench.results import environment
 from sasa_bench.results.format import size
 from sasa_bench.results.machine import Machine
@@ -43,7 +42,7 @@ def lines() -> Iterator[str]:
     yield f"memory           {size(machine.memory_bytes)}"
     yield f"GPU              {machine.gpu or 'none found (nvidia-smi shows no device)'}"
     yield f"NVML             {_gpu_state()}"
-    yield f"compiler         {_compiler()}"
+    yield f"compiler         {_native.describe_compiler()}"
     yield f"python           {machine.python}"
     for name in probe.LIBRARIES:
         version = machine.libraries.get(name)
@@ -86,16 +85,3 @@ def _gpu_state() -> str:
         "throttling is not told" if held is None else f"throttled by {', '.join(held)}" if held else "not throttled"
     )
     return f"{told or 'no figures'}; {slowed}"
-
-
-def _compiler() -> str:
-    """The C++ compiler that native kernels are built with: CXX, else c++, as torch's extensions choose it."""
-    name = os.environ.get("CXX") or "c++"
-    path = shutil.which(name)
-    if path is None:
-        return f"no {name}: apt-get install g++, or set CXX"
-    try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=30).stdout.splitlines()
-    except (OSError, subprocess.SubprocessError) as error:
-        return f"{path} does not run: {error}"
-    return f"{path}, {said[0] if said else 'of no known version'}"

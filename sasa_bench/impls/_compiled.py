@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Impl, Info, attend_with, layers_only
+from sasa_bench.impls import Core, Impl, Info, _native, attend_with, layers_only
 from sasa_bench.ops.tensors import Call, Tensors, project, step
 
 Function = Callable[[Tensors], Tensor]
@@ -22,10 +20,7 @@ Function = Callable[[Tensors], Tensor]
 
 def missing() -> str | None:
     """None, or that there is no C++ compiler, and the command that installs one."""
-    compiler = os.environ.get("CXX", "g++")
-    if shutil.which(compiler) is None:
-        return f"torch.compile needs a C++ compiler and finds no {compiler!r}: apt-get install g++, or set CXX"
-    return None
+    return _native.missing_compiler()
 
 
 def one_graph(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -108,5 +103,6 @@ def compiler(case: Case) -> Iterator[None]:
     from torch._inductor.utils import fresh_cache
 
     keep_graph = torch._functorch.config.patch(donated_buffer=case.mode != "backward")
-    with fresh_cache(), torch._inductor.config.patch(compile_threads=1), keep_graph:
+    settings = {"compile_threads": 1, "cpp.cxx": (_native.bare_compiler(),)}
+    with fresh_cache(), torch._inductor.config.patch(settings), keep_graph:
         yield

@@ -6,14 +6,6 @@ kernels and says how they work, `csrc/fused.cpp` the torch operators `sasa_bench
 docs/fused.md what was measured.
 """
 
-import contextlib
-import fcntl
-import hashlib
-import os
-import platform
-import shutil
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -21,142 +13,42 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _flops, local_attention
+from sasa_bench.impls import Core, Window, _flops, _native, local_attention
+from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
 
 CSRC = Path(__file__).parent / "csrc"
 
-AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma")
 
-# Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
-ISAS = {
-    # Vectors of 512 bits. No flag says that there are two units for their products; avx512_fp16 stands for it.
-    "avx512_wide": (["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512)], {*AVX512, "avx512_fp16"}),
-    "avx512": ([f"-m{flag}" for flag in AVX512], set(AVX512)),
-    "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
-    "portable": ([], set()),
-}
-
-
-@cache
-def _cpu_flags() -> frozenset[str]:
-    """The instruction-set flags of this processor, from /proc/cpuinfo; empty where there is no such file."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("flags"):
-                return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
-
-
-def executable_isas() -> list[str]:
-    """The builds of the kernel that this machine can run, the fastest first."""
-    return [isa for isa, (_, needed) in ISAS.items() if needed <= _cpu_flags()]
-
-
-def chosen_isa() -> str:
-    """The build that `load` uses: SASA_BENCH_ISA where it is set, else the fastest that this machine can run.
-
-    Raises ValueError for a name that is not a build, RuntimeError for a build that this machine cannot run.
-    """
-    runnable = executable_isas()
-    isa = os.environ.get("SASA_BENCH_ISA") or runnable[0]
-    if isa not in ISAS:
-        raise ValueError(f"SASA_BENCH_ISA={isa} is not a build; choose one of {', '.join(ISAS)}, or unset it")
-    if isa not in runnable:
-        lacking = ", ".join(sorted(ISAS[isa][1] - _cpu_flags()))
-        raise RuntimeError(
-            f"SASA_BENCH_ISA={isa} needs {lacking}, which this processor lacks; "
-            f"choose one of {', '.join(runnable)}, or unset it"
-        )
-    return isa
-
-
-def _source_and_flags(part: str) -> tuple[Path, list[str]]:
-    common = ["-std=c++20", "-Wno-psabi", "-Wno-ignored-attributes"]
-    if part == "operators":
-        # Without -fopenmp at::parallel_for is a serial loop. The runtime is the one that torch has loaded.
-        return CSRC / "fused.cpp", [*common, "-O2", "-fopenmp"]
-    return CSRC / "kernels.cpp", [*common, "-O3", "-fno-math-errno", f"-DSASA_ISA={part}", *ISAS[part][0]]
-
-
-@cache
-def _build_name(part: str) -> str:
-    """`part`'s library name: it changes with its sources and flags, torch and the compiler's target."""
-    source, flags = _source_and_flags(part)
-    headers = [CSRC / "kernel_table.h"] if part == "operators" else sorted(CSRC.glob("*.h"))
-    digest = hashlib.sha256(repr((torch.__version__, platform.machine(), flags)).encode())
-    for file in [source, *headers]:
-        digest.update(file.name.encode() + file.read_bytes())
-    return f"sasa_bench_fused_{part}_{digest.hexdigest()[:16]}"
-
-
-def _directory(part: str) -> Path:
-    from torch.utils import cpp_extension
-
-    root = os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root()
-    return Path(root) / _build_name(part)
-
-
-def _library(part: str) -> Path:
-    return _directory(part) / f"{_build_name(part)}.so"
-
-
-def _is_built(part: str) -> bool:
-    return (_directory(part) / "complete").exists() and _library(part).exists()
-
-
-@contextlib.contextmanager
-def _ninja_on_path() -> Iterator[None]:
-    """ninja from the Python package is found although its environment is not activated."""
-    before = os.environ.get("PATH", "")
-    with contextlib.suppress(ImportError):
-        import ninja
-
-        os.environ["PATH"] = before + os.pathsep + ninja.BIN_DIR
-    try:
-        yield
-    finally:
-        os.environ["PATH"] = before
-
-
-def _build(part: str) -> None:
-    from torch.utils import cpp_extension
-
-    directory = _directory(part)
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "build.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if _is_built(part):
-            return
-        # torch's own lock file survives a killed build and would block for ever; ours is the one that counts.
-        (directory / "lock").unlink(missing_ok=True)
-        source, flags = _source_and_flags(part)
-        cpp_extension.load(
-            _build_name(part),
-            [str(source)],
-            extra_cflags=flags,
-            build_directory=str(directory),
-            is_python_module=False,
-        )
-        (directory / "complete").touch()
+def _library(part: str) -> Library:
+    """The library of the torch operators, or of the kernels for one instruction set."""
+    name = f"fused_{part}"
+    if part != "operators":
+        flags = ("-O3", "-fno-math-errno", f"-DSASA_ISA={part}", *ISAS[part][0])
+        return Library(name, CSRC / "kernels.cpp", tuple(sorted(CSRC.glob("*.h"))), flags)
+    root = Path(torch.__file__).parent
+    include = root / "include"
+    return Library(
+        name,
+        CSRC / "fused.cpp",
+        (CSRC / "kernel_table.h", CSRC / "parallel.h"),
+        ("-O2", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
+        ("-lc10", "-ltorch_cpu", "-ltorch"),
+        ("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include"), f"-L{root / 'lib'}"),
+        (torch.__version__,),
+    )
 
 
 def build(isas: list[str]) -> None:
     """Compiles the operators and the given builds of the kernels at once, those that are not in the cache.
 
-    The cache is torch's extension directory (TORCH_EXTENSIONS_DIR). Raises RuntimeError with the compiler's
-    words.
+    Raises RuntimeError with the compiler's words.
     """
-    todo = [part for part in ["operators", *isas] if not _is_built(part)]
-    if not todo:
-        return
-    with _ninja_on_path(), ThreadPoolExecutor(len(todo)) as pool:
-        for done in [pool.submit(_build, part) for part in todo]:
-            done.result()
+    _native.build([_library(part) for part in ("operators", *isas)])
 
 
 @cache
 def _load_operators() -> None:
-    torch.ops.load_library(str(_library("operators")))
+    torch.ops.load_library(str(_library("operators").path))
     for name, formula in (
         ("fused_local_attention", _flops.forward),
         ("fused_local_attention_forward", _flops.forward),
@@ -176,26 +68,9 @@ def load(isa: str | None = None) -> None:
     no compiler (see `missing`) or it fails, and the errors of `chosen_isa`.
     """
     isa = isa or chosen_isa()
-    if not (_is_built("operators") and _is_built(isa)) and (reason := _missing_tools()):
-        raise RuntimeError(reason)
     build([isa])
     _load_operators()
-    torch.ops.sasa_bench.fused_use_kernels(str(_library(isa)))
-
-
-def _missing_tools() -> str | None:
-    from torch.utils import cpp_extension
-
-    compiler = cpp_extension.get_cxx_compiler()
-    if not shutil.which(compiler):
-        return (
-            f"there is no C++ compiler ({compiler}) to build the fused kernel with; "
-            "`apt-get install g++` (or the like), or set CXX to a compiler"
-        )
-    with _ninja_on_path():
-        if not shutil.which("ninja"):
-            return "there is no ninja to build the fused kernel with; `pip install ninja`"
-    return None
+    torch.ops.sasa_bench.fused_use_kernels(str(_library(isa).path))
 
 
 def missing() -> str | None:
@@ -204,9 +79,7 @@ def missing() -> str | None:
 
     Compiles nothing. Raises the errors of `chosen_isa`.
     """
-    if _is_built("operators") and _is_built(chosen_isa()):
-        return None
-    return _missing_tools()
+    return _library("operators").missing() or _library(chosen_isa()).missing()
 
 
 def run(
@@ -256,10 +129,11 @@ def details() -> list[str]:
     """A line for each build: whether this processor runs it, whether it is compiled, which one is used."""
     chosen, lines = chosen_isa(), []
     for isa, (_, needed) in ISAS.items():
-        if lacking := sorted(needed - _cpu_flags()):
+        if lacking := sorted(needed - cpu_flags()):
             state = f"not on this processor, which lacks {', '.join(lacking)}"
         else:
-            state = "compiled" if _is_built("operators") and _is_built(isa) else "compiled at first use"
+            built = _library("operators").is_built() and _library(isa).is_built()
+            state = "compiled" if built else "compiled at first use"
         lines.append(f"build {isa}: {state}{', in use' if isa == chosen else ''}")
     return lines
 

@@ -1,9 +1,8 @@
 """`onnx_fused`: the native CPU kernel as one node of a graph in ONNX Runtime.
 
 csrc/onnx_fused.cpp wraps the kernels of csrc/local_attention.h as the operator sasa_bench::LocalAttention through the
-runtime's custom-operator interface. It is compiled on this machine at first use, into torch's extension directory
-(TORCH_EXTENSIONS_DIR) for this processor. A file that contains the operator needs that library wherever it runs:
-`session_options.register_custom_ops_library(path)`.
+runtime's custom-operator interface. It is compiled on this machine, for its processor, at first use. A file that
+contains the operator needs that library wherever it runs: `session_options.register_custom_ops_library(path)`.
 
 The interface is declared in headers that come with the sources of ONNX Runtime and not with its Python package.
 ONNXRUNTIME_INCLUDE_DIR names their folder; without it they are looked for in Debian's libonnxruntime-dev and in the
@@ -12,11 +11,7 @@ Python package amd-quark, which contains them. An older header serves a newer ru
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
-import shutil
-import subprocess
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,15 +21,13 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _onnx, fused
+from sasa_bench.impls import Core, Window, _native, _onnx
 
 CSRC = Path(__file__).parent / "csrc"
-KERNELS = CSRC / "local_attention.h"
 SOURCE = CSRC / "onnx_fused.cpp"
 HEADER = "onnxruntime_cxx_api.h"
 SYSTEM_FOLDERS = ("/usr/include/onnxruntime", "/usr/include/onnxruntime/core/session", "/usr/local/include/onnxruntime")
 HEADER_PACKAGE = "amd-quark"
-FLAGS = ("-std=c++20", "-O3", "-fno-math-errno", "-Wno-psabi", "-Wno-ignored-attributes", "-shared", "-fPIC")
 
 
 def header_folder() -> Path | None:
@@ -59,46 +52,30 @@ def missing() -> str | None:
     """None, or what it takes to compile the operator and is not here."""
     if absent := _onnx.missing():
         return absent
-    if not KERNELS.is_file():
-        return f"{KERNELS.name}, the kernel, is not in {CSRC}: install sasa-bench again"
-    if shutil.which("g++") is None:
-        return "no C++ compiler: apt-get install g++"
-    if header_folder() is None:
+    headers = header_folder()
+    if headers is None:
         if named := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
             return f"ONNXRUNTIME_INCLUDE_DIR={named} has no {HEADER}: give the folder that has it, or unset it"
         return (
             f"no {HEADER}: pip install --no-deps {HEADER_PACKAGE}, whose wheel has it, or set ONNXRUNTIME_INCLUDE_DIR "
             "to the folder that has it"
         )
-    return None
+    return _library(headers).missing()
+
+
+def _library(headers: Path) -> _native.Library:
+    # Not -march=native, which made it slower.
+    flags = ("-O3", "-fno-math-errno", *_native.ISAS[_native.chosen_isa()][0], f"-I{headers}", f"-I{CSRC}")
+    return _native.Library("onnx_fused", SOURCE, tuple(sorted(CSRC.glob("*.h"))), flags)
 
 
 @cache
 def library() -> str:
     """The path of the compiled operator. Raises RuntimeError with the compiler's words."""
-    from torch.utils import cpp_extension
-
     headers = header_folder()
-    assert headers is not None, missing()
-    # Not -march=native, which made it slower.
-    flags = (*FLAGS, *fused.ISAS[fused.executable_isas()[0]][0])
-    digest = hashlib.sha256(repr((flags, str(headers))).encode())
-    for source in [SOURCE, *sorted(CSRC.glob("*.h"))]:
-        digest.update(source.name.encode() + source.read_bytes())
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    built = root / f"sasa_bench_onnx_fused_{digest.hexdigest()[:16]}" / "onnx_fused.so"
-    built.parent.mkdir(parents=True, exist_ok=True)
-    with open(built.parent / "build.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not built.exists():
-            partial = built.with_suffix(".part")
-            command = ["g++", *flags, f"-I{headers}", f"-I{CSRC}", str(SOURCE), "-o", str(partial)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                errors = [line for line in done.stderr.splitlines() if "error" in line] or [done.stderr.strip()]
-                raise RuntimeError(f"g++ cannot compile {SOURCE.name}: {errors[0]}")
-            partial.rename(built)
-    return str(built)
+    if headers is None:
+        raise RuntimeError(str(missing()))
+    return str(_library(headers).build())
 
 
 def run(

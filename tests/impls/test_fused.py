@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sasa_bench.impls import fused
+from sasa_bench.impls import _native, fused
 
 CSRC = Path(fused.__file__).parent / "csrc"
 REASON = fused.missing()
@@ -26,12 +26,12 @@ ERROR_FACTOR = 8
 
 @pytest.fixture(scope="module", autouse=True)
 def _built():
-    fused.build(fused.executable_isas())
+    fused.build(_native.executable_isas())
     yield
     fused.load()
 
 
-@pytest.fixture(params=fused.executable_isas())
+@pytest.fixture(params=_native.executable_isas())
 def isa(request):
     fused.load(request.param)
     return request.param
@@ -184,7 +184,7 @@ def test_large_logits_do_not_overflow(isa):
     half=st.integers(0, 9),
     relative=st.booleans(),
     zero_border=st.booleans(),
-    build=st.sampled_from(fused.executable_isas()),
+    build=st.sampled_from(_native.executable_isas()),
 )
 def test_any_shape(batch, heads, d, height, width, half, relative, zero_border, build):
     fused.load(build)
@@ -255,7 +255,7 @@ def test_thread_count_does_not_change_a_bit(isa, shape):
 def test_builds_agree():
     tensors, g = inputs(2, 4, 8, 9, 9, 5, True)
     results = []
-    for build in fused.executable_isas():
+    for build in _native.executable_isas():
         fused.load(build)
         results.append(with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, 5, 4, False))
     for other in results[1:]:
@@ -491,23 +491,23 @@ def test_bad_backward_input(kernel):
 
 
 def test_forced_build(monkeypatch):
-    for build in fused.executable_isas():
+    for build in _native.executable_isas():
         monkeypatch.setenv("SASA_BENCH_ISA", build)
-        assert fused.chosen_isa() == build
+        assert _native.chosen_isa() == build
         assert fused.missing() is None
     monkeypatch.setenv("SASA_BENCH_ISA", "neon")
     with pytest.raises(ValueError, match="avx512_wide, avx512, avx2, portable"):
-        fused.chosen_isa()
-    monkeypatch.setattr(fused, "_cpu_flags", lambda: frozenset({"avx2", "fma"}))
+        _native.chosen_isa()
+    monkeypatch.setattr(_native, "cpu_flags", lambda: frozenset({"avx2", "fma"}))
     monkeypatch.setenv("SASA_BENCH_ISA", "avx512")
     with pytest.raises(RuntimeError, match=r"lacks; choose one of avx2, portable"):
         fused.load()
     monkeypatch.delenv("SASA_BENCH_ISA")
-    assert fused.chosen_isa() == "avx2"
+    assert _native.chosen_isa() == "avx2"
 
 
 def test_missing_names_the_command(monkeypatch, tmp_path):
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
     assert fused.missing() is None
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "no-such-compiler" in fused.missing()
@@ -565,7 +565,7 @@ def test_memory_stays_under_a_quarter_of_qkv(kernel):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to build the sanitized kernel with")
-@pytest.mark.parametrize("build", fused.executable_isas())
+@pytest.mark.parametrize("build", _native.executable_isas())
 def test_kernels_are_clean_under_sanitizers(tmp_path, build):
     program = tmp_path / "sanitized"
     subprocess.run(
@@ -580,7 +580,7 @@ def test_kernels_are_clean_under_sanitizers(tmp_path, build):
             "-fno-sanitize-recover=all",
             "-DSASA_SANITIZE",
             f"-DSASA_ISA={build}",
-            *fused.ISAS[build][0],
+            *_native.ISAS[build][0],
             f"-I{CSRC}",
             str(Path(__file__).parent / "sanitize_fused.cpp"),
             "-o",

@@ -1,7 +1,6 @@
 // The torch operators over the kernels of local_attention.h. The kernels themselves live in libraries of their own,
 // one per instruction set, so that this file is compiled once and for the least capable processor.
 #include <ATen/ATen.h>
-#include <ATen/Parallel.h>
 #include <torch/autograd.h>
 #include <torch/library.h>
 
@@ -16,6 +15,7 @@
 #include <vector>
 
 #include "kernel_table.h"
+#include "parallel.h"
 
 namespace {
 
@@ -154,7 +154,7 @@ int64_t bands_of(const sasa::Table& t, const sasa::Problem& p) {
 void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
   const int64_t groups = (p.planes + t.lanes - 1) / t.lanes, blocks = (p.height + t.rows - 1) / t.rows;
   const int64_t bands = bands_of(t, p);
-  at::parallel_for(0, groups * bands, 1, [&](int64_t begin, int64_t end) {
+  sasa::parallel_for(groups * bands, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t band = task % bands;
       rows(p, task / bands, blocks * band / bands * t.rows,
@@ -245,7 +245,7 @@ std::tuple<Tensor, Tensor> backward_into(Inputs& in, const Tensor& dy_, const Te
   }
   if (p.planes) run(t, t.backward, p);
   if (p.relative)
-    at::parallel_for(0, p.heads, 1, [&](int64_t begin, int64_t end) {
+    sasa::parallel_for(p.heads, [&](int64_t begin, int64_t end) {
       for (int64_t head = begin; head < end; ++head) t.reduce_relative(p, head);
     });
   return {drel_row, drel_col};

@@ -335,19 +335,30 @@ SASA_INLINE uint16_t narrow<uint16_t>(float x) {  // to bfloat16, to nearest eve
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// Lanes of a and b in turns of h: those that a transposition by blocks of h x h puts into its first or second vector.
+template <int h, bool second>
+constexpr int transposed_lane(int l) {
+  return second ? ((l & h) ? LANES + l : l + h) : ((l & h) ? LANES + l - h : l);
+}
+
+template <int h, bool second, int... l>
+SASA_INLINE V interleave(V a, V b, std::integer_sequence<int, l...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, transposed_lane<h, second>(l)...);
+#else
+  return __builtin_shuffle(a, b, VI{transposed_lane<h, second>(l)...});
+#endif
+}
+
 SASA_INLINE void transpose(V (&r)[LANES]) {
   auto stage = [&](auto step) SASA_ALWAYS_INLINE {
     constexpr int h = 1 << step;
-    VI lo, hi;
-    unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE {
-      lo[int(l)] = (l & h) ? LANES + l - h : l;
-      hi[int(l)] = (l & h) ? LANES + l : l + h;
-    });
+    constexpr auto all = std::make_integer_sequence<int, LANES>();
     unroll<LANES>([&](auto i) SASA_ALWAYS_INLINE {
       if constexpr ((i & h) == 0) {
         V a = r[i], b = r[i + h];
-        r[i] = __builtin_shuffle(a, b, lo);
-        r[i + h] = __builtin_shuffle(a, b, hi);
+        r[i] = interleave<h, false>(a, b, all);
+        r[i + h] = interleave<h, true>(a, b, all);
       }
     });
   };
