@@ -1,11 +1,13 @@
-"""suites/*.toml -> cases: a title, implementations, axes to sweep and values to hold."""
+"""A suite file -> cases: a title, implementations, axes to sweep and values to hold."""
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +36,33 @@ class Suite:
         return len(self.cases) * len(self.impls)
 
 
+def shipped() -> dict[str, Path]:
+    """The suites that come with the package, by bare name. A checkout keeps them beside the package."""
+    package = Path(str(files("sasa_bench")))
+    folder = next((place for place in (package / "suites", package.parent / "suites") if place.is_dir()), None)
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))} if folder else {}
+
+
+def locate(path: Path) -> Path:
+    """The file of a suite: a bare name is that of a shipped suite, everything else is the path of a file.
+
+    Raises SuiteError for a bare name that no shipped suite has.
+    """
+    if path.suffix or len(path.parts) > 1 or path.exists():
+        return path
+    known = shipped()
+    if path.name not in known:
+        like = difflib.get_close_matches(path.name, known, 1)
+        hint = f"do you mean {like[0]!r}? " if like else ""
+        raise SuiteError(
+            f"{path}: no such suite; {hint}the shipped suites are {', '.join(known)}; a suite of your own is the path "
+            "of a .toml file"
+        )
+    return known[path.name]
+
+
 def load(path: Path, overrides: Mapping[str, Sequence[Any]] | None = None) -> Suite:
-    """Read a suite file.
+    """Read a suite file, or the shipped suite of a bare name such as "kernel_size".
 
     A key of [axes] is a field of Case with a list of values; several fields swept together are one key, as in
     `"channels, kernel_size" = [[64, 13], [128, 19]]`. The cases are the product of the axes, the last one fastest.
@@ -43,11 +70,14 @@ def load(path: Path, overrides: Mapping[str, Sequence[Any]] | None = None) -> Su
 
     Raises SuiteError for a file that is missing, does not parse, or has an unknown key, axis or value.
     """
+    path = locate(path)
     try:
         with path.open("rb") as file:
             data = tomllib.load(file)
     except FileNotFoundError:
         raise SuiteError(f"{path}: no such suite file{_nearby(path)}") from None
+    except PermissionError:
+        raise SuiteError(f"{path} cannot be read: see to its permissions") from None
     except IsADirectoryError:
         raise SuiteError(f"{path} is a folder: name a suite file in it, such as {path}/smoke.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -124,5 +154,5 @@ def _hashable(value: Any) -> Any:
 
 
 def _nearby(path: Path) -> str:
-    found = sorted(path.parent.glob("*.toml")) or sorted(Path("suites").glob("*.toml"))
-    return f"; there are {', '.join(map(str, found))}" if found else ""
+    found = sorted(map(str, path.parent.glob("*.toml"))) or [f"{name} (shipped)" for name in shipped()]
+    return f"; there are {', '.join(found)}" if found else ""

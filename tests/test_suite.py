@@ -6,7 +6,7 @@ import pytest
 
 from sasa_bench import impls
 from sasa_bench.case import AXES, Case
-from sasa_bench.suite import KEYS, SuiteError, from_data, load
+from sasa_bench.suite import KEYS, SuiteError, from_data, load, locate, shipped
 
 SUITES = sorted((Path(__file__).parent.parent / "suites").glob("*.toml"))
 GOOD = {"title": "Why?", "impls": ["unfold", "conv3x3"], "axes": {"kernel_size": [3, 5]}, "fixed": {"channels": 64}}
@@ -18,6 +18,24 @@ def test_every_shipped_suite_loads_and_names_known_implementations(path: Path) -
     assert suite.cases
     assert set(suite.impls) <= set(impls.names())
     assert suite.title[-1] in "?."
+
+
+def test_shipped_suites_are_found_by_bare_name_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert list(shipped()) == [path.stem for path in SUITES]
+    assert load(Path("kernel_size")) == load(SUITES[[path.stem for path in SUITES].index("kernel_size")])
+
+
+def test_a_file_of_ones_own_wins_over_a_shipped_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("smoke.toml", "smoke"):
+        Path(name).write_text('title = "Mine?"\nimpls = ["unfold"]\n')
+        assert load(Path(name)).title == "Mine?"
+
+
+def test_an_unknown_bare_name_is_answered_with_those_that_exist() -> None:
+    with pytest.raises(SuiteError, match=r"kernel_sise: no such suite; do you mean 'kernel_size'\?.*smoke"):
+        locate(Path("kernel_sise"))
 
 
 def test_cases_are_the_product_of_the_axes() -> None:

@@ -236,15 +236,12 @@ def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> Non
 @click.option("--markdown", is_flag=True, help="Only the implementations, as the table of the README.")
 def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...], markdown: bool) -> None:
     """Show suites and the rows each will give, axes, implementations and whether they run here."""
-    from sasa_bench.suite import load
+    from sasa_bench.suite import load, shipped
 
     if markdown:
         _list_as_markdown(impls)
         return
-    loaded = [load(path, overrides(pairs)) for path in suites or sorted(Path("suites").glob("*.toml"))]
-    if not loaded:
-        click.echo("no suites in ./suites; name suite files, or run from the folder that holds suites/\n")
-    for suite in loaded:
+    for suite in [load(path, overrides(pairs)) for path in suites or shipped().values()]:
         names = impls or suite.impls
         swept = ", ".join(suite.axes) or "nothing"
         rows = len(suite.cases) * len(names)

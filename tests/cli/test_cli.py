@@ -315,7 +315,8 @@ def test_doctor_goes_on_where_an_implementation_cannot_say(monkeypatch: pytest.M
 
 def test_doctor_says_which_compiler_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no no-such-compiler: apt-get install g++, or set CXX" in sasa_bench("doctor").stdout
+    shown = sasa_bench("doctor").stdout
+    assert "there is no C++ compiler (CXX=no-such-compiler): apt-get install g++ (or the like), or set CXX" in shown
 
 
 def test_doctor_explains_itself() -> None:
