@@ -11,14 +11,14 @@ import importlib.util
 import json
 import os
 import statistics
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+
+from sasa_bench.impls._native import cache_directory, write_atomically
 
 STANDARD = "c++17"
 EXTRA = "pip install 'sasa-bench[cuda]'"
@@ -55,21 +55,6 @@ def missing() -> str | None:
     except RuntimeError as error:
         return str(error)
     return None
-
-
-def cache_directory() -> Path:
-    """Where cubins and tunables are kept: $SASA_BENCH_CACHE, else ``sasa-bench`` in the user's cache."""
-    if chosen := os.environ.get("SASA_BENCH_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sasa-bench"
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)
 
 
 def nvrtc_version() -> str:
@@ -128,7 +113,7 @@ def cached_cubin(source: str, expression: str, arch: str) -> Cubin:
         if code.startswith(b"\x7fELF") and size == str(len(code)).encode():
             return Cubin(code, symbol.decode())
     cubin = compile_cubin(source, expression, arch)
-    _write_atomically(path, f"{len(cubin.code)} {cubin.symbol}\n".encode() + cubin.code)
+    write_atomically(path, f"{len(cubin.code)} {cubin.symbol}\n".encode() + cubin.code)
     return cubin
 
 
@@ -184,7 +169,7 @@ class TuningStore:
     def add(self, key: str, chosen: dict[str, int], seconds: float) -> None:
         """Stores one choice; `seconds` is the median time of one launch."""
         entries = self.read() | {key: {"chosen": chosen, "seconds": seconds}}
-        _write_atomically(self.path, json.dumps(entries, indent=1, sort_keys=True).encode())
+        write_atomically(self.path, json.dumps(entries, indent=1, sort_keys=True).encode())
 
 
 class Runtime:

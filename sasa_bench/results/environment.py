@@ -42,12 +42,11 @@ SET = {
 
 READ = {
     "SASA_BENCH_ISA": "the build of the native kernels; the best that the processor has",
-    "SASA_BENCH_CACHE": "folder of compiled CUDA kernels and of what was tuned; below XDG_CACHE_HOME or ~/.cache",
+    "SASA_BENCH_CACHE": "folder of compiled kernels and of what was tuned; below XDG_CACHE_HOME or ~/.cache",
     "SASA_BENCH_TUNE": "whether CUDA kernels are tuned at their first use",
     KEEP_MODELS: "folder where exported models are kept; `run --keep-models` sets it",
     EXPORTS: "folder of exported models that processes share; the gate sets it",
     "CXX": "compiler of the native kernels",
-    "TORCH_EXTENSIONS_DIR": "folder of compiled native kernels",
     "ONNXRUNTIME_INCLUDE_DIR": "headers of ONNX Runtime, for its custom operators",
     "CUDA_VISIBLE_DEVICES": "which GPUs there are",
 }
