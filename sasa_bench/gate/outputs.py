@@ -21,6 +21,7 @@ from sasa_bench.gate.run import Result
 from sasa_bench.gate.statistics import BIAS_FACTOR
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
 from sasa_bench.report import page
+from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import seconds
 
 MOST_ROWS = 15
@@ -180,7 +181,7 @@ def write_all(result: Result, folder: Path) -> list[Path]:
     paths = []
     for suffix, form in forms.items():
         path = folder / f"gate.{suffix}"
-        path.write_text(form(result), encoding="utf-8")
+        replace_text(path, form(result))
         paths.append(path)
     return paths
 

@@ -24,6 +24,7 @@ from markupsafe import Markup, escape
 
 from sasa_bench.report.charts.parts import Spec
 from sasa_bench.report.table import render as as_file
+from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import size
 from sasa_bench.results.machine import Machine
 
@@ -59,9 +60,8 @@ def section(anchor: str, title: str, link: str = "", **values: Any) -> Section:
 
 
 def write(page: str, out: Path) -> None:
-    """Write a page; the folder is made."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding="utf-8")
+    """Write a page, whole or not at all; the folder is made."""
+    replace_text(out, page)
 
 
 @cache

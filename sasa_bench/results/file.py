@@ -25,6 +25,22 @@ class ResultsError(UserError):
     """A file that cannot be read or written as results; the message says which, why and what to do."""
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step: whoever looks, and whatever ends this process, it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
 UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 """What reading a line that is no line of a results file may raise."""
 

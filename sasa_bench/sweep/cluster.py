@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import UserError
+from sasa_bench.results.file import replace_text
 
 MOST_TASKS = 1000
 """Slurm's MaxArraySize is 1001 unless a cluster sets it otherwise."""
@@ -257,9 +258,7 @@ def _cancel(jobs: Iterable[str]) -> None:
 
 def write_whole(path: Path, values: dict[str, Any]) -> None:
     """Write JSON so that other nodes see the whole file or none."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(values))
-    partial.replace(path)
+    replace_text(path, json.dumps(values))
 
 
 def cancel(name: str) -> None:

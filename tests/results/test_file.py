@@ -9,7 +9,7 @@ import factory
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.results.file import ResultsError, Writer, read
+from sasa_bench.results.file import ResultsError, Writer, read, replace_text
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import Record
 from sasa_bench.timing.probe import detect
@@ -154,3 +154,17 @@ def test_a_figure_that_has_the_name_of_a_column_is_refused(tmp_path: Path) -> No
     path = factory.results_file(tmp_path / "a.jsonl", [factory.record(extra={"time_median_s": 1e-6})])
     with pytest.raises(ResultsError, match="extra has time_median_s"):
         read([path])
+
+
+def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "new" / "a.html"
+    replace_text(path, "whole")
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        replace_text(path, "another")
+    assert path.read_text() == "whole"
+    assert list(path.parent.iterdir()) == [path]
