@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sasa_bench.results.record import Results
 
 FIGURES = ("svg", "png", "pdf")
+EXISTING = click.Path(path_type=Path, exists=True)
 FOLDER = click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 
 
@@ -99,22 +100,31 @@ def index(folder: Path) -> None:
 
 
 @click.command()
-@FOLDER
+@click.argument("places", metavar="FOLDER|FILE...", nargs=-1, required=True, type=EXISTING)
 @click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
 @CASE
+@click.option(
+    "--repository", type=EXISTING, help="Where the commits are known, besides that of sasa-bench; git runs there."
+)
 @click.option("--level", default=0.01, show_default=True, help="False discovery rate over all series.")
 @click.option("--format", "form", default="text", help="text, markdown or csv.")
 @click.option("--out", type=click.Path(path_type=Path), help="Also write a page with charts to this .html file.")
 def history(
-    folder: Path, impls: tuple[str, ...], pairs: tuple[str, ...], level: float, form: str, out: Path | None
+    places: tuple[Path, ...],
+    impls: tuple[str, ...],
+    pairs: tuple[str, ...],
+    repository: Path | None,
+    level: float,
+    form: str,
+    out: Path | None,
 ) -> None:
-    """Show the results below FOLDER over commits: where a case became slower or faster."""
+    """Show results over commits, of files and of all below a folder: where a case became slower or faster."""
     from sasa_bench.report import page
     from sasa_bench.report.history import html, load, render
 
     if not 0 < level < 1:
         raise click.UsageError(f"--level {level}: give a share between 0 and 1, such as 0.01")
-    found = load(folder, impls, overrides(pairs), level)
+    found = load(places, impls, overrides(pairs), level, repository)
     warn(found.warnings)
     click.echo(render(found, form), nl=False)
     if out:

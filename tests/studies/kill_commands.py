@@ -238,7 +238,7 @@ class Study:
             return ["merge", *(self.part(number) for number in range(1, 5)), "--out", out]
         if command == "gate":
             return ["gate", "--base", "a", "--head", "b", "--out", out]
-        slurm_options = ["--slurm", "array=4"] if command == "--slurm" else []
+        slurm_options = ["--slurm", "array=4"] if command == "run --slurm" else []
         return ["run", self.suite, "--out", out, "--resume", *slurm_options]
 
     def try_once(self, command: str, way: str, count: Count, disk: Path | None) -> None:
@@ -296,7 +296,7 @@ class Study:
             count.unreadable += sum(not _parses(line) for line in lines)
             return
         count.lost += len(before - _rows(out, count))
-        if command == "--slurm":
+        if command == "run --slurm":
             for path in sorted(out.with_suffix(".tasks").glob("[0-9]*.jsonl")):
                 _rows(path, count)
         if command == "merge":
@@ -337,7 +337,7 @@ def _parses(text: str) -> bool:
     return True
 
 
-COMMANDS = ("run", "run --resume", "merge", "gate", "--slurm")
+COMMANDS = ("run", "run --resume", "merge", "gate", "run --slurm")
 
 
 @contextmanager
@@ -357,13 +357,19 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def study(folder: Path, kills: int, seed: int, say: Callable[[str], None] = lambda line: None) -> list[Count]:
+def study(
+    folder: Path,
+    kills: int,
+    seed: int,
+    commands: Sequence[str] = COMMANDS,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Count]:
     """Every command in every way `kills` times; a full disk only where one can be mounted."""
     Study.lengths = {}
     found = []
     with small_disk(folder) as disk:
         doing = Study(folder, seed)
-        for command in COMMANDS:
+        for command in commands:
             for way in WAYS:
                 if way == "full disk" and disk is None:
                     continue
@@ -389,11 +395,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
+    parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--out", type=Path, default=REPORT)
     asked = parser.parse_args()
     print(f"seed {asked.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        counts = study(Path(folder), asked.kills, asked.seed, lambda line: print(line, flush=True))
+        counts = study(Path(folder), asked.kills, asked.seed, asked.commands, lambda line: print(line, flush=True))
     save(counts, asked.out)
     sys.exit(0 if all(count.flawless for count in counts) else 1)
 

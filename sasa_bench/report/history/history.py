@@ -82,13 +82,20 @@ class History:
 
 
 def load(
-    folder: Path, impls: Sequence[str] = (), held: Mapping[str, Sequence[Any]] | None = None, level: float = LEVEL
+    places: Path | Sequence[Path],
+    impls: Sequence[str] = (),
+    held: Mapping[str, Sequence[Any]] | None = None,
+    level: float = LEVEL,
+    repository: Path | None = None,
 ) -> History:
-    """The history in every *.jsonl below `folder`, of these implementations and of cases with these values of axes.
+    """The history in these files and in every *.jsonl below these folders, of these implementations and cases.
 
-    A file that is no results file is left out with a warning. Raises HistoryError where nothing is left to show.
+    `held` are the values of axes that the cases have. Dates of commits come from the repository of sasa-bench and from
+    `repository`, which git has to be safe to run in. A file that is no results file is left out with a warning. Raises
+    HistoryError where nothing is left to show.
     """
-    points, infos, warnings = collect(folder)
+    places = [places] if isinstance(places, Path) else list(places)
+    points, infos, warnings = collect(places, repository)
     wanted = [
         (record, run)
         for record, run in points
@@ -101,8 +108,8 @@ def load(
     if not found:
         known = ", ".join(sorted({record.impl for record, _ in points})) or "none"
         raise HistoryError(
-            f"{folder} holds no row that is ok for what was asked; implementations with results: {known}"
-            + "".join(f"; {warning}" for warning in warnings[:3])
+            f"{', '.join(map(str, places))} holds no row that is ok for what was asked; "
+            f"implementations with results: {known}" + "".join(f"; {warning}" for warning in warnings[:3])
         )
     least = least_results(level)
     long = [s for s in found if len(s.values) >= least]

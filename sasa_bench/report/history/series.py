@@ -29,18 +29,21 @@ class HistoryError(UserError):
 class Run:
     """What one machine and revision left in one file: one point of every series that it has rows for.
 
-    committed: seconds since 1970 of the commit, where the repository knows it; started_at: of its first row.
+    committed: seconds since 1970 of the commit, the later one of sasa-bench and of kernel files, where the repositories
+    know both; started_at: of its first row; kernel: the commits of kernel files.
     """
 
     file: Path
     machine: Machine
     started_at: str
     committed: int | None
+    kernel: str = ""
 
     @property
     def words(self) -> str:
         """Commit and day, for people."""
-        return f"{self.machine.revision} ({self.started_at[:10]})"
+        kernel = f", kernel {self.kernel}" if self.kernel else ""
+        return f"{self.machine.revision}{kernel} ({self.started_at[:10]})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,11 +73,18 @@ class Series:
         return seconds(value) if self.quantity == TIME else f"{value:.3g}"
 
 
-def collect(folder: Path) -> tuple[list[tuple[Record, Run]], dict[str, ImplInfo], list[str]]:
-    """Each ok row with its run, implementations, warnings. A row that several files hold counts once."""
-    files = sorted(folder.rglob("*.jsonl"))
+def collect(
+    places: Sequence[Path], repository: Path | None = None
+) -> tuple[list[tuple[Record, Run]], dict[str, ImplInfo], list[str]]:
+    """Each ok row with its run, implementations, warnings. A row that several files hold counts once.
+
+    `places` are results files, and folders with results files below them; `repository` is asked, besides the one of
+    sasa-bench, when a commit was made.
+    """
+    files = sorted({file for place in places for file in (place.rglob("*.jsonl") if place.is_dir() else [place])})
     if not files:
-        raise HistoryError(f"{folder} holds no results file (*.jsonl): `sasa-bench run … --out {folder}/NAME.jsonl`")
+        named = ", ".join(map(str, places))
+        raise HistoryError(f"{named} holds no results file (*.jsonl): `sasa-bench run … --out {places[0]}/NAME.jsonl`")
     points: list[tuple[Record, Run]] = []
     infos: dict[str, ImplInfo] = {}
     warnings: list[str] = []
@@ -99,17 +109,26 @@ def collect(folder: Path) -> tuple[list[tuple[Record, Run]], dict[str, ImplInfo]
         for key in starts:
             if key not in results.machines:
                 raise HistoryError(f"{file} does not describe the machine {key} of its rows: measure it again")
-            commit = results.machines[key].commit
-            if commit not in dates:
-                dates[commit] = _committed(commit, folder)
-        runs = {key: Run(file, results.machines[key], start, dates[results.machines[key].commit])
-                for key, start in starts.items()}  # fmt: skip
+        runs = {}
+        for key, start in starts.items():
+            own = {str(row.extra.get("source_commit", "")) for row in rows.values() if row.machine == key} - {""}
+            kernel = ", ".join(sorted(own))
+            commits = {results.machines[key].commit, *(commit.removesuffix("+dirty") for commit in own)}
+            for commit in commits - dates.keys():
+                dates[commit] = _committed(commit, repository)
+            known = [date for commit in commits if (date := dates[commit]) is not None]
+            committed = max(known) if len(known) == len(commits) else None
+            runs[key] = Run(file, results.machines[key], start, committed, kernel)
         points += [(record, runs[record.machine]) for record in rows.values()]
     return points, infos, warnings
 
 
-def _committed(commit: str, folder: Path) -> int | None:
-    for where in (folder, Path()):
+def _committed(commit: str, repository: Path | None) -> int | None:
+    # Results may come from anywhere, and git runs programs that the settings of a repository name: only the code that
+    # is running and what the user named are trusted.
+    for where in (repository, Path(__file__).parent):
+        if where is None:
+            continue
         command = ["git", "-C", str(where), "show", "--no-patch", "--format=%ct", "--end-of-options", commit]
         try:
             said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout

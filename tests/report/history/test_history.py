@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from scipy import stats
 from sasa_bench.case import Case
 from sasa_bench.cli import main
 from sasa_bench.report import history, page
-from sasa_bench.report.history import changes
+from sasa_bench.report.history import changes, series
 from sasa_bench.report.history.series import RATIO, TIME
 from sasa_bench.results.machine import Machine
 
@@ -133,9 +134,9 @@ def test_unlike_machines_are_not_mixed(tmp_path: Path) -> None:
     found = history.load(runs(tmp_path, 24, slow, made_on=made_on))
     assert len(found.runs) == 2
     assert len(found.series) == 18
-    for series in found.series:
-        assert {run.machine.hardware_id for run in series.runs} == {series.hardware}
-        assert len(series.values) == 12
+    for each in found.series:
+        assert {run.machine.hardware_id for run in each.runs} == {each.hardware}
+        assert len(each.values) == 12
     assert not [c for c in found.changes if c.ratio > 1.5]
 
 
@@ -174,9 +175,47 @@ def test_runs_stand_in_order_of_their_commits_where_the_repository_knows_them(tm
         )
     backwards = commits[::-1]
     runs(tmp_path / "results", 3, made_on=lambda turn: factory.machine(commit=backwards[turn]))
-    found = history.load(tmp_path / "results")
+    found = history.load(tmp_path / "results", repository=tmp_path)
     assert [run.machine.commit for run in found.short[0].runs] == commits
     assert "by date of commit" in found.sentences()[1]
+
+
+def test_runs_of_a_kernel_file_stand_in_order_of_its_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dates = {"0123456789ab": 1, "aaa": 20, "bbb": 10}
+    monkeypatch.setattr(series, "_committed", lambda commit, repository: dates[commit])
+    for turn, commit in enumerate(["aaa", "bbb+dirty"]):
+        rows = [factory.record(case=case, started_at=f"2026-01-0{turn + 1}T00:00:00") for case in CASES]
+        rows = [replace(row, extra={"source_commit": commit}) for row in rows]
+        factory.results_file(tmp_path / f"{turn}.jsonl", rows)
+    found = history.load(tmp_path)
+    assert [run.kernel for run in found.short[0].runs] == ["bbb+dirty", "aaa"]
+    assert "kernel aaa" in found.short[0].runs[1].words
+
+
+def test_git_never_runs_where_the_results_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs(tmp_path, 3)
+    ran_in: list[str] = []
+    whole = subprocess.run
+
+    def watched(command: list[str], **more: object) -> object:
+        ran_in.append(command[command.index("-C") + 1])
+        return whole(command, **more)
+
+    monkeypatch.setattr(series.subprocess, "run", watched)
+    monkeypatch.chdir(tmp_path)
+    history.load(tmp_path)
+    assert ran_in
+    assert set(ran_in) == {str(Path(series.__file__).parent)}
+
+
+def test_files_and_folders_may_be_named_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs(tmp_path / "a", 2)
+    files = sorted(runs(tmp_path / "b", 3).glob("*.jsonl"))
+    with pytest.raises(SystemExit) as stop:
+        main(["history", str(tmp_path / "a"), *map(str, files), str(files[0])])
+    assert stop.value.code == 0
+    found = history.load([tmp_path / "a", *files, files[0]])
+    assert sum(len(runs) for runs in found.runs.values()) == 5
 
 
 def test_a_row_that_two_files_hold_counts_once(tmp_path: Path) -> None:
