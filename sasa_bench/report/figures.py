@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -129,10 +130,15 @@ def save_all(
             if panel.data[quantity].notna().any():
                 figure = draw(panel, quantity, styles)
                 for form in formats:
-                    path = folder / f"{panel.suite}-{quantity}-{number}.{form}"
+                    path = folder / f"{file_name(panel.suite)}-{quantity}-{number}.{form}"
                     save(figure, path)
                     written.append(path)
     return written
+
+
+def file_name(text: str) -> str:
+    """The text as a part of a file's name that cannot leave its folder: other than letters and digits become _."""
+    return re.sub(r"[^\w=-]+", "_", text)[:100]
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -16,9 +16,13 @@ from sasa_bench.case import AXES, CHOICES, Case
 from sasa_bench.report.baselines import ratios
 from sasa_bench.report.services import EXPORTS
 from sasa_bench.results.columns import COLUMNS, column
+from sasa_bench.results.fields import printable
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.format import seconds
 from sasa_bench.results.record import DIFFERS, STATUSES, Record, Results
+
+FORMULAS = ("=", "+", "-", "@")
+"""How a formula begins for spreadsheets."""
 
 FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
 COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
@@ -127,7 +131,7 @@ def render(table: pd.DataFrame, form: str) -> bytes:
     if form in EXPORTS:
         return EXPORTS[form](table).encode()
     if form == "csv":
-        return table.to_csv(index=False).encode()
+        return table.apply(_without_formulas).to_csv(index=False).encode()
     if form == "parquet":
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
@@ -135,9 +139,23 @@ def render(table: pd.DataFrame, form: str) -> bytes:
     styles = {"text": "simple", "markdown": "github"}
     if form not in styles:
         raise ResultsError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
-    shown = display(marked(table)).to_dict("list")
+    shown = display(marked(table)).map(lambda cell: _one_cell(cell, form)).to_dict("list")
     body = tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
     return (body + "".join(f"\n{note}\n" for note in footnotes(table))).encode()
+
+
+def _without_formulas(column: pd.Series) -> pd.Series:
+    """A column whose texts no spreadsheet takes for formulas: those that begin like one get an apostrophe in front."""
+    if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
+        return column
+    return column.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell)
+
+
+def _one_cell(cell: Any, form: str) -> Any:
+    """Text that stays within its cell of a table of text or Markdown."""
+    if not isinstance(cell, str):
+        return cell
+    return printable(cell).replace("|", "\\|") if form == "markdown" else printable(cell)
 
 
 def marked(table: pd.DataFrame) -> pd.DataFrame:

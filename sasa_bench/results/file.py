@@ -60,7 +60,25 @@ def read(paths: Sequence[Path]) -> Results:
         _read_into(found, path)
         results.rows += _last_of_each(found)
         results.files += [str(path)] * (len(results.rows) - len(results.files))
+    results.warnings += _unlike_software(results)
     return results
+
+
+def _unlike_software(results: Results) -> list[str]:
+    """A sentence for each library and variable that differs among the rows of one kind of hardware."""
+    used = {row.machine for row in results.rows}
+    said = []
+    for hardware in results.hardware():
+        alike = [m for key, m in results.machines.items() if key in used and m.hardware_id == hardware]
+        for what, values in (("library", [m.libraries for m in alike]), ("variable", [m.environment for m in alike])):
+            for name in sorted({name for each in values for name in each}):
+                found = sorted({each.get(name, "absent") for each in values})
+                if len(found) > 1:
+                    said.append(
+                        f"rows of {hardware} differ in the {what} {name} ({', '.join(found)}): they are shown, "
+                        "and never compared with each other"
+                    )
+    return said
 
 
 def _last_of_each(found: Results) -> list[Record]:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.report.figures import overview, save, save_all
+from sasa_bench.report.figures import file_name, overview, save, save_all
 from sasa_bench.report.panels import panels
 from sasa_bench.report.styles import BASELINE_COLOUR, COLOURS, MARKERS, style
 from sasa_bench.report.table import frame, load
@@ -102,3 +102,10 @@ def test_the_overview_has_a_line_for_each_attention_and_for_its_flops(table: pd.
     assert labels == {"unfold", "blocked", "by FLOPs", "fastest 3×3"}
     save(figure, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("name", ["../../etc/cron.d/x", "a/b", "..", "con:aux", "a\x00b", "x" * 300])
+def test_the_name_of_a_foreign_suite_cannot_leave_the_folder(name: str, tmp_path: Path) -> None:
+    path = (tmp_path / f"{file_name(name)}-time-1.svg").resolve()
+    assert path.parent == tmp_path.resolve()
+    path.write_text("")

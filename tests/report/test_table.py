@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import factory
@@ -8,9 +9,10 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report.table import FORMATS, load, render
+from sasa_bench.report.table import FORMATS, frame, load, render
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.file import ResultsError
+from sasa_bench.results.record import Results
 
 CONTRACT = """suite, impl, op, status, reason,
 scope, kernel_size, channels, heads, resolution, batch, position, border, dtype, device, mode, threads, network, stem,
@@ -92,3 +94,23 @@ def test_extra_figures_of_one_implementation_become_columns(tmp_path: Path) -> N
     table = load(factory.results_file(tmp_path / "a.jsonl", rows))
     assert table.node_count.tolist()[1] == 7
     assert pd.isna(table.node_count[0])
+
+
+def test_a_foreign_text_is_no_formula_in_a_spreadsheet() -> None:
+    row = factory.failed("naive", "error", '=HYPERLINK("http://x","y")', suite="@SUM(A1)")
+    table = frame(Results([factory.record(median_s=0.01), row]))
+    text = render(table, "csv").decode()
+    assert "'=HYPERLINK" in text
+    assert "'@SUM" in text
+    again = pd.read_csv(io.StringIO(text))
+    assert again["time_median_s"].max() == pytest.approx(0.01, rel=0.1)
+    assert "'" not in again["impl"].str.cat()
+
+
+def test_a_foreign_text_stays_in_its_cell_of_a_markdown_table() -> None:
+    row = factory.failed("naive", "error", "a | b\n| c\x1b[2J |")
+    lines = render(frame(Results([row])), "markdown").decode().splitlines()
+    assert len(lines) == 3
+    assert "a \\| b \\| c\\x1b[2J \\|" in lines[2]
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
+    assert len(set(cells)) == 1

@@ -168,3 +168,15 @@ def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         replace_text(path, "another")
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_other_versions_and_variables_on_one_kind_of_hardware_are_named(tmp_path: Path) -> None:
+    old, new = factory.machine(), factory.machine(libraries={"torch": "2.14.0"}, environment={"OMP_DYNAMIC": "true"})
+    files = [
+        factory.results_file(tmp_path / f"{number}.jsonl", [factory.record(machine=made_on.id)], made_on)
+        for number, made_on in enumerate((old, new))
+    ]
+    said = " ".join(read(files).warnings)
+    assert "differ in the library torch (2.13.0, 2.14.0)" in said
+    assert "differ in the variable OMP_DYNAMIC (absent, true)" in said
+    assert read(files[:1]).warnings == []
