@@ -17,6 +17,7 @@ import click
 from sasa_bench.case import UserError
 from sasa_bench.cli import bisecting, gating, machine, measuring, papers, profiling, reading
 from sasa_bench.cli.options import ERROR
+from sasa_bench.results.environment import absent
 
 GROUPS = (measuring, reading, gating, bisecting, profiling, papers, machine)
 
@@ -59,6 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(ERROR)
     except OSError as error:
         _fail(_sentence(error))
+    except ImportError as error:
+        if (sentence := absent(error)) is None:
+            raise
+        _fail(sentence)
 
 
 REMEDIES = {

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
-from sasa_bench.impls import _native
 from sasa_bench.results import environment
 from sasa_bench.results.format import size
 from sasa_bench.results.machine import Machine
@@ -42,7 +41,7 @@ def lines() -> Iterator[str]:
     yield f"memory           {size(machine.memory_bytes)}"
     yield f"GPU              {machine.gpu or 'none found (nvidia-smi shows no device)'}"
     yield f"NVML             {_gpu_state()}"
-    yield f"compiler         {_native.describe_compiler()}"
+    yield f"compiler         {_compiler()}"
     yield f"python           {machine.python}"
     for name in probe.LIBRARIES:
         version = machine.libraries.get(name)
@@ -52,6 +51,14 @@ def lines() -> Iterator[str]:
         yield f"{info['name']:18} {'ready' if info['missing'] is None else info['missing']}"
         for line in info["details"]:
             yield f"{'':18} {line}"
+
+
+def _compiler() -> str:
+    try:
+        from sasa_bench.impls._native import describe_compiler
+    except ImportError as error:
+        return f"not looked for: {environment.absent(error) or error}"
+    return describe_compiler()
 
 
 def _variables(machine: Machine) -> Iterator[str]:

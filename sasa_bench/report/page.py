@@ -23,6 +23,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from sasa_bench.report.charts.parts import Spec
+from sasa_bench.report.table import has_parquet
 from sasa_bench.report.table import render as as_file
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import size
@@ -121,8 +122,9 @@ def downloads(table: pd.DataFrame, name: str) -> list[dict[str, str]]:
     suffix, kind = (".csv.gz", "application/gzip") if packed else (".csv", "text/csv")
     files = [
         ("CSV" + (" (gzip)" if packed else ""), suffix, kind, gzip.compress(csv, 9, mtime=0) if packed else csv),
-        ("Parquet", ".parquet", "application/vnd.apache.parquet", as_file(table, "parquet")),
     ]
+    if has_parquet():
+        files.append(("Parquet", ".parquet", "application/vnd.apache.parquet", as_file(table, "parquet")))
     return [
         {"label": label, "name": name + suffix, "address": f"data:{kind};base64,{base64.b64encode(content).decode()}"}
         for label, suffix, kind, content in files

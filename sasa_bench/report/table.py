@@ -123,6 +123,15 @@ def varying_axes(table: pd.DataFrame) -> list[str]:
     return [axis for axis in AXES if table[axis].nunique() > 1]
 
 
+def has_parquet() -> bool:
+    """Whether the package that writes Parquet files is installed."""
+    try:
+        import pyarrow  # noqa: F401 (the real import is in pandas)
+    except ImportError:
+        return False
+    return True
+
+
 def render(table: pd.DataFrame, form: str) -> bytes:
     """The table as a file: csv and parquet hold every column in base units; text and markdown what a person reads.
 
@@ -133,6 +142,8 @@ def render(table: pd.DataFrame, form: str) -> bytes:
     if form == "csv":
         return table.apply(_without_formulas).to_csv(index=False).encode()
     if form == "parquet":
+        if not has_parquet():
+            raise ResultsError("parquet needs pyarrow: pip install 'sasa-bench[parquet]'")
         buffer = io.BytesIO()
         table.to_parquet(buffer, index=False)
         return buffer.getvalue()

@@ -121,3 +121,25 @@ def require_unbound(environment: Mapping[str, str]) -> None:
                 f"{name}={environment[name]} binds a process to one core as soon as OpenMP is loaded, and whatever is "
                 f"measured then runs there: unset {name}; `taskset --cpu-list 0-3` chooses cores for everything"
             )
+
+
+EXTRAS = {
+    "cuda": "'sasa-bench[cuda]'",
+    "onnx": "'sasa-bench[onnx]'",
+    "onnxruntime": "'sasa-bench[onnx]'",
+    "onnxscript": "'sasa-bench[onnx]'",
+    "pyarrow": "'sasa-bench[parquet]'",
+    "ruptures": "'sasa-bench[history]'",
+    "sklearn": "'sasa-bench[accuracy]'",
+    "submitit": "'sasa-bench[slurm]'",
+    "torch": "torch (`table`, `report`, `history` and `merge` do without it)",
+}
+"""What brings a module that only some commands need: module -> what to give pip install."""
+
+
+def absent(error: ImportError) -> str | None:
+    """The sentence for a package that is not installed, with the command that installs it; None for other errors."""
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or module in ("", "sasa_bench"):
+        return None
+    return f"{module} is not installed, which this needs: pip install {EXTRAS.get(module, module)}"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sasa_bench.case import from_dict
-from sasa_bench.results.environment import WORKER_ENVIRONMENT
+from sasa_bench.results.environment import WORKER_ENVIRONMENT, absent
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
 
@@ -45,7 +45,7 @@ def main(events_fd: int) -> None:
             try:
                 send("answer", answer=_question(do)(**message))
             except Exception as error:
-                send("failed", reason=str(error))
+                send("failed", reason=(isinstance(error, ImportError) and absent(error)) or str(error))
         send("done")
 
 
