@@ -1,17 +1,18 @@
 """Suites as benchmarks of pytest: one test for each case and implementation of a suite file.
 
-Needs pytest-benchmark or pytest-codspeed, which give the fixture `benchmark`. It is off unless asked for: two lines in
-a conftest.py beside the suites turn it on,
+Needs pytest-benchmark or pytest-codspeed, which give the fixture `benchmark`. `pytest FILE.toml` runs a suite wherever
+it lies. The suites of a folder are left alone unless two lines in a conftest.py beside them ask for it,
 
     from sasa_bench.pytest_plugin import pytest_addoption, pytest_collect_file
     __all__ = ["pytest_addoption", "pytest_collect_file"]
 
-and so does `pytest -p sasa_bench.pytest_plugin FOLDER`. Everything runs in the process of pytest: a kernel that crashes
+or `pytest -p sasa_bench.pytest_plugin FOLDER` does. Everything runs in the process of pytest: a kernel that crashes
 ends it, and the allocator and OpenMP are set as the environment says.
 """
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import tomllib
@@ -45,10 +46,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> SuiteFile | None:
-    """A collector for a suite file; None for any other."""
-    if file_path.suffix == ".toml" and _is_suite(file_path):
-        return SuiteFile.from_parent(parent, path=file_path)
-    return None
+    """A collector for a suite file that was asked for; None for any other."""
+    if file_path.suffix != ".toml":
+        return None
+    config = parent.config
+    # The entry point and a conftest.py may both offer the file.
+    collected = config.stash.setdefault(_COLLECTED, set())
+    if file_path in collected or not (_named(config, file_path) or (_opted_in(config) and _is_suite(file_path))):
+        return None
+    collected.add(file_path)
+    return SuiteFile.from_parent(parent, path=file_path)
+
+
+_COLLECTED = pytest.StashKey[set[Path]]()
+
+
+def _named(config: pytest.Config, path: Path) -> bool:
+    """Whether the command line names this file, or a test in it."""
+    here = config.invocation_params.dir
+    return any((here / str(word).partition("::")[0]).resolve() == path.resolve() for word in config.args)
+
+
+def _opted_in(config: pytest.Config) -> bool:
+    """Whether -p or a conftest.py turned the plug-in on, rather than that it is installed."""
+    if __name__ in (config.getoption("plugins", None) or ()):
+        return True
+    others = (p for p in config.pluginmanager.get_plugins() if getattr(p, "__name__", "") != __name__)
+    return any(getattr(plugin, "pytest_collect_file", None) is pytest_collect_file for plugin in others)
 
 
 def _is_suite(path: Path) -> bool:
@@ -86,11 +110,33 @@ class SuiteFile(pytest.File):
         except UserError as error:
             raise self.CollectError(str(error)) from None
         for case in suite.cases:
-            swept = "-".join(f"{axis}:{getattr(case, axis)}" for axis in suite.axes) or "one"
+            swept = "-".join(f"{axis}={getattr(case, axis)}" for axis in suite.axes) or "one"
             for impl in self.config.getoption("impl", None) or suite.impls:
-                name = Path(impl).stem if impl.endswith(".py") else impl
                 test = _test(self, suite, case, impl)
-                yield SuiteTest.from_parent(self, name=f"{name}[{swept}]", callobj=test)
+                yield SuiteTest.from_parent(self, name=f"{_name_of(impl)}[{swept}]", callobj=test)
+
+
+@cache
+def _name_of(spec: str) -> str:
+    """The name of an implementation as tables have it; that of a file is read, where it stands there, not run."""
+    if not spec.endswith(".py"):
+        return spec
+    try:
+        tree = ast.parse(Path(spec).read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return Path(spec).stem  # the test says what is wrong with the file
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "IMPL" and isinstance(node.value, ast.Call):
+            given = [word.value for word in node.value.keywords if word.arg == "name"] + node.value.args[:1]
+            for value in given:
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    return value.value
+    from sasa_bench import impls
+
+    try:
+        return impls.get(spec).name
+    except impls.UnknownImplError:
+        return Path(spec).stem
 
 
 class SuiteTest(pytest.Function):

@@ -31,11 +31,11 @@ OTHER = "def test_other(benchmark):\n    benchmark(sum, [1, 2])\n"
 QUICK = ("--benchmark-max-time=0.01", "--benchmark-min-rounds=3", "-p", "no:cacheprovider")
 
 
-def run_pytest(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Pytest in `folder`, away from the settings of this repository."""
+def run_pytest(folder: Path, *arguments: str, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Pytest in `folder`, away from the settings of this repository, with what is installed in `path`."""
     # Under xdist pytest-benchmark measures nothing, and it knows xdist by these variables.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    environment = inherited | {"PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    environment = inherited | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(path or ROOT)]), "COLUMNS": "200"}
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(folder), *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -78,22 +78,22 @@ def outcomes(folder: Path) -> dict[str, tuple[str, str]]:
 def test_each_case_and_implementation_is_one_test(outcomes: dict[str, tuple[str, str]]) -> None:
     assert {name: state for name, (state, _) in outcomes.items()} == {
         "test_other": "passed",
-        "unfold[mode:forward]": "passed",
-        "unfold[mode:training]": "passed",
-        "wrong[mode:forward]": "failed",
-        "wrong[mode:training]": "failed",
-        "forward[mode:forward]": "passed",
-        "forward[mode:training]": "skipped",
-        "conv3x3[mode:forward]": "passed",
-        "conv3x3[mode:training]": "passed",
+        "unfold[mode=forward]": "passed",
+        "unfold[mode=training]": "passed",
+        "wrong[mode=forward]": "failed",
+        "wrong[mode=training]": "failed",
+        "forward[mode=forward]": "passed",
+        "forward[mode=training]": "skipped",
+        "conv3x3[mode=forward]": "passed",
+        "conv3x3[mode=training]": "passed",
     }
 
 
 def test_a_wrong_kernel_fails_and_a_case_it_cannot_do_is_skipped_each_with_its_reason(
     outcomes: dict[str, tuple[str, str]],
 ) -> None:
-    assert "times its budget" in outcomes["wrong[mode:forward]"][1]
-    assert "one way" in outcomes["forward[mode:training]"][1]
+    assert "times its budget" in outcomes["wrong[mode=forward]"][1]
+    assert "one way" in outcomes["forward[mode=training]"][1]
 
 
 def test_its_file_is_read_like_any_results_file(folder: Path, outcomes: dict[str, tuple[str, str]]) -> None:
@@ -120,19 +120,19 @@ def test_its_file_is_read_like_any_results_file(folder: Path, outcomes: dict[str
 def test_a_later_run_is_compared_with_a_saved_one_and_k_selects(
     folder: Path, outcomes: dict[str, tuple[str, str]]
 ) -> None:
-    words = "unfold and mode:forward"
+    words = "unfold and mode and forward"
     ran = run_pytest(folder, "suites", "-k", words, "--benchmark-only", "--benchmark-compare", *QUICK)
     assert ran.returncode == 0, ran.stdout
     assert "1 passed" in ran.stdout
-    assert "unfold[mode:forward] (NOW)" in ran.stdout
-    assert "unfold[mode:forward] (0001_one)" in ran.stdout
+    assert "unfold[mode=forward] (NOW)" in ran.stdout
+    assert "unfold[mode=forward] (0001_one)" in ran.stdout
 
 
 def test_another_implementation_is_measured_in_place_of_those_of_the_suite(folder: Path) -> None:
     chosen = ("--impl", "forward.py", "--impl", "blocked")
     ran = run_pytest(folder, "suites/mine.toml", "--collect-only", "-q", *chosen)
     assert ran.stdout.split("\n\n")[0].splitlines() == [
-        f"suites/mine.toml::{name}[mode:{mode}]" for mode in ("forward", "training") for name in ("forward", "blocked")
+        f"suites/mine.toml::{name}[mode={mode}]" for mode in ("forward", "training") for name in ("forward", "blocked")
     ]
 
 
@@ -167,6 +167,33 @@ def test_suites_are_left_alone_where_nobody_asked(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text(SUITE)
     ran = run_pytest(tmp_path, "-p", "no:cacheprovider")
     assert "no tests ran" in ran.stdout
+
+
+INSTALLED = {
+    "METADATA": "Metadata-Version: 2.1\nName: sasa-entry\nVersion: 0\n",
+    "entry_points.txt": "[pytest11]\nsasa_bench.pytest_plugin = sasa_bench.pytest_plugin\n",
+}
+
+
+def test_where_it_is_installed_a_named_suite_runs_and_others_are_left_alone(tmp_path: Path) -> None:
+    info = tmp_path / "installed" / "sasa_entry-0.dist-info"
+    info.mkdir(parents=True)
+    for name, text in INSTALLED.items():
+        (info / name).write_text(text)
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "mine.toml").write_text(SUITE.replace('"wrong.py", "forward.py", ', '"kernels/k.py", '))
+    (work / "kernels").mkdir()
+    (work / "kernels" / "k.py").write_text("IMPL = replace(other, name='swift')\n")
+    beside = {"path": info.parent}
+    named = run_pytest(work, "mine.toml", "--collect-only", "-q", **beside)
+    assert named.stdout.splitlines()[:3] == [f"mine.toml::{n}[mode=forward]" for n in ("unfold", "swift", "conv3x3")]
+    assert "no tests" in run_pytest(work, "--collect-only", "-q", **beside).stdout
+    (work / "conftest.py").write_text((ROOT / "suites" / "conftest.py").read_text())
+    assert "6 tests collected" in run_pytest(work, "--collect-only", "-q", **beside).stdout
+    assert "6 tests collected" in run_pytest(work, "mine.toml", "--collect-only", "-q", **beside).stdout
+    both = run_pytest(work, "-p", "sasa_bench.pytest_plugin", "--collect-only", "-q", **beside)
+    assert "6 tests collected" in both.stdout
 
 
 def test_collecting_does_not_import_torch(folder: Path) -> None:
