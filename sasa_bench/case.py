@@ -35,6 +35,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
 GROUPS = ("none", *("".join(g) for n in (1, 2, 3, 4) for g in itertools.combinations("1234", n)))
 """Which groups of a network can use attention; a RetinaNet adds "+heads" for its pyramid and heads."""
 
+STEM_HEADS = 4
+"""Heads of an attention stem."""
+
 NARROWEST = 64
 """Channels of attention in the first group of a network."""
 
@@ -59,7 +62,9 @@ class Case:
     mode              forward; backward alone; training = forward + backward, gradients of input and parameters
     threads           CPU threads; 0 asks for every core the process may use
     network           the model at scope "network", else "none"; its widths are its own, whatever `channels` says
-    stem              its stem: conv, or attention in 4 x 4 blocks with stand_alone, conv_values or aware_values
+    stem              of a network: conv, or attention in 4 x 4 blocks with stand_alone, conv_values or aware_values;
+                      at scope "layer" such a stem alone instead of a layer, from an image of 3 colours to C channels at
+                      a quarter of the resolution, whose 4 heads and relative positions are its own
     attention_groups  which of its groups use attention, such as "34", or "none"; "1234+heads" adds the pyramid and
                       heads of a RetinaNet
     memory_format     how images [B, C, H, W] and convolution weights lie in memory: contiguous (NCHW) or channels_last
@@ -124,9 +129,11 @@ class Case:
                 f"name groups out of 1234 in ascending order, such as {example}"
             )
         if self.scope != "network":
-            for name, only in (("stem", self.stem), ("attention_groups", self.attention_groups)):
-                if only != "none":
-                    raise CaseError(f"{name} = {only!r} at scope {self.scope!r}: only a network has one")
+            if self.attention_groups != "none":
+                raise CaseError(
+                    f"attention_groups = {self.attention_groups!r} at scope {self.scope!r}: only a network has them"
+                )
+            self._check_stem()
             if self.position == "relative_only":
                 raise CaseError(
                     f"position = 'relative_only' at scope {self.scope!r}: only a network has it; "
@@ -141,6 +148,20 @@ class Case:
             raise CaseError(
                 f"heads = {self.heads} do not split the {NARROWEST} channels of group 1 of a network: "
                 f"give one of {divisors}"
+            )
+
+    def _check_stem(self) -> None:
+        if self.stem == "none":
+            return
+        if self.scope == "core":
+            raise CaseError(
+                f"stem = {self.stem!r} at scope 'core': a stem is measured at scope 'layer' or in a network"
+            )
+        if self.stem != "conv" and self.channels % STEM_HEADS:
+            near = max(1, self.channels // STEM_HEADS) * STEM_HEADS
+            raise CaseError(
+                f"channels = {self.channels} with stem = {self.stem!r}: give a multiple of its {STEM_HEADS} heads, "
+                f"such as {near}"
             )
 
     @property

@@ -58,6 +58,18 @@ def test_a_count_must_be_a_whole_number(axis: str, value: object) -> None:
         Case(**{axis: value})
 
 
+def test_a_stem_is_measured_at_scope_layer_and_not_as_a_core() -> None:
+    assert Case(stem="aware_values", channels=64).stem == "aware_values"
+    with pytest.raises(CaseError, match="measured at scope 'layer'"):
+        Case(stem="conv", scope="core")
+
+
+def test_channels_that_the_heads_of_a_stem_do_not_divide_are_refused() -> None:
+    assert Case(stem="conv", channels=30, heads=1)
+    with pytest.raises(CaseError, match=r"channels = 30 with stem = 'stand_alone'.*28"):
+        Case(stem="stand_alone", channels=30, heads=1)
+
+
 def test_an_unknown_axis_lists_the_known_ones() -> None:
     with pytest.raises(CaseError, match=r"kernel_size.*channels"):
         from_dict({"window": 3})

@@ -16,12 +16,13 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, _compiled, _onnx, layers_only
 from sasa_bench.networks.build import bind
+from sasa_bench.ops.network import holds
 from sasa_bench.ops.tensors import Call, Tensors
 
 
 def _build(case: Case, tensors: Tensors) -> Call:
     x = tensors["x"]
-    if case.scope == "network":
+    if holds(case):
         network = bind(case, tensors, None)
         return lambda: network(x)
     weight = tensors["weight"]
@@ -30,9 +31,9 @@ def _build(case: Case, tensors: Tensors) -> Call:
 
 
 def _build_packed(case: Case, tensors: Tensors) -> Call:
-    """A layer calls oneDNN with weights in the layout that it prefers; a whole network is compiled and frozen."""
+    """A layer calls oneDNN with weights in the layout that it prefers; a network or a stem is compiled and frozen."""
     x = tensors["x"]
-    if case.scope == "network":
+    if holds(case):
         return _frozen(case, bind(case, tensors, None), x)
     padding, ones = [case.radius] * 2, [1, 1]
     weight = tensors["weight"].detach().to_mkldnn()
@@ -71,7 +72,7 @@ def _packable(case: Case) -> str | None:
         return "oneDNN packs bfloat16 weights only for a CPU with AVX-512"
     if case.dtype == "float16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         return "oneDNN packs float16 weights only for a CPU with AVX-512 FP16 or AMX FP16"
-    return _compiled.missing() if case.scope == "network" else None
+    return _compiled.missing() if holds(case) else None
 
 
 def _no_onednn() -> str | None:
@@ -87,8 +88,8 @@ def _with_window(kernel_size: int) -> Callable[[Case], Case]:
 
 
 def _counterpart(case: Case) -> Case:
-    """A 3 x 3 convolution; of a network, the same one with convolutions everywhere."""
-    if case.scope != "network":
+    """A 3 x 3 convolution; of a network or a stem, the same one with convolutions everywhere."""
+    if not holds(case):
         return case.with_(kernel_size=3)
     return case.with_(kernel_size=3, position="none", stem="conv", attention_groups="none")
 

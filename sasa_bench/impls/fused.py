@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _flops, _native, local_attention
+from sasa_bench.impls import Core, Window, _flops, _native, _stem, local_attention
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
 
 CSRC = Path(__file__).parent / "csrc"
@@ -79,7 +79,7 @@ def missing() -> str | None:
 
     Compiles nothing. Raises the errors of `chosen_isa`.
     """
-    return _library("operators").missing() or _library(chosen_isa()).missing()
+    return _library("operators").missing() or _library(chosen_isa()).missing() or _stem.library().missing()
 
 
 def run(
@@ -142,6 +142,7 @@ IMPL = local_attention(
     "fused",
     "one native CPU kernel, compiled here at first use; no tensor with K x K entries",
     core=Core(run, layer=layer, refuses=_refuses, load=load, keeps_output=True, transforms=False, portable=False),
+    stem=_stem.run,
     supports=_supports,
     missing=missing,
     details=details,

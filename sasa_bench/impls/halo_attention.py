@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl, Info
+from sasa_bench.impls import Impl, Info, layers_only
 from sasa_bench.ops.halo_attention import halo_block
 from sasa_bench.ops.tensors import Call, Tensors
 
@@ -65,6 +65,8 @@ def _build(case: Case, tensors: Tensors) -> Call:
 
 
 def _supports(case: Case) -> str | None:
+    if reason := layers_only(case):
+        return reason
     if case.scope != "layer":
         return "this is a layer with projections of its own: give scope = 'layer'"
     if case.position != "relative":

@@ -14,6 +14,8 @@ from sasa_bench.case import Case
 from sasa_bench.networks import attention_cases
 from sasa_bench.networks.build import bind
 from sasa_bench.networks.core import Core, Window
+from sasa_bench.networks.stem import StemKernel
+from sasa_bench.ops.network import holds
 from sasa_bench.ops.op import Op
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, project
 
@@ -30,7 +32,7 @@ def _everything(case: Case) -> str | None:
 
 def layers_only(case: Case) -> str | None:
     """Why an implementation of a single layer cannot do a case, for `supports`."""
-    return "this is a layer, not a network" if case.scope == "network" else None
+    return "this is a layer, not a network or a stem" if holds(case) else None
 
 
 def _nothing_missing() -> str | None:
@@ -94,6 +96,7 @@ class Impl:
     layer     for local attention: case -> projections and core as one function, where that is faster
     core      for local attention: the core for tensors of every size, which models prefer to the two above
     exported  for local attention that runs an exported file: what it makes of the layers of a model
+    stem      for local attention: a whole stem in one pass, for use inside models; see networks.stem.StemKernel
     poisoned  whether it is checked while torch fills new memory with NaN, which needs deterministic algorithms: for
               these torch.compile would make another program than the one that is timed
     info      what only readers and tests need
@@ -110,6 +113,7 @@ class Impl:
     layer: Callable[[Case], Layer] | None = None
     core: Core | None = None
     exported: Exported | None = None
+    stem: StemKernel | None = None
     poisoned: bool = True
     info: Info = field(default_factory=Info)
 
@@ -149,6 +153,7 @@ def local_attention(
     *,
     core: Core | None = None,
     layer: Callable[[Case], Layer] | None = None,
+    stem: StemKernel | None = None,
     supports: Callable[[Case], str | None] = _everything,
     missing: Callable[[], str | None] = _nothing_missing,
     details: Callable[[], list[str]] = _no_details,
@@ -166,7 +171,7 @@ def local_attention(
     prepare = attend
 
     def build(case: Case, tensors: Tensors) -> Call:
-        if case.scope == "network":
+        if holds(case):
             network = bind(case, tensors, impl)
             return lambda: network(tensors["x"])
         rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")
@@ -177,7 +182,10 @@ def local_attention(
         return lambda: attended(*project(case, tensors), rel_row, rel_col)
 
     def supports_each(case: Case) -> str | None:
-        cases = attention_cases(case) if case.scope == "network" else [case]
+        cases = [case]
+        if holds(case):
+            pixel = Case(scope="core", resolution=1, dtype=case.dtype, device=case.device, mode=case.mode)
+            cases = [pixel, *attention_cases(case)]
         return next((reason for reason in map(supports, cases) if reason), None)
 
     impl = Impl(
@@ -190,6 +198,7 @@ def local_attention(
         attend=attend,
         layer=layer,
         core=core,
+        stem=stem,
         info=Info(details=details),
     )
     return impl

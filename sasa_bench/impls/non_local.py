@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Impl
+from sasa_bench.impls import Impl, layers_only
 from sasa_bench.ops.tensors import Call, Tensors
 
 
@@ -24,6 +24,8 @@ def _build(case: Case, tensors: Tensors) -> Call:
 
 
 def _supports(case: Case) -> str | None:
+    if reason := layers_only(case):
+        return reason
     return None if case.scope == "layer" else "this is a block with projections of its own: give scope = 'layer'"
 
 

@@ -13,7 +13,9 @@ FAMILIES = ("resnet", "retinanet")
 
 
 def describe(case: Case) -> Layer:
-    """The network of a case at scope "network". Raises ValueError at any other scope."""
+    """The network of a case, or its stem at scope "layer". Raises ValueError for a case that names neither."""
+    if case.scope == "layer" and case.stem != "none":
+        return resnet.stem(case.stem, case.channels)
     family = next((f for f in FAMILIES if case.network.startswith(f)), None)
     if family is None:
         raise ValueError(f"{case.describe()} names no network: give scope = 'network' and network = 'resnet50'")

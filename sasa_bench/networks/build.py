@@ -15,7 +15,7 @@ from sasa_bench.networks import describe, image_shape, layers
 from sasa_bench.networks.attention import Function, Kernel, KernelAttention, WindowAttention
 from sasa_bench.networks.layers import Shape
 from sasa_bench.networks.retinanet import BOX, CLASSES, RetinaNet
-from sasa_bench.networks.stem import AttentionStem
+from sasa_bench.networks.stem import AttentionStem, Stem, StemKernel
 
 MakeAttention = Callable[[layers.Attention, int], nn.Module]
 """(description, input channels) -> the module that computes it."""
@@ -71,10 +71,16 @@ class Detector(nn.Module):
         return torch.cat([head("classes", CLASSES), head("boxes", BOX)], dim=2)
 
 
-def build(layer: layers.Layer, shape: Shape, attention: MakeAttention, inplace: bool = True) -> nn.Module:
+def build(
+    layer: layers.Layer,
+    shape: Shape,
+    attention: MakeAttention,
+    stem: StemKernel | None = None,
+    inplace: bool = True,
+) -> nn.Module:
     """The module of a description for images of `shape`; parameters are named after the layers of the description.
 
-    `inplace` allows a relu to overwrite its input.
+    `stem` runs attention stems in one pass; `inplace` allows a relu to overwrite its input.
     """
     channels = shape[0]
     match layer:
@@ -99,26 +105,27 @@ def build(layer: layers.Layer, shape: Shape, attention: MakeAttention, inplace: 
         case layers.AttentionStem(out, values):
             return AttentionStem(channels, out, values)
         case layers.Chain():
-            chain = nn.Sequential()
+            stemmed = any(isinstance(inner, layers.AttentionStem) for _, inner in layer.layers)
+            chain = Stem(stem) if stemmed else nn.Sequential()
             before: layers.Layer | None = None
             for name, inner, at in layer.steps(shape):
                 # An attention kernel may keep its output for the backward pass.
-                chain.add_module(name, build(inner, at, attention, not isinstance(before, layers.Attention)))
+                chain.add_module(name, build(inner, at, attention, stem, not isinstance(before, layers.Attention)))
                 before = inner
             return chain
         case layers.Residual(body, shortcut):
-            return Residual(build(body, shape, attention), build(shortcut, shape, attention))
+            return Residual(build(body, shape, attention, stem), build(shortcut, shape, attention, stem))
         case RetinaNet():
             parts = {name: (inner, at) for name, inner, at in layer.steps(shape)}
-            return Detector({name: build(inner, at, attention) for name, (inner, at) in parts.items()})
+            return Detector({name: build(inner, at, attention, stem) for name, (inner, at) in parts.items()})
     raise TypeError(f"no module for a layer of type {type(layer).__name__}")
 
 
 def bind(case: Case, tensors: Mapping[str, Tensor], kernel: Kernel | None) -> nn.Module:
-    """The network of a case with `tensors` (by parameter name, as `shapes` has them) as its very parameters.
+    """The network or stem of a case with `tensors` (by parameter name, as `shapes` has them) as its very parameters.
 
     At mode "forward" batch norms use their statistics (mean 0, variance 1); in training those of the batch.
-    `kernel` runs the attention; None is enough for a network without any.
+    `kernel` runs the attention, and the stem where it has one; None is enough for a network without attention.
     """
     x = tensors["x"]
     network = _network(case, kernel).to(device=x.device, dtype=x.dtype).train(case.mode != "forward")
@@ -161,6 +168,7 @@ def _scale(owner: nn.Module, path: str, leaf: str) -> float:
 class _NoKernel:
     attend: Callable[[Case], Function] | None = None
     layer: Callable[[Case], Function] | None = None
+    stem: StemKernel | None = None
 
 
 def _network(case: Case, kernel: Kernel | None) -> nn.Module:
@@ -171,4 +179,4 @@ def _network(case: Case, kernel: Kernel | None) -> nn.Module:
             chosen, channels, layer.kernel_size, layer.heads, layer.position, layer.border, layer.channels or None
         )
 
-    return build(describe(case), image_shape(case), make)
+    return build(describe(case), image_shape(case), make, getattr(chosen, "stem", None))

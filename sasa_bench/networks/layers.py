@@ -12,13 +12,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from sasa_bench.case import STEM_HEADS
+
 Shape = tuple[int, int, int]
 
 SOFTMAX = 5
 """Operations of a softmax for each logit."""
 
-STEM_WINDOW, STEM_HEADS, STEM_MIXTURES = 4, 4, 4
-"""Side of the blocks of an attention stem, its heads, and the value projections it mixes (left open by the paper)."""
+STEM_WINDOW, STEM_MIXTURES = 4, 4
+"""Side of the blocks of an attention stem, and the value projections it mixes (left open by the paper)."""
 
 
 class Layer(Protocol):

@@ -44,16 +44,17 @@ class Spatial:
         return {"attention": self.attention, **pool}
 
 
-def stem(kind: str) -> Chain:
-    """64 channels at a quarter of the resolution.
+def stem(kind: str, width: int | None = None) -> Chain:
+    """`width` channels, by default 64, at a quarter of the resolution.
 
     "conv" is a 7 x 7 convolution with stride 2 and a 3 x 3 max pool, any other kind attention with those values and a
     4 x 4 max pool.
     """
+    width = width or WIDTH
     if kind == "conv":
-        return chain(conv=Conv(WIDTH, 7, 2), norm=BatchNorm(), relu=Relu(), pool=Pool("max", 3, 2))
+        return chain(conv=Conv(width, 7, 2), norm=BatchNorm(), relu=Relu(), pool=Pool("max", 3, 2))
     return chain(
-        attention=AttentionStem(WIDTH, kind),
+        attention=AttentionStem(width, kind),
         norm=BatchNorm(),
         relu=Relu(),
         pool=Pool("max", STEM_WINDOW, STEM_WINDOW),

@@ -1,12 +1,71 @@
-"""The attention stem as a torch module."""
+"""The attention stem as torch modules: attention alone, and the whole stem, which a kernel may run in one pass."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sasa_bench.networks.layers import STEM_HEADS, STEM_MIXTURES, STEM_WINDOW
+from sasa_bench.case import STEM_HEADS
+from sasa_bench.networks.layers import STEM_MIXTURES, STEM_WINDOW
+
+
+class Norm(NamedTuple):
+    """A batch norm: weight and bias [C], and the mean and variance [C] that it uses, or None for those of the batch."""
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor | None
+    variance: Tensor | None
+    eps: float
+
+
+StemKernel = Callable[[Tensor, Mapping[str, Tensor], Norm], tuple[Tensor, Tensor | None, Tensor | None] | None]
+"""(x [B, C_in, H, W], parameters of an AttentionStem by name, norm) -> (relu and 4 x 4 max pool of the normalised
+attention [B, C, H / 4, W / 4], upwards; mean and variance [C] of the batch, where the norm uses those), or None where
+the kernel cannot compute it and the plain modules shall."""
+
+
+class Stem(nn.Sequential):
+    """attention, norm, relu and pool of a stem, by their names; in one pass where `kernel` can."""
+
+    def __init__(self, kernel: StemKernel | None) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    attention: AttentionStem
+    norm: nn.BatchNorm2d
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kernel is None:
+            return super().forward(x)
+        norm = self.norm
+        batch = norm.training or norm.running_mean is None
+        used = (None, None) if batch else (norm.running_mean, norm.running_var)
+        parameters = {name: getattr(self.attention, name) for name in self.attention.names}
+        found = self.kernel(x, parameters, Norm(norm.weight, norm.bias, *used, norm.eps))
+        if found is None:
+            return super().forward(x)
+        y, mean, variance = found
+        if batch and norm.track_running_stats and mean is not None and variance is not None:
+            self._track(mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
+        return y
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics towards those of the batch, as nn.BatchNorm2d does."""
+        norm = self.norm
+        assert norm.num_batches_tracked is not None
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        norm.num_batches_tracked.add_(1)
+        momentum = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
+        norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
+        unbiased = variance * (count / max(count - 1, 1))
+        norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
 
 
 class AttentionStem(nn.Module):
@@ -35,6 +94,7 @@ class AttentionStem(nn.Module):
             self.emb_row = nn.Parameter(torch.empty(out_channels, STEM_WINDOW))
             self.emb_col = nn.Parameter(torch.empty(out_channels, STEM_WINDOW))
             self.nu = nn.Parameter(torch.empty(STEM_MIXTURES, out_channels))
+        self.names = tuple(name for name, _ in self.named_parameters())
         step = torch.arange(STEM_WINDOW)
         self.register_buffer("offset", step - step[:, None] + STEM_WINDOW - 1, persistent=False)
         with torch.no_grad():
@@ -80,16 +140,32 @@ class AttentionStem(nn.Module):
     def _values(self, x: Tensor, pixels: Tensor) -> Tensor:
         """v [blocks, 16, C] of x [B, C_in, H, W], or of its `pixels` [blocks, 16, C_in]."""
         if self.values == "conv_values":
-            before = (STEM_WINDOW - 1) // 2
-            after = STEM_WINDOW - 1 - before
-            return _blocks(F.conv2d(F.pad(x, (before, after, before, after)), self.w_v))
+            return _blocks(F.conv2d(F.pad(x, same_padding()), self.w_v))
         if self.values == "stand_alone":
             return F.linear(pixels, self.w_v)
-        position = (self.emb_row[:, :, None] + self.emb_col[:, None, :]).flatten(1)
-        share = (self.nu @ position).softmax(0)
-        # A pixel's place in its block decides its mixture, so the weights are mixed, once a place, and not the values.
-        mixed = torch.einsum("mp,moc->poc", share, self.w_v.unflatten(0, (STEM_MIXTURES, -1)))
+        mixed = place_weights({name: getattr(self, name) for name in self.names})
         return torch.einsum("xpc,poc->xpo", pixels, mixed)
+
+
+def place_weights(parameters: Mapping[str, Tensor]) -> Tensor:
+    """The value projection [16, C, C_in] of each place in a block, from the parameters of an AttentionStem without a
+    convolution.
+
+    A pixel's place in its block decides its mixture, so the weights are mixed, once a place, and not the values.
+    """
+    w_v = parameters["w_v"]
+    if "nu" not in parameters:
+        return w_v.expand(STEM_WINDOW**2, -1, -1)
+    position = (parameters["emb_row"][:, :, None] + parameters["emb_col"][:, None, :]).flatten(1)
+    share = (parameters["nu"] @ position).softmax(0)
+    return torch.einsum("mp,moc->poc", share, w_v.unflatten(0, (STEM_MIXTURES, -1)))
+
+
+def same_padding() -> tuple[int, int, int, int]:
+    """What a 4 x 4 convolution of the values needs to keep the size of the map."""
+    before = (STEM_WINDOW - 1) // 2
+    after = STEM_WINDOW - 1 - before
+    return before, after, before, after
 
 
 def _blocks(t: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
     """
     times: dict[tuple[str, str], dict[object, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
-        if row.status == "ok" and row.samples_s and row.impl in _all() and row.case.scope != "network":
+        if row.status == "ok" and row.samples_s and row.impl in _all() and row.case.stem == "none":
             mode = "forward" if row.case.mode == "forward" else "training"
             times[row.case.device, mode][row.suite, row.case][row.impl] = statistics.median(row.samples_s)
     found = []

@@ -15,6 +15,7 @@ from sasa_bench.networks import describe, image_shape, layers
 from sasa_bench.networks.attention import WindowAttention
 from sasa_bench.networks.build import build
 from sasa_bench.nn.choice import AUTO, READY, Use, choose, ready, transforming
+from sasa_bench.nn.stem import StemOf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -222,7 +223,7 @@ def network(
         made._successors_keep = True
         return made
 
-    return build(describe(case), image_shape(case), make)
+    return build(describe(case), image_shape(case), make, StemOf(impl))
 
 
 _CHOSEN: dict[Any, str] = {}

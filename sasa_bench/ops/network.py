@@ -1,10 +1,10 @@
-"""A whole network as what an op computes at scope "network"."""
+"""A whole network, or its stem alone, as what an op computes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sasa_bench.case import Case
 from sasa_bench.networks import describe, image_shape
@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sasa_bench.ops.tensors import Tensors
+
+
+def holds(case: Case) -> bool:
+    """Whether the case names a network or, at scope "layer", a stem."""
+    return case.stem != "none"
 
 
 def work(case: Case) -> tuple[int, int, int, int]:
@@ -43,6 +48,12 @@ class _ReferenceKernel:
     """The reference of local attention as the kernel of a network."""
 
     layer: None = None
+
+    @property
+    def stem(self) -> Callable[..., Any]:
+        from sasa_bench.ops.stem import reference
+
+        return reference
 
     def attend(self, case: Case) -> Callable[..., Tensor]:
         from sasa_bench.ops import local_attention

@@ -64,12 +64,12 @@ class Op:
     reference: Callable[[Case, Tensors], Tensor]
 
     def cost(self, case: Case) -> Cost:
-        """What the op costs on `case` in its mode; at scope "network" what the whole network costs.
+        """What the op costs on `case` in its mode; of a network or a stem, what all of its layers cost.
 
         A backward pass costs twice the forward pass: each product has two factors and so two gradients. Training is
         both.
         """
-        forward, params, inputs, output = network.work(case) if case.scope == "network" else self.work(case)
+        forward, params, inputs, output = network.work(case) if network.holds(case) else self.work(case)
         passes = {"forward": 1, "backward": 2, "training": 3}[case.mode]
         if case.mode == "forward":
             scalars = inputs + params + output
@@ -81,15 +81,15 @@ class Op:
 
 
 def also_in_networks(op: Op) -> Op:
-    """`op`, and at scope "network" the network that the case names.
+    """`op`, and the network or the stem that a case names.
 
-    There the tensors are the image and the parameters of the network, y is what it gives, and the reference is the same
-    network with the reference of its attention.
+    There the tensors are the image and the parameters, y is what the network gives, and the reference is the same
+    network with the references of its attention and its stem.
     """
     return replace(
         op,
-        shapes=lambda case: network.shapes(case) if case.scope == "network" else op.shapes(case),
-        reference=lambda case, t: network.reference(case, t) if case.scope == "network" else op.reference(case, t),
+        shapes=lambda case: network.shapes(case) if network.holds(case) else op.shapes(case),
+        reference=lambda case, t: network.reference(case, t) if network.holds(case) else op.reference(case, t),
     )
 
 

@@ -47,7 +47,7 @@ def budgets(case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun:
         again = rounding_again(rounding, tensors, exact, rerun, seed)
         errors = {name: max(error, again[name]) for name, error in errors.items()}
     jumps: Mapping[str, float] = {}
-    if case.scope == "network" and case.mode != "forward":
+    if case.stem != "none" and case.mode != "forward":
         jumps = kinks(rounding, tensors, exact, rerun, seed)
     found = {}
     for name, value in exact.items():
@@ -86,10 +86,11 @@ def summation_error(case: Case, name: str) -> float:
 
 
 def kinks(rounding: float, tensors: Tensors, exact: Outputs, rerun: Rerun, seed: int) -> dict[str, float]:
-    """How far each gradient of a network jumps when every tensor moves by KINK_STEP, and at least as far as the median.
+    """How far each gradient of a network or stem jumps when every tensor moves by KINK_STEP, and at least the median.
 
     A relu whose input is within rounding of 0 passes or stops its gradient by chance, and one such relu moves all
-    gradients below it. Which ones do so differs from run to run; the median is for gradients above all that did here.
+    gradients below it; a max pool does the same where two pixels are within rounding of each other. Which ones do so
+    differs from run to run; the median is for gradients above all that did here.
     """
     jumped = rerun(_moved(tensors, max(KINK_STEP, rounding), seed + 2))
     sizes = {name: max_abs(value) for name, value in exact.items() if name != "y"}

@@ -15,6 +15,7 @@ from sasa_bench.case import CHOICES, GROUPS, Case, CaseError
 from sasa_bench.networks import attention_cases, describe, image_shape, resnet, retinanet
 from sasa_bench.networks.layers import Attention, Chain, Conv, Linear, Residual
 from sasa_bench.networks.stem import AttentionStem
+from sasa_bench.ops.stem import attention as reference_attention
 from sasa_bench.ops.tensors import leaves, step
 from sasa_bench.timing.check import compare, consult
 
@@ -163,12 +164,12 @@ def test_only_the_named_groups_use_attention() -> None:
 
 
 @pytest.mark.parametrize("values", STEMS[1:])
-def test_the_attention_stem_is_the_papers_equation(values: str) -> None:
+def test_the_attention_stem_and_its_reference_are_the_papers_equation(values: str) -> None:
     channels, height, width = 16, random.randrange(1, 10), random.randrange(1, 10)
     stem = AttentionStem(3, channels, values).double()
     x = torch.randn(1, 3, height, width, dtype=torch.float64)
     with torch.no_grad():
-        y = stem(x)
+        computed = [stem(x), reference_attention(x, dict(stem.named_parameters()))]
         q, k = (stem.w_qk @ x[0].flatten(1)).view(2, 4, 4, height, width)
         v = stem_values(stem, x)
         for i in range(height):
@@ -184,7 +185,8 @@ def test_the_attention_stem_is_the_papers_equation(values: str) -> None:
                     logits = torch.stack([query @ (k[head, :, a, b] + r[n]) for n, (a, b) in enumerate(pixels)])
                     values_here = torch.stack([v[head, :, a, b] for a, b in pixels])
                     expected = logits.softmax(0) @ values_here
-                    torch.testing.assert_close(y[0, 4 * head : 4 * head + 4, i, j], expected)
+                    for y in computed:
+                        torch.testing.assert_close(y[0, 4 * head : 4 * head + 4, i, j], expected)
 
 
 def stem_values(stem: AttentionStem, x: Tensor) -> Tensor:
@@ -215,8 +217,8 @@ def stem_values(stem: AttentionStem, x: Tensor) -> Tensor:
         ({"attention_groups": "1234+heads"}, "1234, 34 or none"),
         ({"network": "resnet101"}, "resnet50"),
         ({"heads": 6}, "1, 2, 4, 8, 16, 32, 64"),
-        ({"scope": "layer", "network": "none"}, "only a network has one"),
-        ({"scope": "layer", "network": "none", "stem": "none"}, "only a network has one"),
+        ({"scope": "layer", "network": "none"}, "only a network has them"),
+        ({"scope": "layer", "network": "none", "stem": "none"}, "only a network has them"),
     ],
 )
 def test_what_no_network_has_is_refused_with_a_way_out(changes: dict[str, object], hint: str) -> None:

@@ -51,9 +51,14 @@ def claims(points: Sequence[Point], rows: Sequence[Record]) -> Iterator[Claim]:
     yield from _slower_networks(points)
 
 
+def _is_layer(case: Case) -> bool:
+    """Whether it is one layer, which the claims are about, and not the stem of a network."""
+    return case.scope == "layer" and case.stem == "none"
+
+
 def _work(rows: Sequence[Record], kernel_size: int) -> list[tuple[Record, Record]]:
     """(attention, baseline) for each layer with that window, whether or not they ran: the cost model needs no time."""
-    layers = [r for r in rows if r.case.scope == "layer" and r.case.kernel_size == kernel_size and r.flops]
+    layers = [r for r in rows if _is_layer(r.case) and r.case.kernel_size == kernel_size and r.flops]
     base = {r.case: r for r in layers if r.impl == BASELINE}
     attention = {r.case: r for r in layers if r.op == ATTENTION}
     return [(r, base[case]) for case, r in attention.items() if case in base]
@@ -120,7 +125,7 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
     ratios = [
         ratio(best, base)
         for point in points
-        if case_of(point).scope == "layer"
+        if _is_layer(case_of(point))
         and case_of(point).kernel_size == 7
         and (best := fastest(point))
         and (base := strongest(point))
@@ -204,7 +209,7 @@ def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     groups: dict[Case, list[Point]] = {}
     for point in points:
         case = case_of(point)
-        if case.scope == "layer" and case.mode == "forward" and fastest(point):
+        if _is_layer(case) and case.mode == "forward" and fastest(point):
             groups.setdefault(case.with_(kernel_size=1), []).append(point)
     group = max(groups.values(), key=len, default=[])
     ends = sorted(group, key=lambda point: case_of(point).kernel_size)
@@ -233,7 +238,7 @@ def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
 
 
 def _cheap_positions(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
-    by_case = {case_of(p): p for p in points if case_of(p).scope == "layer" and fastest(p)}
+    by_case = {case_of(p): p for p in points if _is_layer(case_of(p)) and fastest(p)}
     work, clock = [], []
     for case, point in by_case.items():
         plain = by_case.get(case.with_(position="none"))

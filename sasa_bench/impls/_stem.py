@@ -1,0 +1,263 @@
+"""The attention stem by the native kernel of csrc/stem.cpp: attention, batch norm, relu and max pool in one pass.
+
+The kernel needs no torch; torch's operators `sasa_bench::stem_top` and `sasa_bench::stem_inference` call it through
+ctypes. Query and key projections reach it as one small form per head, and the mixed value projections as one matrix
+per place in a block: both are products of parameters, so their gradients are torch's own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasa_bench.case import STEM_HEADS
+from sasa_bench.impls._native import ISAS, Library, chosen_isa
+from sasa_bench.networks.layers import STEM_WINDOW
+from sasa_bench.networks.stem import Norm, place_weights, same_padding
+
+SOURCE = Path(__file__).parent / "csrc" / "stem.cpp"
+
+COLOURS = 3
+
+_WORDS = (
+    *("batch", "height", "width", "heads", "channels", "threads"),
+    *("x", "x_image", "x_colour", "x_row", "x_pixel", "form", "places", "v", "shift"),
+    *("top", "top_image", "top_channel", "top_row", "top_block", "argmax", "base", "sums"),
+    *("gradient", "offset", "slope", "dx", "dv", "dform", "dplaces"),
+)
+
+
+class _Problem(ctypes.Structure):
+    """The fields of `Problem` in csrc/stem.cpp, each a whole number or an address."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in _WORDS]
+
+
+def library(isa: str | None = None) -> Library:
+    """The kernel for one instruction set, by default the chosen one."""
+    isa = isa or chosen_isa()
+    return Library("stem", SOURCE, flags=("-O2", "-fno-math-errno", *ISAS[isa][0]))
+
+
+@cache
+def _loaded(isa: str) -> ctypes.CDLL:
+    kernel = ctypes.CDLL(str(library(isa).build()))
+    size = kernel.sasa_stem_problem_bytes()
+    if size != ctypes.sizeof(_Problem):
+        raise RuntimeError(f"{library(isa).path} has a Problem of {size} bytes: delete it and load again")
+    return kernel
+
+
+def _problem(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None, **rest: Tensor | int | None) -> _Problem:
+    batch, _, height, width = x.shape
+    heads = form.shape[0]
+    channels = places.shape[1] if places is not None else v.shape[3]  # type: ignore[union-attr]
+    words = {
+        "batch": batch,
+        "height": height,
+        "width": width,
+        "heads": heads,
+        "channels": channels // heads,
+        "threads": torch.get_num_threads(),
+        "x": x,
+        **dict(zip(("x_image", "x_colour", "x_row", "x_pixel"), x.stride(), strict=True)),
+        "form": form,
+        "places": places,
+        "v": v,
+        **rest,
+    }
+    numbers = {n: w.data_ptr() if isinstance(w, Tensor) else w or 0 for n, w in words.items()}
+    return _Problem(**numbers)
+
+
+def _pooled(x: Tensor, channels: int) -> Tensor:
+    """An unwritten map [B, C, ceil(H / 4), ceil(W / 4)] in the memory format of x."""
+    batch, _, height, width = x.shape
+    shape = (batch, channels, -(-height // STEM_WINDOW), -(-width // STEM_WINDOW))
+    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    order = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
+
+
+def _strides(top: Tensor) -> dict[str, int]:
+    return dict(zip(("top_image", "top_channel", "top_row", "top_block"), top.stride(), strict=True))
+
+
+def _channels(places: Tensor | None, v: Tensor | None) -> int:
+    return places.shape[1] if places is not None else v.shape[3]  # type: ignore[union-attr]
+
+
+@torch.library.custom_op("sasa_bench::stem_inference", mutates_args=(), device_types="cpu")
+def stem_inference(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None, shift: Tensor) -> Tensor:
+    """relu(the largest y of each block + shift); no gradients.
+
+    x [B, 3, H, W]; form [N, 3, 17]; places [16, C, 3], or v [B, H, W, C]; shift [C] -> [B, C, H / 4, W / 4], upwards.
+    """
+    y = _pooled(x, _channels(places, v))
+    problem = _problem(x, form, places, v, shift=shift, top=y, **_strides(y))
+    _loaded(chosen_isa()).sasa_stem_forward(ctypes.byref(problem))
+    return y
+
+
+@stem_inference.register_fake
+def _(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None, shift: Tensor) -> Tensor:
+    return _pooled(x, _channels(places, v))
+
+
+@torch.library.custom_op("sasa_bench::stem_top", mutates_args=(), device_types="cpu")
+def stem_top(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The largest y of each block, the pixel of the block that has it, and mean and variance of y in each channel.
+
+    Arguments as in `stem_inference` -> top [B, C, H / 4, W / 4], argmax [B, H / 4, W / 4, C] uint8, mean and variance
+    [C] over all pixels (divided by their number). Differentiable in top, mean and variance.
+    """
+    channels = _channels(places, v)
+    top = _pooled(x, channels)
+    argmax = x.new_empty((top.shape[0], *top.shape[2:], channels), dtype=torch.uint8)
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    if not pixels:
+        nothing = x.new_full((channels,), torch.nan)
+        return top, argmax, nothing, nothing.clone()
+    kernel = _loaded(chosen_isa())
+    # Sums are taken about the largest y of some block, so that a large mean costs the variance no digits.
+    base, first = x.new_zeros(channels), x[:1, :, :STEM_WINDOW, :STEM_WINDOW]
+    corner = None if v is None else v[:1, :STEM_WINDOW, :STEM_WINDOW].contiguous()
+    near = _pooled(first, channels)
+    kernel.sasa_stem_forward(ctypes.byref(_problem(first, form, places, corner, top=near, **_strides(near), base=base)))
+    base.copy_(near.flatten())
+    sums = x.new_zeros((torch.get_num_threads(), 2, channels), dtype=torch.float64)
+    problem = _problem(x, form, places, v, top=top, **_strides(top), argmax=argmax, base=base, sums=sums)
+    kernel.sasa_stem_forward(ctypes.byref(problem))
+    off, squares = sums.sum(0) / pixels
+    return top, argmax, (base + off).float(), (squares - off * off).clamp_min(0).float()
+
+
+@stem_top.register_fake
+def _(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = _channels(places, v)
+    top = _pooled(x, channels)
+    argmax = x.new_empty((top.shape[0], *top.shape[2:], channels), dtype=torch.uint8)
+    return top, argmax, x.new_empty(channels), x.new_empty(channels)
+
+
+@torch.library.custom_op("sasa_bench::stem_backward", mutates_args=(), device_types="cpu")
+def stem_backward(
+    gradient: Tensor,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    x: Tensor,
+    form: Tensor,
+    places: Tensor | None,
+    v: Tensor | None,
+    argmax: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, form, places and v (empty where there is none) from those that arrive at every y.
+
+    gradient [B, H / 4, W / 4, C] arrives at the pixel in `argmax`, and offset [C] + slope [C] y at every pixel.
+    """
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    dv = torch.empty_like(v) if v is not None else x.new_empty(0)
+    threads = torch.get_num_threads()
+    dform = form.new_zeros((threads, *form.shape), dtype=torch.float64)
+    shape = places.shape if places is not None else (0,)
+    dplaces = form.new_zeros((threads, *shape), dtype=torch.float64)
+    if x.numel():
+        outputs = {"dx": dx, "dv": dv if v is not None else None, "dform": dform, "dplaces": dplaces}
+        problem = _problem(x, form, places, v, argmax=argmax, gradient=gradient, offset=offset, slope=slope, **outputs)
+        _loaded(chosen_isa()).sasa_stem_backward(ctypes.byref(problem))
+    return dx, dform.sum(0).float(), dplaces.sum(0).float(), dv
+
+
+@stem_backward.register_fake
+def _(
+    gradient: Tensor,
+    offset: Tensor | None,
+    slope: Tensor | None,
+    x: Tensor,
+    form: Tensor,
+    places: Tensor | None,
+    v: Tensor | None,
+    argmax: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dv = torch.empty_like(v) if v is not None else x.new_empty(0)
+    dplaces = torch.empty_like(places) if places is not None else x.new_empty(0)
+    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(form), dplaces, dv
+
+
+def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    _, argmax, mean, _ = output
+    ctx.mark_non_differentiable(argmax)
+    ctx.save_for_backward(*inputs, argmax, mean)
+
+
+def _differentiate(ctx, d_top, _argmax, d_mean, d_variance):  # type: ignore[no-untyped-def]
+    x, form, places, v, argmax, mean = ctx.saved_tensors
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    slope = 2 / max(pixels, 1) * d_variance
+    offset = d_mean / max(pixels, 1) - slope * mean
+    gradient = d_top.permute(0, 2, 3, 1).contiguous()
+    dx, dform, dplaces, dv = stem_backward(gradient, offset, slope, x, form, places, v, argmax)
+    return dx, dform, dplaces if places is not None else None, dv if v is not None else None
+
+
+stem_top.register_autograd(_differentiate, setup_context=_keep)
+
+
+def run(x: Tensor, parameters: Mapping[str, Tensor], norm: Norm) -> tuple[Tensor, Tensor | None, Tensor | None] | None:
+    """The stem x [B, 3, H, W] -> y [B, C, H / 4, W / 4], upwards, and mean and variance [C] of the batch where `norm`
+    uses those; None where this kernel cannot: on another device, in another dtype, for another number of colours.
+
+    parameters  those of networks.stem.AttentionStem by name
+    """
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16) or x.shape[1] != COLOURS:
+        return None
+    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    with torch.autocast("cpu", enabled=False):
+        p = {name: t.float() for name, t in parameters.items()}
+        y, mean, variance = _run(x.float(), p, norm)
+        return y.to(dtype), mean, variance
+
+
+def _run(x: Tensor, p: Mapping[str, Tensor], norm: Norm) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    form = _form(p["w_qk"], p["rel_row"], p["rel_col"])
+    weight, bias = norm.weight.float(), norm.bias.float()
+    if norm.mean is not None and norm.variance is not None:
+        scale = weight * (norm.variance.float() + norm.eps).rsqrt()
+        shift = bias - scale * norm.mean.float()
+        places, v = _values(x, p, scale)
+        if not torch.is_grad_enabled():
+            return stem_inference(x, form, places, v, shift), None, None
+        top, *_ = stem_top(x, form, places, v)
+        return (top + shift[:, None, None]).relu(), None, None
+    # The largest y is the largest of the normalised ones where the weight is positive: elsewhere -y takes its place.
+    sign = torch.where(weight < 0, -1.0, 1.0)
+    places, v = _values(x, p, sign)
+    top, _, mean, variance = stem_top(x, form, places, v)
+    scale = weight * sign * (variance + norm.eps).rsqrt()
+    shift = bias - scale * mean
+    y = (top * scale[:, None, None] + shift[:, None, None]).relu()
+    return y, (mean * sign).detach(), variance.detach()
+
+
+def _form(w_qk: Tensor, rel_row: Tensor, rel_col: Tensor) -> Tensor:
+    """[N, 3, 3 + 7 + 7]: W_Q^T times W_K, the row and the column embeddings."""
+    d = w_qk.shape[0] // 2 // STEM_HEADS
+    w_q, w_k = w_qk.unflatten(0, (2, STEM_HEADS, d))
+    half = rel_row.shape[1]
+    right = torch.cat([w_k, F.pad(rel_row, (0, 0, 0, d - half)), F.pad(rel_col, (0, 0, half, 0))], dim=2)
+    return w_q.transpose(1, 2) @ right
+
+
+def _values(x: Tensor, p: Mapping[str, Tensor], scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """places [16, C, 3] or v [B, H, W, C], each channel times `scale` [C]."""
+    if p["w_v"].dim() == 4:
+        filters = (p["w_v"] * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+        padded = F.pad(x, same_padding()).contiguous(memory_format=torch.channels_last)
+        return None, F.conv2d(padded, filters).permute(0, 2, 3, 1).contiguous()
+    return (place_weights(p) * scale[:, None]).contiguous(), None

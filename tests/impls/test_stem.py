@@ -1,0 +1,169 @@
+"""The stem's native kernel agrees with the reference, in every build, and acts in a model as the plain modules do."""
+
+from __future__ import annotations
+
+import copy
+import random
+
+import pytest
+import torch
+from agreement import agree
+from torch import Tensor, nn
+
+from sasa_bench import impls, network
+from sasa_bench.case import CHOICES, Case
+from sasa_bench.impls import _native, _stem
+from sasa_bench.networks.stem import Stem
+
+KERNEL = "fused"
+VALUES = CHOICES["stem"][2:]
+
+pytestmark = pytest.mark.skipif(impls.get(KERNEL).missing() is not None, reason="nothing to build the kernel with")
+
+SIZES = {
+    "whole blocks": {"resolution": "12x16", "channels": 64, "batch": 2},
+    "cut blocks, half a vector a head": {"resolution": "9x6", "channels": 24, "batch": 1},
+    "two vectors a head": {"resolution": "17x33", "channels": 128, "batch": 3},
+    "three channels a head": {"resolution": "7x4", "channels": 12, "batch": 2},
+    "one pixel": {"resolution": 1, "channels": 4, "batch": 9},
+    "one row": {"resolution": "1x40", "channels": 16, "batch": 1},
+}
+
+
+def stem_case(**changes: object) -> Case:
+    return Case(**{"stem": "aware_values", "heads": 1} | changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
+@pytest.mark.parametrize("mode", CHOICES["mode"])
+@pytest.mark.parametrize("stem", VALUES)
+def test_the_kernel_agrees_with_the_reference(stem: str, mode: str, size: dict[str, object]) -> None:
+    agree(KERNEL, stem_case(stem=stem, mode=mode, **size))
+
+
+@pytest.mark.parametrize("stem", VALUES)
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize("isa", _native.executable_isas()[1:])
+def test_every_build_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch, isa: str, mode: str, stem: str) -> None:
+    monkeypatch.setenv("SASA_BENCH_ISA", isa)
+    agree(KERNEL, stem_case(stem=stem, mode=mode, resolution="10x12", channels=40, heads=1, batch=2))
+
+
+@pytest.mark.parametrize("mode", ["forward", "training"])
+@pytest.mark.parametrize("memory_format", CHOICES["memory_format"])
+def test_bfloat16_and_channels_last_agree_with_the_reference(mode: str, memory_format: str) -> None:
+    sizes = {"resolution": "14x20", "channels": 64, "mode": mode, "memory_format": memory_format}
+    for dtype in ("float32", "bfloat16"):
+        agree(KERNEL, stem_case(dtype=dtype, stem=random.choice(VALUES), **sizes))
+
+
+@pytest.mark.parametrize("name", [n for n in impls.names() if n != KERNEL and impls.get(n).info.quick])
+def test_every_implementation_computes_a_stem_or_says_that_it_cannot(name: str) -> None:
+    case = stem_case(stem=random.choice(VALUES), resolution="6x8", channels=8, mode="training")
+    if not impls.get(name).supports(case):
+        agree(name, case)
+
+
+def pair(values: str) -> tuple[nn.Module, nn.Module]:
+    """The stem of one network run by the kernel, and the same by the plain modules."""
+    ours = network("resnet26", values, "none", impl=KERNEL).get_submodule("stem")
+    theirs = network("resnet26", values, "none", impl=impls.ANYWHERE).get_submodule("stem")
+    theirs.load_state_dict(ours.state_dict())
+    assert isinstance(ours, Stem)
+    assert ours.kernel is not None
+    return ours, theirs
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_running_statistics_follow_those_of_batch_norm(values: str) -> None:
+    for momentum in (0.1, None):
+        ours, theirs = pair(values)
+        for stem in (ours, theirs):
+            stem.get_submodule("norm").momentum = momentum  # type: ignore[assignment]
+        for _ in range(3):
+            x = 3 * torch.randn(2, 3, 11, 14) + 5
+            torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+        for name, value in theirs.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        ours.eval(), theirs.eval()
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-4)
+
+
+def test_a_large_mean_costs_the_variance_no_digits() -> None:
+    ours, theirs = pair("stand_alone")
+    x = 1 + 1e-3 * torch.randn(2, 3, 16, 16)
+    ours(x), theirs.double()(x.double())
+    ratio = ours.get_buffer("norm.running_var").double() - 0.9
+    expected = theirs.get_buffer("norm.running_var") - 0.9
+    torch.testing.assert_close(ratio, expected, rtol=1e-2, atol=1e-7)
+
+
+def test_under_autocast_the_output_has_its_dtype_and_gradients_that_of_the_parameters() -> None:
+    ours, theirs = pair("aware_values")
+    x = torch.randn(2, 3, 16, 20)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for stem in (ours, ours.eval()):
+            y = stem(x)
+            assert y.dtype == torch.bfloat16
+    theirs.eval()
+    torch.testing.assert_close(y.float(), theirs(x), rtol=2e-2, atol=2e-2)
+    y.float().sum().backward()
+    assert {p.grad.dtype for p in ours.parameters() if p.grad is not None} == {torch.float32}
+    assert all(p.grad is not None for p in ours.parameters())
+
+
+def test_a_channels_last_image_gives_a_channels_last_map() -> None:
+    ours, _ = pair("aware_values")
+    x = torch.randn(2, 3, 16, 20)
+    for stem in (ours, ours.eval()):
+        y = stem(x.to(memory_format=torch.channels_last))
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert stem(x).is_contiguous()
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_an_empty_batch_gives_an_empty_map_and_zero_gradients(values: str) -> None:
+    ours, _ = pair(values)
+    y = ours.eval()(torch.randn(0, 3, 10, 12))
+    assert y.shape == (0, 64, 3, 3)
+    y.sum().backward()
+    assert all((p.grad == 0).all() for p in ours.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")])
+def test_a_pixel_that_is_no_number_reaches_its_own_block_alone(bad: float) -> None:
+    ours, _ = pair("aware_values")
+    x = torch.randn(1, 3, 12, 12)
+    x[0, 1, 5, 6] = bad
+    with torch.no_grad():
+        finite = ours.eval()(x).isfinite().all(1)[0]
+    expected = torch.ones(3, 3, dtype=torch.bool)
+    expected[1, 1] = False
+    assert torch.equal(finite, expected)
+
+
+@pytest.mark.slow
+def test_a_compiled_stem_is_one_graph_and_trains_as_the_eager_one() -> None:
+    ours, _ = pair("aware_values")
+    compiled, x = copy.deepcopy(ours), torch.randn(2, 3, 18, 16)
+    run = torch.compile(compiled, fullgraph=True)
+
+    def train(stem: nn.Module, call: object) -> list[Tensor]:
+        y: Tensor = call(x)  # type: ignore[operator]
+        y.square().sum().backward()
+        return [y.detach(), *(p.grad for p in stem.parameters() if p.grad is not None)]
+
+    for a, b in zip(train(compiled, run), train(ours, ours), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
+    ours.eval(), compiled.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(run(x), ours(x), rtol=1e-4, atol=1e-4)
+
+
+def test_operators_pass_the_checks_of_torch() -> None:
+    x, form = torch.randn(2, 3, 9, 8), torch.randn(4, 3, 17, requires_grad=True)
+    places, shift = torch.randn(16, 24, 3, requires_grad=True), torch.randn(24)
+    v = torch.randn(2, 9, 8, 24, requires_grad=True)
+    for values in ((places, None), (None, v)):
+        torch.library.opcheck(_stem.stem_top, (x, form, *values))
+    torch.library.opcheck(_stem.stem_inference, (x, form.detach(), places.detach(), None, shift))
