@@ -172,6 +172,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
         raise
     warn(merged.results.warnings)
     warn(merged.duplicates, "kept once")
+    warn(merged.missing, "missing")
     warn_of_revisions(merged.results)
     out.parent.mkdir(parents=True, exist_ok=True)
     write(merged.results, out)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sasa_bench.case import UserError
 from sasa_bench.results import pytest_benchmark as benchmark_json
 from sasa_bench.results.fields import build, printable
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Record, Results, Roof
+from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 
 
 class ResultsError(UserError):
@@ -56,15 +56,15 @@ def read(paths: Sequence[Path]) -> Results:
     """
     results = Results()
     for path in paths:
-        found = Results(machines=results.machines, impls=results.impls, roofs=results.roofs, warnings=results.warnings)
+        found = replace(results, rows=[], files=[])
         _read_into(found, path)
         results.rows += _last_of_each(found)
         results.files += [str(path)] * (len(results.rows) - len(results.files))
-    results.warnings += _unlike_software(results)
+    results.warnings += unlike_software(results)
     return results
 
 
-def _unlike_software(results: Results) -> list[str]:
+def unlike_software(results: Results) -> list[str]:
     """A sentence for each library and variable that differs among the rows of one kind of hardware."""
     used = {row.machine for row in results.rows}
     said = []
@@ -159,6 +159,8 @@ def _take(results: Results, line: Any) -> None:
     elif kind == "impl":
         impl = ImplInfo.from_dict(line)
         results.impls[impl.name] = impl
+    elif kind == "part":
+        results.parts.add(build(Part, line))
     elif kind == "roof":
         roof = build(Roof, line)
         results.roofs[roof.machine, roof.device, roof.dtype, roof.threads] = roof
@@ -205,6 +207,10 @@ class Writer:
     def roof(self, roof: Roof) -> None:
         """Store a measured roof."""
         self._write([{"kind": "roof"} | asdict(roof)])
+
+    def part(self, part: Part) -> None:
+        """Say which part of a run in shards the file holds."""
+        self._write([{"kind": "part"} | asdict(part)])
 
     def impls(self, impls: Iterable[ImplInfo]) -> None:
         """Describe implementations that rows refer to by name."""

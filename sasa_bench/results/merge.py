@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import AXES, CHOICES, Case
-from sasa_bench.results.file import ResultsError, Writer
+from sasa_bench.results.file import ResultsError, Writer, unlike_software
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Record, Results, Roof
+from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 
 
 class MergeConflictError(ResultsError):
@@ -30,10 +30,15 @@ class MergeConflictError(ResultsError):
 
 @dataclass
 class Merged:
-    """`results` in canonical order; a sentence for each row that several files hold, byte for byte the same."""
+    """`results` in canonical order.
+
+    duplicates   a sentence for each row that several files hold, byte for byte the same
+    missing      a sentence for each run in shards of which no file holds some parts
+    """
 
     results: Results
     duplicates: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
 
 
 def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
@@ -69,7 +74,21 @@ def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
         for place, found in sorted(roofs.items())
     }
     results.rows, merged.duplicates = _merge_rows(parts, results)
+    results.warnings += unlike_software(results)
+    results.parts, merged.missing = _incomplete({part for _, each in parts for part in each.parts})
     return merged
+
+
+def _incomplete(parts: set[Part]) -> tuple[set[Part], list[str]]:
+    """The parts of runs in shards that are not whole, and a sentence for each such run."""
+    kept, said = set(), []
+    for suites, count in sorted({(part.suites, part.count) for part in parts}):
+        found = {part for part in parts if (part.suites, part.count) == (suites, count)}
+        lacking = sorted(set(range(1, count + 1)) - {part.number for part in found})
+        if lacking:
+            kept |= found
+            said.append(f"{', '.join(suites)}: no file holds {', '.join(f'{number}/{count}' for number in lacking)}")
+    return kept, said
 
 
 def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple[list[Record], list[str]]:
@@ -125,6 +144,8 @@ def write(results: Results, path: Path) -> None:
             for machine in results.machines.values():
                 writer.machine(machine)
             writer.impls(results.impls.values())
+            for part in sorted(results.parts):
+                writer.part(part)
             for roof in results.roofs.values():
                 writer.roof(roof)
             writer.rows(results.rows)

@@ -98,6 +98,15 @@ class Roof:
     bandwidth_bytes_per_s: float
 
 
+@dataclass(frozen=True, order=True)
+class Part:
+    """That a file holds part `number` of `count` of these suites, as `run --shard` cuts them."""
+
+    suites: tuple[str, ...]
+    count: int
+    number: int
+
+
 @dataclass(frozen=True)
 class ImplInfo:
     """An implementation as a reader knows it; `index` is its place in the registry and gives it its colour.
@@ -144,7 +153,8 @@ class ImplInfo:
 class Results:
     """Everything in one or more results files.
 
-    `files` names the file of each row; `warnings` are sentences about lines that could not be used.
+    `files` names the file of each row; `warnings` are sentences about lines that could not be used; `parts` are the
+    parts of runs in shards that the files hold.
     """
 
     rows: list[Record] = field(default_factory=list)
@@ -153,6 +163,7 @@ class Results:
     roofs: dict[tuple[str, str, str, int], Roof] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    parts: set[Part] = field(default_factory=set)
 
     def hardware(self) -> dict[str, Machine]:
         """The distinct hardware among the machines of the rows, by hardware_id."""

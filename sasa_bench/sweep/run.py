@@ -14,7 +14,7 @@ from typing import Any
 from sasa_bench.results.environment import require_unbound
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Record, Results, Roof
+from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.plan import Plan, Task, plan, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
@@ -81,7 +81,10 @@ def run(
         work = plan(shard, impls, infos, known)
         summary = Summary(work.done + work.rows, work.done)
         watch(summary, ())
+        shard_of = Part(tuple(suite.name for suite in suites), count, index)
         with Writer(out) as writer:
+            if count > 1 and (known is None or shard_of not in known.parts):
+                writer.part(shard_of)
             for rows in _measure_all(work, workers, writer, here, known, settings or Settings()):
                 summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import factory
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
@@ -16,7 +17,7 @@ from sasa_bench.cli import cli
 from sasa_bench.results.file import Writer, read
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.merge import MergeConflictError, merge, write
-from sasa_bench.results.record import ImplInfo, Record, Results, Roof
+from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 
 IMPLS = {
     "unfold": ImplInfo("unfold", "local_attention", "windows", 2),
@@ -152,7 +153,7 @@ def test_of_several_roofs_of_a_machine_the_best_stays() -> None:
 
 def test_merge_knows_everything_that_a_results_file_can_hold() -> None:
     of_reading = {"warnings", "files"}
-    assert {f.name for f in fields(Results)} - of_reading == {"rows", "machines", "impls", "roofs"}
+    assert {f.name for f in fields(Results)} - of_reading == {"rows", "machines", "impls", "roofs", "parts"}
 
 
 def store(path: Path, content: Results) -> Path:
@@ -181,3 +182,19 @@ def test_the_verb_writes_nothing_on_a_conflict(tmp_path: Path) -> None:
     assert isinstance(said.exception, MergeConflictError)
     assert "conflict: s, unfold, the default case" in said.output
     assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_shard_that_no_file_holds_is_named_until_it_is_there(tmp_path: Path) -> None:
+    files = []
+    for number in (1, 2, 3):
+        path = factory.results_file(tmp_path / f"{number}.jsonl", [factory.record(case=Case(batch=number, threads=2))])
+        with Writer(path) as writer:
+            writer.part(Part(("kernel_size",), 3, number))
+        files.append((path.name, read([path])))
+    two = merge([files[2], files[0]])
+    assert two.missing == ["kernel_size: no file holds 2/3"]
+    write(two.results, tmp_path / "two.jsonl")
+    whole = merge([("two.jsonl", read([tmp_path / "two.jsonl"])), files[1]])
+    assert whole.missing == []
+    assert whole.results.parts == set()
+    assert merge(files).missing == []
