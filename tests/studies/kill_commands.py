@@ -22,24 +22,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from played import play
+
 from sasa_bench import cli
-from sasa_bench.case import Case
-from sasa_bench.cli import gating
 from sasa_bench.gate import outputs as _outputs  # noqa: F401 (loaded once, before the processes part)
-from sasa_bench.gate import run as gate_run
-from sasa_bench.gate.arms import Arm
-from sasa_bench.gate.pairs import Pair, Point
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read
-from sasa_bench.results.record import ImplInfo
-from sasa_bench.sweep import cluster, run
-from sasa_bench.timing import probe
-from sasa_bench.timing.process import Request
 
 REPORT = Path(__file__).parents[2] / "reports" / "reference" / "kills.csv"
 IMPLS = ("unfold", "blocked", "conv3x3")
@@ -54,69 +47,10 @@ heads = 2
 resolution = 6
 threads = 1
 """
-ROW_S = 0.0004
-"""Seconds that the played worker takes for a row."""
 DIFFERS = ("started_at", "build_s", "source_commit")
 """Columns that differ from run to run, besides times."""
 WAYS = ("SIGKILL", "SIGTERM", "full disk")
 DISK_KIB = 512
-MACHINE = probe.detect()
-
-
-class PlayedWorker:
-    """A worker that gives made-up rows, the same for the same case."""
-
-    def __init__(self, timeout_s: float, environment: object = None) -> None:
-        self.spent_s: dict[str, float] = {}
-
-    def ask(self, do: str, **values: Any) -> Any:
-        if do == "roof":
-            return [1e11, 1e10]
-        ops = {"conv3x3": "convolution"}
-        return [asdict(ImplInfo(n, ops.get(n, "local_attention"), "played", i)) for i, n in enumerate(values["impls"])]
-
-    def measure(self, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
-        for impl in request.impls:
-            time.sleep(ROW_S)
-            samples = [1e-3 * (request.case.batch + i / 100) for i in range(20)]
-            yield impl, {"status": "ok", "reason": "", "samples_s": samples, "inner_count": 1, "flops": 1000}
-
-    def close(self) -> None:
-        pass
-
-
-def play() -> None:
-    """Replace, in this process, the worker, the look at the machine, Slurm's commands and the arms of the gate."""
-    run.Worker = PlayedWorker  # type: ignore[misc, assignment]
-    for module in (run.probe, probe):
-        module.detect = lambda: MACHINE  # type: ignore[attr-defined]
-    cluster.require_slurm = lambda: None
-    cluster.queue = lambda name: {}
-    cluster.submit = _submit  # type: ignore[assignment]
-    cluster.LOOK_S = cluster.ASK_S = 0.0
-    arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
-    points = [Point("unfold", Case(batch=batch, threads=1)) for batch in range(1, 7)]
-    gating._prepared = lambda asked, folder: (arms, points)  # type: ignore[assignment]
-    gate_run.survey = lambda arm, impls, timeout_s: (  # type: ignore[assignment]
-        {"digest": arm.name, "torch": "2", "libraries": {}, "python": "p"},
-        {},
-    )
-    row = {"status": "ok", "reason": "", "flops": 1, "params": 1, "operator_count": 1, "allocated_bytes": 1}
-    gate_run.exact_rows = lambda arm, points, timeout_s: {p.key: dict(row) for p in points}  # type: ignore[assignment]
-    gate_run.measure_pair = _pair  # type: ignore[assignment]
-
-
-def _submit(folder: Path, name: str, work: Any, indexes: Sequence[int], options: object) -> dict[str, int]:
-    # Tasks run one after another in the submitter, so that whatever ends it ends a task too.
-    for index in indexes:
-        work(index)
-    return {f"1_{index}": index for index in indexes}
-
-
-def _pair(arms: object, points: Sequence[Point], *arguments: Any, **more: Any) -> Pair:
-    time.sleep(0.002)
-    figures = {point.key: 0.001 * random.Random(point.key).random() for point in points}
-    return Pair(figures, figures, dict.fromkeys(figures, 0.002), {key: [value] for key, value in figures.items()}, 0.0)
 
 
 def start(words: Sequence[object], log: Path) -> int:
