@@ -8,30 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
-import os
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from sasa_bench.impls._native import cache_directory, write_atomically
+from sasa_bench.impls._tuning import Chooser, TuningStore
 
 STANDARD = "c++17"
 EXTRA = "pip install 'sasa-bench[cuda]'"
-SEARCH_ROUNDS = 5
-SEARCH_CALLS = 10
 
 Argument = torch.Tensor | int | None
-Candidate = TypeVar("Candidate")
 
 
 def no_device() -> str | None:
     """Why torch cannot use a GPU on this machine and what would help; None if it can."""
-    if torch.version.cuda is None:
+    if torch.version.cuda is None and torch.version.hip is None:
         return (
             f"torch {torch.__version__} is a build without CUDA: install a CUDA build of torch on a machine "
             "with an NVIDIA GPU and its driver."
@@ -50,6 +46,8 @@ def missing() -> str | None:
         return f"cuda-core is not installed, which compiles and launches the kernels: {EXTRA}."
     if reason := no_device():
         return reason
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built for AMD GPUs, these kernels are for NVIDIA's."
     try:
         nvrtc_version()
     except RuntimeError as error:
@@ -104,8 +102,13 @@ def compile_cubin(source: str, expression: str, arch: str) -> Cubin:
 
 
 def cached_cubin(source: str, expression: str, arch: str) -> Cubin:
-    """`compile_cubin` through the disk cache, keyed by its arguments, the options and the NVRTC version."""
-    parts = "\0".join((source, expression, arch, STANDARD, "ftz", nvrtc_version()))
+    """`compile_cubin` through the disk cache, keyed by its arguments, the options and the major version of NVRTC.
+
+    Drivers run machine code of every minor version of their CUDA (CUDA Compatibility, "Minor Version Compatibility"),
+    so code that another machine prepared is found here.
+    """
+    major = nvrtc_version().partition(".")[0]
+    parts = "\0".join((source, expression, arch, STANDARD, "ftz", major))
     path = cache_directory() / "cubin" / f"{arch}-{hashlib.sha256(parts.encode()).hexdigest()[:32]}.cubin"
     if path.exists():
         header, _, code = path.read_bytes().partition(b"\n")
@@ -117,59 +120,14 @@ def cached_cubin(source: str, expression: str, arch: str) -> Cubin:
     return cubin
 
 
-def search(
-    candidates: Sequence[Candidate], seconds: Callable[[Candidate], float], rounds: int = SEARCH_ROUNDS
-) -> tuple[Candidate, list[float]]:
-    """Measures candidates in interleaved rounds; returns the one with the smallest median, and all medians.
+def prebuild(kernels: Iterable[tuple[str, str]], arch: str, threads: int) -> int:
+    """Compiles (source, expression) pairs into the disk cache, `threads` at a time; returns how many there are.
 
-    Args:
-        candidates: what to choose from; on a tie the earlier one wins.
-        seconds: runs a candidate and returns its time in seconds. A candidate that raises RuntimeError,
-            because the device cannot run it, is out and has an infinite median.
-        rounds: samples per candidate, after one that is thrown away.
-
-    Raises:
-        RuntimeError: no candidate runs; the last candidate's error is its cause.
+    Raises RuntimeError as `compile_cubin` does.
     """
-    samples: list[list[float]] = [[] for _ in candidates]
-    failed: dict[int, RuntimeError] = {}
-    for number in range(rounds + 1):
-        for index, candidate in enumerate(candidates):
-            if index in failed:
-                continue
-            try:
-                sample = seconds(candidate)
-            except RuntimeError as error:
-                failed[index] = error
-                continue
-            if number > 0:
-                samples[index].append(sample)
-    if len(failed) == len(candidates):
-        reason = failed[max(failed)]
-        raise RuntimeError(f"none of {len(candidates)} candidates runs on this device: {reason}") from reason
-    medians = [float("inf") if index in failed else statistics.median(s) for index, s in enumerate(samples)]
-    return candidates[medians.index(min(medians))], medians
-
-
-class TuningStore:
-    """Tunables chosen by measurement, one JSON file per device: key -> {"chosen": ..., "seconds": ...}."""
-
-    def __init__(self, device: str) -> None:
-        name = "".join(letter if letter.isalnum() else "-" for letter in device)
-        self.path = cache_directory() / f"tunables-{name}.json"
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """Everything stored; empty when the file is absent or unreadable, for it can be measured again."""
-        try:
-            stored = json.loads(self.path.read_text())
-        except (OSError, ValueError):
-            return {}
-        return stored if isinstance(stored, dict) else {}
-
-    def add(self, key: str, chosen: dict[str, int], seconds: float) -> None:
-        """Stores one choice; `seconds` is the median time of one launch."""
-        entries = self.read() | {key: {"chosen": chosen, "seconds": seconds}}
-        write_atomically(self.path, json.dumps(entries, indent=1, sort_keys=True).encode())
+    wanted = list(dict.fromkeys(kernels))
+    with ThreadPoolExecutor(threads) as pool:
+        return len(list(pool.map(lambda kernel: cached_cubin(kernel[0], kernel[1], arch), wanted)))
 
 
 class Runtime:
@@ -193,11 +151,13 @@ class Runtime:
         self.device.set_current()
         capability = self.device.compute_capability
         self.arch = f"sm_{capability.major}{capability.minor}"
-        self.store = TuningStore(f"{self.device.name} {self.arch}")
+        self.plans: dict[Any, Any] = {}
         self._stream = stream or (lambda: torch.cuda.current_stream(index).cuda_stream)
-        self._seconds = seconds or _event_seconds
-        self._kernels: dict[str, Any] = {}
-        self._chosen: dict[str, Any] = {}
+        self._seconds = seconds
+        self._kernels: dict[tuple[str, str], Any] = {}
+        self._configurations: dict[tuple[int, int], Any] = {}
+        self._streams: dict[int, Any] = {}
+        self._choosers: dict[str, Chooser] = {}
 
     def launch(self, source: str, expression: str, grid: int, block: int, arguments: Sequence[Argument]) -> None:
         """Launches a kernel: tensors go as pointers, None as a null pointer, integers as 32-bit integers.
@@ -207,54 +167,35 @@ class Runtime:
         """
         from cuda.core import LaunchConfig, ObjectCode, Stream, launch
 
-        values = [_kernel_value(argument) for argument in arguments]
         try:
             self.device.set_current()
-            if expression not in self._kernels:
+            kernel = self._kernels.get((expression, source))
+            if kernel is None:
                 cubin = cached_cubin(source, expression, self.arch)
-                self._kernels[expression] = ObjectCode.from_cubin(cubin.code).get_kernel(cubin.symbol)
-            stream = Stream.from_handle(self._stream())
-            launch(stream, LaunchConfig(grid=grid, block=block), self._kernels[expression], *values)
+                kernel = ObjectCode.from_cubin(cubin.code).get_kernel(cubin.symbol)
+                self._kernels[expression, source] = kernel
+            configuration = self._configurations.get((grid, block))
+            if configuration is None:
+                configuration = self._configurations[grid, block] = LaunchConfig(grid=grid, block=block)
+            handle = self._stream()
+            stream = self._streams.get(handle)
+            if stream is None:
+                stream = self._streams[handle] = Stream.from_handle(handle)
+            launch(stream, configuration, kernel, *map(_kernel_value, arguments))
         except Exception as error:  # cuda-core raises kinds of its own
             raise RuntimeError(f"{expression} does not run on {self.device.name}: {error}") from error
 
-    def choose(self, key: str, candidates: Sequence[Any], run: Callable[[Any], None]) -> Any:
-        """The fastest of some tunables (dataclasses) for `key`: as stored, else by measuring them once.
-
-        `run` launches a candidate; it is called repeatedly, so it must leave the same results each time. The
-        first candidate is taken unmeasured while a CUDA graph is captured and when SASA_BENCH_TUNE=0.
-        """
-        if key in self._chosen:
-            return self._chosen[key]
-        stored = self.store.read().get(key, {}).get("chosen")
-        chosen: Any = next((candidate for candidate in candidates if asdict(candidate) == stored), None)
-        if chosen is None:
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                return candidates[0]
-            if len(candidates) == 1 or os.environ.get("SASA_BENCH_TUNE") == "0":
-                chosen = candidates[0]
-            else:
-                chosen, medians = search(candidates, lambda candidate: self._seconds(lambda: run(candidate)))
-                self.store.add(key, asdict(chosen), min(medians))
-        self._chosen[key] = chosen
-        return chosen
+    def choose(self, source: str, key: str, candidates: Sequence[Any], run: Callable[[Any], None]) -> Any:
+        """The fastest of some tunables for `key` of the kernels in `source`, as `Chooser.choose`."""
+        if source not in self._choosers:
+            self._choosers[source] = Chooser(f"{self.device.name} {self.arch}", source, self._seconds)
+        return self._choosers[source].choose(key, candidates, run)
 
 
 def _kernel_value(argument: Argument) -> Any:
     if argument is None:
         return 0
-    return argument.data_ptr() if isinstance(argument, torch.Tensor) else np.int32(argument)
-
-
-def _event_seconds(run: Callable[[], None]) -> float:
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    run()
-    start.record()
-    for _ in range(SEARCH_CALLS):
-        run()
-    end.record()
-    end.synchronize()
-    return float(start.elapsed_time(end)) * 1e-3 / SEARCH_CALLS
+    return np.int32(argument) if isinstance(argument, int) else argument.data_ptr()
 
 
 _runtimes: dict[int, Runtime] = {}
@@ -269,12 +210,13 @@ def runtime(device: torch.device) -> Runtime:
     """
     if device.type != "cuda":
         raise ValueError(f"CUDA kernels take CUDA tensors, these are on {device.type!r}: use .to('cuda').")
-    if reason := missing():
-        raise RuntimeError(reason)
-    index = torch.cuda.current_device() if device.index is None else device.index
-    if index not in _runtimes:
-        _runtimes[index] = Runtime(index)
-    return _runtimes[index]
+    index = torch.cuda.current_device() if device.index is None and torch.cuda.is_initialized() else device.index or 0
+    found = _runtimes.get(index)
+    if found is None:
+        if reason := missing():
+            raise RuntimeError(reason)
+        found = _runtimes[index] = Runtime(index)
+    return found
 
 
 def describe() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,10 +108,12 @@ def results(problem: Problem, dtype: torch.dtype, axes: tuple[int, ...] = ()) ->
     return [y.detach().flip(axes), *(t for t in mirrored(made, axes) if t is not None)]
 
 
-def errors(problem: Problem, got: list[Tensor]) -> dict[str, tuple[float, float]]:
+def errors(
+    problem: Problem, got: list[Tensor], factors: Mapping[torch.dtype, float] = BUDGET_FACTOR
+) -> dict[str, tuple[float, float]]:
     """For y and each gradient: the largest absolute error against float64, and the largest that is allowed.
 
-    Allowed is BUDGET_FACTOR times the error of the plain reference in the problem's dtype, which is taken to
+    Allowed is the factor of the dtype times the error of the plain reference in the problem's dtype, which is taken to
     be at least the rounding of the largest value. In which order the matrix products of this machine sum decides
     by luck how well they do on a small problem, so the reference errs as much as the worst of four orders.
     """
@@ -124,14 +126,14 @@ def errors(problem: Problem, got: list[Tensor]) -> dict[str, tuple[float, float]
         error = (value.double().cpu() - truth).abs().max().item()
         rounding = torch.finfo(problem.dtype).eps / 2 * truth.abs().max().item()
         rough_error = max(rounding, *((t.double() - truth).abs().max().item() for t in rough))
-        found[name] = (error if error == error else float("inf"), BUDGET_FACTOR[problem.dtype] * rough_error)
+        found[name] = (error if error == error else float("inf"), factors[problem.dtype] * rough_error)
     return found
 
 
-def failures(problem: Problem, got: list[Tensor]) -> list[str]:
+def failures(problem: Problem, got: list[Tensor], factors: Mapping[torch.dtype, float] = BUDGET_FACTOR) -> list[str]:
     """A line for each result beyond its budget."""
     return [
         f"{problem}: {name} is off by {error:.3g}, allowed are {budget:.3g}"
-        for name, (error, budget) in errors(problem, got).items()
+        for name, (error, budget) in errors(problem, got, factors).items()
         if not error <= budget
     ]

@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls.cuda import kernels
+from sasa_bench.impls.cuda import kernels, launch
 
 HERE = Path(__file__).parent
 Pick = Callable[[str, Sequence[kernels.Tunables]], kernels.Tunables]
@@ -92,7 +93,15 @@ def first(key: str, candidates: Sequence[kernels.Tunables]) -> kernels.Tunables:
     return candidates[0]
 
 
-class EmulatedRuntime:
+class Forgetful:
+    """Remembers no plan, so that another pick takes effect at once."""
+
+    @property
+    def plans(self) -> dict[Any, Any]:
+        return {}
+
+
+class EmulatedRuntime(Forgetful):
     """Runs launches in the emulator and collects what it reports.
 
     Args:
@@ -133,12 +142,12 @@ class EmulatedRuntime:
         self.violations += [f"{expression}: {line}" for line in text.value.decode().splitlines()]
 
     def choose(
-        self, key: str, candidates: Sequence[kernels.Tunables], run: Callable[[kernels.Tunables], None]
+        self, source: str, key: str, candidates: Sequence[kernels.Tunables], run: Callable[[kernels.Tunables], None]
     ) -> kernels.Tunables:
         return self.pick(key, candidates)
 
 
-class RecordingRuntime:
+class RecordingRuntime(Forgetful):
     """Launches nothing and remembers which kernels would run, so that they can be built together."""
 
     def __init__(self, pick: Pick = first) -> None:
@@ -149,6 +158,24 @@ class RecordingRuntime:
         self.expressions.add(expression)
 
     def choose(
-        self, key: str, candidates: Sequence[kernels.Tunables], run: Callable[[kernels.Tunables], None]
+        self, source: str, key: str, candidates: Sequence[kernels.Tunables], run: Callable[[kernels.Tunables], None]
     ) -> kernels.Tunables:
         return self.pick(key, candidates)
+
+
+def run_forward(runtime: Any, q: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """y and log2_sum of q, k, v, rel_row, rel_col, kernel_size, heads, zero_border."""
+    *inputs, kernel_size, heads, zero_border = rest
+    y = torch.empty_like(q, memory_format=torch.contiguous_format)
+    log2_sum = torch.empty((q.shape[0], heads, *q.shape[2:]))
+    launch.run_forward(runtime, q, *inputs, y, log2_sum, kernel_size, heads, zero_border)
+    return y, log2_sum
+
+
+def run_backward(runtime: Any, dy: torch.Tensor, *rest: Any) -> list[torch.Tensor]:
+    """Gradients of q, k, v, rel_row, rel_col; the last two are empty without positions."""
+    (q, k, v, rel_row, rel_col), axes = rest[:5], rest[-3:]
+    made = [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (q, k, v)]
+    made += [None if t is None else torch.empty_like(t) for t in (rel_row, rel_col)]
+    launch.run_backward(runtime, dy, *rest[:-3], *made, *axes)
+    return [q.new_empty(0) if t is None else t for t in made]

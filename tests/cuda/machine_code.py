@@ -60,7 +60,7 @@ def specialisations(every_candidate: bool = False) -> Iterator[tuple[str, Functi
                 yield kernel, function, side, tunables
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str) -> str:
     from cuda.pathfinder import find_nvidia_binary_utility
 
     path = find_nvidia_binary_utility(name)
@@ -68,11 +68,10 @@ def _tool(name: str, *arguments: str) -> str:
     return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def _hot_loop(listing: str) -> list[str]:
-    """Opcodes of the loop over window rows: the smallest loop with all the exponentials that any loop has.
+def _loops(listing: str) -> list[list[str]]:
+    """Opcodes of each loop: what a backward branch repeats.
 
-    A loop is what a backward branch repeats: every instruction that its target reaches and that reaches the
-    branch without passing the target.
+    That is every instruction that its target reaches and that reaches the branch without passing the target.
     """
     opcodes: list[str] = []
     labels: dict[str, int] = {}
@@ -110,8 +109,19 @@ def _hot_loop(listing: str) -> list[str]:
                 inside.add(at)
                 ahead += before.get(at, [])
         loops.append([opcodes[at] for at in sorted(inside)])
+    return loops
+
+
+def _hot_loop(listing: str) -> list[str]:
+    """Opcodes of the loop over window rows: the smallest loop with all the exponentials that any loop has."""
+    loops = _loops(listing)
     most = max(loop.count("MUFU.EX2") for loop in loops)
     return min((loop for loop in loops if loop.count("MUFU.EX2") == most), key=len)
+
+
+def outer_loop(listing: str) -> list[str]:
+    """Opcodes of the largest loop with an exponential, none where there is no such loop."""
+    return max((loop for loop in _loops(listing) if "MUFU.EX2" in loop), key=len, default=[])
 
 
 @lru_cache(maxsize=1)
@@ -165,8 +175,8 @@ def cost(kernel: str, function: Function, side: int, tunables: Tunables, arch: s
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin.code)
         file.flush()
-        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
-        listing = _tool("nvdisasm", "-c", file.name)
+        usage = tool("cuobjdump", "--dump-resource-usage", file.name)
+        listing = tool("nvdisasm", "-c", file.name)
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found is not None, usage
     registers, stack, shared, local = map(int, found.groups())
@@ -205,10 +215,10 @@ def read_table(path: Path = TABLE) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def write_table(rows: list[dict[str, str]], path: Path = TABLE) -> None:
+def write_table(rows: list[dict[str, str]], path: Path = TABLE, heading: str = "") -> None:
     """Writes the rows, below the version of the compiler that they hold for."""
     with open(path, "w", newline="") as file:
-        file.write(f"# NVRTC {nvrtc.nvrtc_version()}; rewritten by tests/cuda/machine_code.py\n")
+        file.write(f"# {heading or f'NVRTC {nvrtc.nvrtc_version()}; rewritten by tests/cuda/machine_code.py'}\n")
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -15,7 +15,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls import cuda
+from sasa_bench.impls import _tuning, cuda
 from sasa_bench.impls.cuda import kernels, operator
 
 HERE = Path(__file__).parent
@@ -106,20 +106,20 @@ def test_search_takes_the_smallest_median_and_skips_what_fails():
             raise RuntimeError("too many resources requested")
         return next(clock[candidate])
 
-    chosen, medians = nvrtc.search(["slow", "broken", "spiky", "fast"], seconds, rounds=3)
+    chosen, medians = _tuning.search(["slow", "broken", "spiky", "fast"], seconds, rounds=3)
     assert chosen == "fast"
     assert medians == [3, float("inf"), 8, 2]
     with pytest.raises(RuntimeError, match="none of 1 candidates runs on this device: too many"):
-        nvrtc.search(["broken"], seconds)
+        _tuning.search(["broken"], seconds)
 
 
 def test_search_keeps_the_default_on_a_tie():
-    assert nvrtc.search(["default", "other"], lambda candidate: 1.0)[0] == "default"
+    assert _tuning.search(["default", "other"], lambda candidate: 1.0)[0] == "default"
 
 
 def test_tuning_store_survives_a_broken_file(monkeypatch, tmp_path):
     monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
-    store = nvrtc.TuningStore("Some GPU sm_90")
+    store = _tuning.TuningStore("Some GPU sm_90")
     store.add("key", {"pixels": 2}, 1e-5)
     assert json.loads(store.path.read_text()) == {"key": {"chosen": {"pixels": 2}, "seconds": 1e-5}}
     store.path.write_text("{")

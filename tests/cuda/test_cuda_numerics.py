@@ -88,8 +88,8 @@ def run(runtime: launch.Runtime, problem: Problem) -> list[torch.Tensor]:
     """y and all gradients, outputs poisoned with NaN first."""
     (q, k, v, rel_row, rel_col), dy = problem.inputs()
     axes = (problem.kernel_size, problem.heads, problem.zero_border)
-    y, log2_sum = launch.run_forward(runtime, q, k, v, rel_row, rel_col, *axes)
-    gradients = launch.run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum, *axes)
+    y, log2_sum = emulation.run_forward(runtime, q, k, v, rel_row, rel_col, *axes)
+    gradients = emulation.run_backward(runtime, dy, q, k, v, rel_row, rel_col, y, log2_sum, *axes)
     return [y, *gradients]
 
 
@@ -136,7 +136,7 @@ def test_large_logits_do_not_overflow(library):
     problem = Problem(height=6, width=9)
     (q, k, v, rel_row, rel_col), _ = problem.inputs()
     runtime = emulation.EmulatedRuntime(library)
-    y, _ = launch.run_forward(runtime, 1e4 * q, k, v, rel_row, rel_col, 7, 2, False)
+    y, _ = emulation.run_forward(runtime, 1e4 * q, k, v, rel_row, rel_col, 7, 2, False)
     truth = dense_reference.attention(*(t.double() for t in (1e4 * q, k, v, rel_row, rel_col)), 7, 2, False)
     assert (y - truth).abs().max() < 1e-2  # the logits are near 1e5, where float32 resolves 1e-2
 

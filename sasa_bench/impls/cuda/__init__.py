@@ -12,13 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from sasa_bench.case import Case
 from sasa_bench.impls import Core, Window, _flops
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import local_attention as attention_impl
 from sasa_bench.impls.cuda.kernels import ELEMENTS
-from sasa_bench.impls.cuda.operator import local_attention
+from sasa_bench.impls.cuda.operator import OPERATORS, local_attention
 
 
 def missing() -> str | None:
@@ -59,6 +60,16 @@ def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
     return None
 
 
+def layer(case: Any) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The layer of a case, ``(x, w_qkv, rel_row, rel_col) -> y``: the kernels read the projection where it lies."""
+    axes = (case.kernel_size, case.heads, case.border == "zero")
+
+    def call(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+        return OPERATORS.attend_qkv(F.conv2d(x, w_qkv[:, :, None, None]), rel_row, rel_col, *axes)
+
+    return call
+
+
 def describe() -> list[str]:
     """Lines for a person: device or what is missing, cached cubins, chosen tunables."""
     return nvrtc.describe()
@@ -76,6 +87,7 @@ IMPL = attention_impl(
     "CUDA C++ kernels compiled by NVRTC for the GPU at hand; deterministic",
     attend,
     core=Core(run, refuses=_refuses, keeps_output=True, transforms=False, portable=False),
+    layer=layer,
     supports=_supports,
     missing=missing,
     details=nvrtc.details,

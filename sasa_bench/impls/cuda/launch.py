@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from math import ceil
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,108 +17,142 @@ SUM_COLUMNS, SUM_ROWS = 32, 8
 
 
 class Runtime(Protocol):
-    """What the host side needs from a device; `nvrtc.Runtime` is the real one."""
+    """What the host side needs from a device; `nvrtc.Runtime` is the real one. `plans` remembers what was chosen."""
+
+    @property
+    def plans(self) -> dict[Any, Any]: ...
 
     def launch(
         self, source: str, expression: str, grid: int, block: int, arguments: Sequence[nvrtc.Argument]
     ) -> None: ...
 
-    def choose(self, key: str, candidates: Sequence[Tunables], run: Callable[[Tunables], None]) -> Tunables: ...
+    def choose(
+        self, source: str, key: str, candidates: Sequence[Tunables], run: Callable[[Tunables], None]
+    ) -> Tunables: ...
 
 
-def _tuned(
-    runtime: Runtime,
-    kernel: str,
-    function: Function,
-    shape: torch.Size,
-    heads: int,
-    run: Callable[[Tunables], None],
-) -> Tunables:
-    images = 1 << (shape[0] * heads - 1).bit_length()
-    key = f"{kernel} {function} {shape[2]}x{shape[3]} images<={images}"
-    return runtime.choose(key, candidates(kernel, function, shape[2], shape[3]), run)
+@dataclass(frozen=True)
+class Plan:
+    """One kernel for one shape: the template instance, its grid and block, and the tunables behind them."""
+
+    expression: str
+    grid: int
+    block: int
+    tiles: int
 
 
 def _function(q: Tensor, rel_row: Tensor | None, kernel_size: int, heads: int, zero_border: bool) -> Function:
     return Function(q.dtype, kernel_size, q.shape[1] // heads, rel_row is not None, zero_border)
 
 
+def _plan(kernel: str, function: Function, shape: Sequence[int], heads: int, tunables: Tunables) -> Plan:
+    tiles = tunables.tiles(shape[2], shape[3])
+    return Plan(expression(kernel, function, tunables), shape[0] * heads * tiles, tunables.threads, tiles)
+
+
+def _chosen(
+    runtime: Runtime, kernel: str, function: Function, shape: Sequence[int], heads: int, run: Callable[[Plan], None]
+) -> Plan:
+    images = 1 << (shape[0] * heads - 1).bit_length()
+    key = f"{kernel} {function} {shape[2]}x{shape[3]} images<={images}"
+
+    def try_out(tunables: Tunables) -> None:
+        run(_plan(kernel, function, shape, heads, tunables))
+
+    found = runtime.choose(source(), key, candidates(kernel, function, shape[2], shape[3]), try_out)
+    return _plan(kernel, function, shape, heads, found)
+
+
+def _remember(runtime: Runtime, key: Any, plans: Any) -> None:
+    # While a graph is captured nothing is measured, so what was taken then is not what to keep.
+    if not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()):
+        runtime.plans[key] = plans
+
+
+def planar(*maps: Tensor) -> tuple[list[Tensor], int]:
+    """Maps [B, C, H, W] whose channel planes follow each other, and the planes from one image to the next.
+
+    Thirds of a contiguous projection are such maps, 3C planes apart; maps that are not, or that differ, are copied.
+    """
+    _, channels, height, width = maps[0].shape
+    strides = maps[0].stride()
+    pixels = height * width
+    fits = all(t.stride() == strides for t in maps) and strides[1:] == (pixels, width, 1) and not strides[0] % pixels
+    if fits and strides[0] >= channels * pixels:
+        return list(maps), strides[0] // pixels
+    return [t.contiguous() for t in maps], channels
+
+
 def run_forward(
-    runtime: Runtime, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None,
-    kernel_size: int, heads: int, zero_border: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """y [B, C, H, W] and the base-2 logarithm of the softmax's denominator [B, heads, H, W] in float32."""
-    batch, _, height, width = q.shape
-    function = _function(q, rel_row, kernel_size, heads, zero_border)
-    y = torch.empty_like(q)
-    log2_sum = q.new_empty((batch, heads, height, width), dtype=torch.float32)
-    if q.numel() == 0:
-        return y, log2_sum
+    runtime: Runtime, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, y: Tensor,
+    log2_sum: Tensor, kernel_size: int, heads: int, zero_border: bool,
+) -> None:  # fmt: skip
+    """Fills y [B, C, H, W] and the base-2 logarithm of the softmax's denominator [B, heads, H, W] in float32."""
+    shape = q.shape
+    (q, k, v), planes = planar(q, k, v)
+    arguments = [q, k, v, rel_row, rel_col, y, log2_sum, planes, shape[2], shape[3], heads]
 
-    def run(tunables: Tunables) -> None:
-        runtime.launch(
-            source(),
-            expression("forward", function, tunables),
-            batch * heads * tunables.tiles(height, width),
-            tunables.threads,
-            [q, k, v, rel_row, rel_col, y, log2_sum, height, width, heads],
-        )
+    def run(plan: Plan) -> None:
+        runtime.launch(source(), plan.expression, plan.grid, plan.block, arguments)
 
-    run(_tuned(runtime, "forward", function, q.shape, heads, run))
-    return y, log2_sum
+    key = ("forward", q.dtype, shape, kernel_size, heads, rel_row is None, zero_border)
+    plan = runtime.plans.get(key)
+    if plan is None:
+        function = _function(q, rel_row, kernel_size, heads, zero_border)
+        plan = _chosen(runtime, "forward", function, shape, heads, run)
+        _remember(runtime, key, plan)
+    run(plan)
 
 
 def run_backward(
-    runtime: Runtime, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None,
-    rel_col: Tensor | None, y: Tensor, log2_sum: Tensor, kernel_size: int, heads: int, zero_border: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of q, k, v, rel_row and rel_col; the last two are empty without positions."""
-    batch, _, height, width = q.shape
-    function = _function(q, rel_row, kernel_size, heads, zero_border)
-    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    if rel_row is None or rel_col is None:
-        drel_row, drel_col = q.new_empty(0), q.new_empty(0)
-    else:
-        drel_row, drel_col = torch.empty_like(rel_row), torch.empty_like(rel_col)
-    if q.numel() == 0:
-        return dq, dk, dv, drel_row.zero_(), drel_col.zero_()
-    inputs = (q, k, v, rel_row, rel_col)
+    runtime: Runtime, dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None,
+    y: Tensor, log2_sum: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, drel_row: Tensor | None, drel_col: Tensor | None,
+    kernel_size: int, heads: int, zero_border: bool,
+) -> None:  # fmt: skip
+    """Fills the gradients of q, k, v [B, C, H, W], which lie in the same way, and of rel_row and rel_col, if any."""
+    shape = q.shape
+    batch, channels, height, width = shape
+    (q, k, v), planes = planar(q, k, v)
+    gradient_planes = dq.stride(0) // (height * width) if batch > 1 else channels
+    dy = dy.contiguous()
     delta = torch.empty_like(log2_sum)
-    column_logits = partials = None
-    if function.position:
-        column_logits = log2_sum.new_empty((batch, heads, kernel_size, height, width))
+    position = rel_row is not None
+    column_logits = log2_sum.new_empty((batch, heads, kernel_size, height, width)) if position else None
+    sizes = (planes, gradient_planes, height, width, heads, 0)
 
-    def run_queries(tunables: Tunables) -> None:
-        nonlocal partials
-        blocks = batch * heads * tunables.tiles(height, width)
-        if function.position:
-            partials = log2_sum.new_empty((blocks, function.head_width, kernel_size))
+    def run_queries(plan: Plan, partials: Tensor | None) -> None:
+        arguments = [q, k, v, rel_row, rel_col, y, dy, log2_sum, dq, delta, column_logits, partials, *sizes]
+        runtime.launch(source(), plan.expression, plan.grid, plan.block, arguments)
+
+    def run_keys(plan: Plan) -> None:
+        arguments = [q, k, v, rel_row, rel_col, dy, log2_sum, delta, column_logits, dk, dv, *sizes]
+        runtime.launch(source(), plan.expression, plan.grid, plan.block, arguments)
+
+    def shares(plan: Plan) -> Tensor | None:
+        return log2_sum.new_empty((plan.grid, channels // heads, kernel_size)) if position else None
+
+    key = ("backward", q.dtype, shape, kernel_size, heads, rel_row is None, zero_border)
+    plans = runtime.plans.get(key)
+    if plans is None:
+        function = _function(q, rel_row, kernel_size, heads, zero_border)
+        most = [_plan("backward_queries", function, shape, heads, tunables)
+                for tunables in candidates("backward_queries", function, height, width)]  # fmt: skip
+        room = shares(max(most, key=lambda plan: plan.grid))
+        by_queries = _chosen(runtime, "backward_queries", function, shape, heads, lambda plan: run_queries(plan, room))
+        run_queries(by_queries, room)
+        by_keys = _chosen(runtime, "backward_keys", function, shape, heads, run_keys)
+        plans = by_queries, by_keys
+        _remember(runtime, key, plans)
+    by_queries, by_keys = plans
+    partials = shares(by_queries)
+    run_queries(by_queries, partials)
+    run_keys(by_keys)
+    if position:
+        width = channels // heads
         runtime.launch(
             source(),
-            expression("backward_queries", function, tunables),
-            blocks,
-            tunables.threads,
-            [*inputs, y, dy, log2_sum, dq, delta, column_logits, partials, height, width, heads, 0],
-        )
-
-    def run_keys(tunables: Tunables) -> None:
-        runtime.launch(
-            source(),
-            expression("backward_keys", function, tunables),
-            batch * heads * tunables.tiles(height, width),
-            tunables.threads,
-            [*inputs, dy, log2_sum, delta, column_logits, dk, dv, height, width, heads, 0],
-        )
-
-    by_queries = _tuned(runtime, "backward_queries", function, q.shape, heads, run_queries)
-    run_queries(by_queries)
-    run_keys(_tuned(runtime, "backward_keys", function, q.shape, heads, run_keys))
-    if partials is not None:
-        runtime.launch(
-            source(),
-            f"sum_positions<{ELEMENTS[q.dtype]}, {kernel_size}, {function.head_width}>",
-            heads * ceil(function.head_width * kernel_size / SUM_COLUMNS),
+            f"sum_positions<{ELEMENTS[q.dtype]}, {kernel_size}, {width}>",
+            heads * ceil(width * kernel_size / SUM_COLUMNS),
             SUM_COLUMNS * SUM_ROWS,
-            [partials, drel_row, drel_col, batch, heads, by_queries.tiles(height, width)],
+            [partials, drel_row, drel_col, batch, heads, by_queries.tiles],
         )
-    return dq, dk, dv, drel_row, drel_col

@@ -13,8 +13,8 @@ import torch
 from dense_reference import Problem
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls import cuda
-from sasa_bench.impls.cuda import kernels, launch, operator
+from sasa_bench.impls import _tuning, cuda
+from sasa_bench.impls.cuda import kernels, operator
 
 STREAM = 0x5A5A
 PROBLEM = Problem(height=4, width=5, kernel_size=3, head_width=4)
@@ -40,8 +40,8 @@ def _emulator() -> None:
     for index in range(kernels.MOST_CANDIDATES):
         recorder.pick = lambda key, candidates, index=index: candidates[index % len(candidates)]
         for position in ((rel_row, rel_col), (None, None)):
-            y, log2_sum = launch.run_forward(recorder, q, k, v, *position, *AXES)
-            launch.run_backward(recorder, dy, q, k, v, *position, y, log2_sum, *AXES)
+            y, log2_sum = emulation.run_forward(recorder, q, k, v, *position, *AXES)
+            emulation.run_backward(recorder, dy, q, k, v, *position, y, log2_sum, *AXES)
     os.environ["FAKE_DRIVER_EMULATOR"] = str(emulation.build(recorder.expressions))
 
 
@@ -113,6 +113,34 @@ def test_opcheck(runtime):
     torch.library.opcheck(operator.backward, (*saved, *AXES))
 
 
+def test_the_operator_on_the_whole_projection(runtime):
+    inputs, dy = leaves()
+    qkv = torch.cat([t.detach() for t in inputs[:3]], 1).requires_grad_()
+    arguments = (qkv, *inputs[3:], *AXES)
+    torch.library.opcheck(torch.ops.sasa_bench.cuda_local_attention_qkv, arguments)
+    y = torch.ops.sasa_bench.cuda_local_attention_qkv(*arguments)
+    dqkv, *drel = torch.autograd.grad(y, [qkv, *inputs[3:]], dy)
+    assert dense_reference.failures(PROBLEM, [y.detach(), *dqkv.chunk(3, 1), *drel]) == []
+
+
+def test_thirds_of_a_projection_are_not_copied(runtime, monkeypatch):
+    problem = Problem(**{**vars(PROBLEM), "batch": 3})
+    inputs, _ = problem.inputs()
+    qkv = torch.cat(inputs[:3], 1)
+    seen = []
+    launch_once = nvrtc.Runtime.launch
+
+    def spy(self, source, expression, grid, block, arguments):
+        seen.append(arguments)
+        launch_once(self, source, expression, grid, block, arguments)
+
+    monkeypatch.setattr(nvrtc.Runtime, "launch", spy)
+    thirds = qkv.chunk(3, 1)
+    y, _ = emulation.run_forward(runtime, *thirds, *inputs[3:], *AXES)
+    assert [t.data_ptr() for t in seen[0][:3]] == [t.data_ptr() for t in thirds]
+    assert dense_reference.failures(problem, [y]) == []
+
+
 def test_second_derivative_is_a_clear_error(runtime):
     inputs, dy = leaves()
     y = cuda.local_attention(*inputs, *AXES)
@@ -133,13 +161,13 @@ def test_cubins_are_compiled_once_and_repaired(log, tmp_path, monkeypatch):
 
     monkeypatch.setattr(nvrtc, "compile_cubin", count)
     inputs, _ = PROBLEM.inputs()
-    launch.run_forward(make_runtime(), *inputs, *AXES)
-    launch.run_forward(make_runtime(), *inputs, *AXES)
+    emulation.run_forward(make_runtime(), *inputs, *AXES)
+    emulation.run_forward(make_runtime(), *inputs, *AXES)
     assert len(compiled) == 1
     (file,) = (tmp_path / "cache" / "cubin").iterdir()
     assert file.read_bytes().partition(b"\n")[2].startswith(b"\x7fELF")
     file.write_bytes(file.read_bytes()[:1000])
-    launch.run_forward(make_runtime(), *inputs, *AXES)
+    emulation.run_forward(make_runtime(), *inputs, *AXES)
     assert len(compiled) == 2
 
 
@@ -147,12 +175,12 @@ def test_tunables_are_measured_once_and_remembered(log, tmp_path, monkeypatch):
     monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
     inputs, _ = PROBLEM.inputs()
     timer = FakeTimer()
-    launch.run_forward(make_runtime(timer), *inputs, *AXES)
+    emulation.run_forward(make_runtime(timer), *inputs, *AXES)
     function = kernels.Function(torch.float32, PROBLEM.kernel_size, PROBLEM.head_width, True, False)
     candidates = kernels.candidates("forward", function, PROBLEM.height, PROBLEM.width)
-    assert timer.calls == len(candidates) * (1 + nvrtc.SEARCH_ROUNDS)
+    assert timer.calls == len(candidates) * (1 + _tuning.SEARCH_ROUNDS)
     again = FakeTimer()
-    launch.run_forward(make_runtime(again), *inputs, *AXES)
+    emulation.run_forward(make_runtime(again), *inputs, *AXES)
     assert again.calls == 0
     described = "\n".join(nvrtc.describe())
     assert "cached cubins: " in described
@@ -164,7 +192,7 @@ def test_the_default_stream(log, monkeypatch):
     monkeypatch.setenv("SASA_BENCH_TUNE", "0")
     inputs, _ = PROBLEM.inputs()
     made = nvrtc.Runtime(0, stream=lambda: 0, seconds=FakeTimer())
-    y, _ = launch.run_forward(made, *inputs, *AXES)
+    y, _ = emulation.run_forward(made, *inputs, *AXES)
     assert dense_reference.failures(PROBLEM, [y]) == []
     assert "stream=(nil)" in log.read_text()
 

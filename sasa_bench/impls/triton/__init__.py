@@ -1,0 +1,142 @@
+"""Local self-attention on tensor cores, in Triton: float16, bfloat16, and float32 rounded to tf32.
+
+Computes ``y_i = sum_j softmax_j(q_i.k_j + q_i.r_{j-i}) v_j`` over a K x K window, per head, without 1/sqrt(d)
+(Ramachandran et al., "Stand-Alone Self-Attention in Vision Models", NeurIPS 2019, section 3), and its gradients, with
+float32 sums. Deterministic; no tensor with K*K entries per pixel.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sasa_bench.case import Case
+from sasa_bench.impls import _nvrtc as nvrtc
+from sasa_bench.impls import _operator, local_attention
+from sasa_bench.impls._tuning import Chooser
+from sasa_bench.impls.triton import launch
+from sasa_bench.impls.triton.launch import CHOICES, DTYPES, MOST_SLOTS, WIDEST_HEAD, Function, Tunables
+
+SOURCE = Path(__file__).parent / "kernels.py"
+LEAST_CAPABILITY = (8, 0)
+
+
+@cache
+def _chooser(index: int) -> Chooser:
+    name = torch.cuda.get_device_name(index)
+    return Chooser(f"{name} triton", SOURCE.read_text())
+
+
+@cache
+def launcher(index: int) -> launch.Launcher:
+    """Runs the kernels on a device. Raises RuntimeError, which says what is missing."""
+    if reason := missing():
+        raise RuntimeError(reason)
+    from sasa_bench.impls.triton import kernels
+
+    def choose(kernel: str, function: Function, shape: torch.Size, run: Callable[[Tunables], None]) -> Tunables:
+        heads = shape[1] // function.head_width
+        images = 1 << (shape[0] * heads - 1).bit_length()
+        key = f"{kernel} {function} {shape[2]}x{shape[3]} images<={images}"
+        chosen: Tunables = _chooser(index).choose(key, CHOICES, run)
+        return chosen
+
+    return launch.Launcher(kernels, choose)
+
+
+def _launcher(t: Tensor) -> launch.Launcher:
+    if t.device.type != "cuda":
+        raise ValueError(f"the Triton kernels take CUDA tensors, these are on {t.device.type!r}: use .to('cuda').")
+    return launcher(torch.cuda.current_device() if t.device.index is None else t.device.index)
+
+
+def _run_forward(q: Tensor, *arguments: Any) -> None:
+    with torch.cuda.device_of(q):
+        launch.run_forward(_launcher(q), q, *arguments)
+
+
+def _run_backward(dy: Tensor, q: Tensor, *arguments: Any) -> None:
+    with torch.cuda.device_of(q):
+        launch.run_backward(_launcher(q), dy, q, *arguments)
+
+
+OPERATORS = _operator.define(
+    "triton_local_attention", "Triton", DTYPES, _run_forward, _run_backward, torch.channels_last
+)
+"""``torch.ops.sasa_bench.triton_local_attention(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)`` and
+``triton_local_attention_qkv(qkv, ...)``. float32 is multiplied as tf32. Maps are read where they lie if the channels of
+a pixel lie side by side (channels-last, or thirds of a channels-last projection), else copied."""
+
+
+def missing() -> str | None:
+    """What keeps the kernels from running on this machine and what would unlock them; None if nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install 'sasa-bench[triton]'."
+    if reason := nvrtc.no_device():
+        return reason
+    if torch.version.hip is None and (found := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
+        return (
+            f"this GPU has compute capability {found[0]}.{found[1]}: tensor cores have bfloat16 and tf32 from "
+            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} on."
+        )
+    return None
+
+
+def supports(case: Case) -> str | None:
+    """None, or why the kernels do not cover a case."""
+    if case.device != "cuda":
+        return "the Triton kernels need --device cuda"
+    if case.dtype == "float32":
+        return "tensor cores have no float32: give dtype = tf32, bfloat16 or float16, or use the implementation `cuda`"
+    if case.head_dim > WIDEST_HEAD:
+        return f"{case.head_dim} channels per head are more than the {WIDEST_HEAD} that fit: give more heads"
+    widest = MOST_SLOTS - CHOICES[0].columns + 1
+    if case.kernel_size > widest:
+        return f"kernel_size = {case.kernel_size} is more than the {widest} that fit a block"
+    return None
+
+
+def attend(case: Case) -> Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The operator of a case: ``(q, k, v, rel_row, rel_col) -> y``."""
+    axes = (case.kernel_size, case.heads, case.border == "zero")
+
+    def call(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+        return OPERATORS.attend(q, k, v, rel_row, rel_col, *axes)
+
+    return call
+
+
+def project(x: Tensor, w_qkv: Tensor) -> Tensor:
+    """The projection [B, 3C, H, W], pixel-major, of x [B, C, H, W] by w_qkv [3C, C]."""
+    if torch.is_grad_enabled() and (x.requires_grad or w_qkv.requires_grad):
+        return F.conv2d(x.contiguous(memory_format=torch.channels_last), w_qkv[:, :, None, None])
+    pixels = x.flatten(2).transpose(1, 2)
+    qkv = torch.bmm(pixels, w_qkv.t().expand(len(x), -1, -1))
+    return qkv.transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
+    """The layer of a case, ``(x, w_qkv, rel_row, rel_col) -> y``; y is channels-last."""
+    axes = (case.kernel_size, case.heads, case.border == "zero")
+
+    def call(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+        return OPERATORS.attend_qkv(project(x, w_qkv), rel_row, rel_col, *axes)
+
+    return call
+
+
+IMPL = local_attention(
+    "triton",
+    "blocks of queries against their halo on tensor cores, in Triton; deterministic",
+    attend,
+    layer=layer,
+    supports=supports,
+    missing=missing,
+)
