@@ -25,6 +25,7 @@ BUILTIN = {
     "gathered": "sasa_bench.impls.gathered:IMPL",
     "fused": "sasa_bench.impls.fused:IMPL",
     "cuda": "sasa_bench.impls.cuda:IMPL",
+    "triton": "sasa_bench.impls.triton:IMPL",
     "onnx_unfold": "sasa_bench.impls.unfold:ONNX",
     "onnx_blocked": "sasa_bench.impls.blocked:ONNX",
     "onnx": "sasa_bench.impls.gathered:ONNX",

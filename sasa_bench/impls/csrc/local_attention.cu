@@ -120,11 +120,6 @@ struct Place {
     __device__ int pixel(int p) const { return y * width + x + p; }
     __device__ int channel(int c) const { return c * P::LANES + lane; }
     __device__ long long plane(int planes) const { return static_cast<long long>(image) * planes * pixels; }
-
-    // Where the head begins in a map whose images are `planes` channel planes apart: 3 C where q, k, v are one tensor.
-    __device__ long long map(int planes, int heads) const {
-        return (static_cast<long long>(image / heads) * planes + head * P::HEAD_WIDTH) * pixels;
-    }
 };
 
 template <class P, int N>
@@ -313,23 +308,22 @@ __device__ __forceinline__ void row_logits(const float (&q)[P::PIXELS][P::CHANNE
     correlate<P>(q, keys, place, row, logits);
 }
 
-// y: [images, HEAD_WIDTH, height, width], images = batch * heads; q, k, v the same, but `planes` channel planes from one
-// batch entry to the next; log2_sum: [images, height, width], the base-2 logarithm of the softmax's denominator.
-// Grid: images * tiles blocks.
+// q, k, v, y: [images, HEAD_WIDTH, height, width], images = batch * heads; log2_sum: [images, height, width], the
+// base-2 logarithm of the softmax's denominator. Grid: images * tiles blocks.
 template <class P>
 __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
     forward(const typename P::Element* __restrict__ q_all, const typename P::Element* __restrict__ k_all,
             const typename P::Element* __restrict__ v_all, const typename P::Element* __restrict__ rel_row,
             const typename P::Element* __restrict__ rel_col, typename P::Element* __restrict__ y_all,
-            float* __restrict__ log2_sum, int planes, int height, int width, int heads) {
+            float* __restrict__ log2_sum, int height, int width, int heads) {
     SHARED_FLOATS(keys, P::STAGE);
     SHARED_FLOATS(values, P::STAGE);
     const Place<P> place(height, width, heads);
-    const auto* k_plane = k_all + place.map(planes, heads);
-    const auto* v_plane = v_all + place.map(planes, heads);
+    const auto* k_plane = k_all + place.plane(P::HEAD_WIDTH);
+    const auto* v_plane = v_all + place.plane(P::HEAD_WIDTH);
 
     float q[P::PIXELS][P::CHANNELS];
-    read_own<P>(q_all + place.map(planes, heads), place, LOG2_E, q);
+    read_own<P>(q_all + place.plane(P::HEAD_WIDTH), place, LOG2_E, q);
     float y[P::PIXELS][P::CHANNELS] = {};
     float peak[P::PIXELS], total[P::PIXELS];
 #pragma unroll
@@ -385,8 +379,7 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
 
 // dq, and for backward_keys: delta = dy.y [images, height, width] and, with positions, the column logits
 // [images, KERNEL_SIZE, height, width]. partials [blocks, HEAD_WIDTH, KERNEL_SIZE]: the block's share of the
-// gradient of the position embeddings, row half first. dq, dk, dv: `gradient_planes` from one batch entry to the next.
-// Grid: images * tiles blocks.
+// gradient of the position embeddings, row half first. Grid: images * tiles blocks.
 //
 // `reload` is 0, which the compiler does not know: it would otherwise keep every line of the first pass over the
 // channels in registers for the second, and spill.
@@ -397,15 +390,15 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                      const typename P::Element* __restrict__ rel_col, const typename P::Element* __restrict__ y_all,
                      const typename P::Element* __restrict__ dy_all, const float* __restrict__ log2_sum,
                      typename P::Element* __restrict__ dq_all, float* __restrict__ delta_all,
-                     float* __restrict__ column_logits_all, float* __restrict__ partials, int planes,
-                     int gradient_planes, int height, int width, int heads, int reload) {
+                     float* __restrict__ column_logits_all, float* __restrict__ partials, int height, int width,
+                     int heads, int reload) {
     SHARED_FLOATS(keys, P::STAGE);
     SHARED_FLOATS(values, P::STAGE);
     SHARED_FLOATS(position_sums, P::POSITION ? 2 * P::KERNEL_SIZE * P::TILE_PITCH : 1);
     const Place<P> place(height, width, heads);
-    const auto* q_plane = q_all + place.map(planes, heads);
-    const auto* k_plane = k_all + place.map(planes, heads);
-    const auto* v_plane = v_all + place.map(planes, heads);
+    const auto* q_plane = q_all + place.plane(P::HEAD_WIDTH);
+    const auto* k_plane = k_all + place.plane(P::HEAD_WIDTH);
+    const auto* v_plane = v_all + place.plane(P::HEAD_WIDTH);
     const int own_pixel = place.row * P::TILE_WIDTH + place.column * P::PIXELS;
 
     float q[P::PIXELS][P::CHANNELS], dy[P::PIXELS][P::CHANNELS];
@@ -526,7 +519,7 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
             }
         }
     }
-    write_own<P>(dq_all + place.map(gradient_planes, heads), place, dq);
+    write_own<P>(dq_all + place.plane(P::HEAD_WIDTH), place, dq);
 
     if constexpr (P::POSITION) {
         __syncthreads();
@@ -557,21 +550,20 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                   const typename P::Element* __restrict__ rel_col, const typename P::Element* __restrict__ dy_all,
                   const float* __restrict__ log2_sum, const float* __restrict__ delta_all,
                   const float* __restrict__ column_logits_all, typename P::Element* __restrict__ dk_all,
-                  typename P::Element* __restrict__ dv_all, int planes, int gradient_planes, int height, int width,
-                  int heads, int reload) {
+                  typename P::Element* __restrict__ dv_all, int height, int width, int heads, int reload) {
     SHARED_FLOATS(queries, P::STAGE);
     SHARED_FLOATS(gradients, P::STAGE);
     SHARED_FLOATS(log2_sums, P::PLANE);
     SHARED_FLOATS(deltas, P::PLANE);
     const Place<P> place(height, width, heads);
-    const auto* q_plane = q_all + place.map(planes, heads);
+    const auto* q_plane = q_all + place.plane(P::HEAD_WIDTH);
     const auto* dy_plane = dy_all + place.plane(P::HEAD_WIDTH);
     const float* log2_plane = log2_sum + place.plane(1);
     const float* delta_plane = delta_all + place.plane(1);
 
     float k[P::PIXELS][P::CHANNELS], v[P::PIXELS][P::CHANNELS];
-    read_own<P>(k_all + place.map(planes, heads), place, LOG2_E, k);
-    read_own<P>(v_all + place.map(planes, heads), place, 1.0f, v);
+    read_own<P>(k_all + place.plane(P::HEAD_WIDTH), place, LOG2_E, k);
+    read_own<P>(v_all + place.plane(P::HEAD_WIDTH), place, 1.0f, v);
     float dk[P::PIXELS][P::CHANNELS] = {}, dv[P::PIXELS][P::CHANNELS] = {};
 
 #pragma unroll 1
@@ -639,8 +631,8 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                 accumulate<P>(weights, gradients, place, row + reload, dv);
             });
     }
-    write_own<P>(dk_all + place.map(gradient_planes, heads), place, dk);
-    write_own<P>(dv_all + place.map(gradient_planes, heads), place, dv);
+    write_own<P>(dk_all + place.plane(P::HEAD_WIDTH), place, dk);
+    write_own<P>(dv_all + place.plane(P::HEAD_WIDTH), place, dv);
 }
 
 constexpr int SUM_COLUMNS = 32, SUM_ROWS = 8;

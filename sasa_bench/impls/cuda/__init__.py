@@ -61,7 +61,7 @@ def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
 
 
 def layer(case: Any) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]:
-    """The layer of a case, ``(x, w_qkv, rel_row, rel_col) -> y``: the kernels read the projection where it lies."""
+    """The layer of a case, ``(x, w_qkv, rel_row, rel_col) -> y``, whose projection has one gradient."""
     axes = (case.kernel_size, case.heads, case.border == "zero")
 
     def call(x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:

@@ -14,6 +14,7 @@ from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls.cuda.kernels import ELEMENTS, Function, Tunables, candidates, expression, source
 
 SUM_COLUMNS, SUM_ROWS = 32, 8
+CONTIGUOUS = torch.contiguous_format
 
 
 class Runtime(Protocol):
@@ -69,28 +70,14 @@ def _remember(runtime: Runtime, key: Any, plans: Any) -> None:
         runtime.plans[key] = plans
 
 
-def planar(*maps: Tensor) -> tuple[list[Tensor], int]:
-    """Maps [B, C, H, W] whose channel planes follow each other, and the planes from one image to the next.
-
-    Thirds of a contiguous projection are such maps, 3C planes apart; maps that are not, or that differ, are copied.
-    """
-    _, channels, height, width = maps[0].shape
-    strides = maps[0].stride()
-    pixels = height * width
-    fits = all(t.stride() == strides for t in maps) and strides[1:] == (pixels, width, 1) and not strides[0] % pixels
-    if fits and strides[0] >= channels * pixels:
-        return list(maps), strides[0] // pixels
-    return [t.contiguous() for t in maps], channels
-
-
 def run_forward(
     runtime: Runtime, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, y: Tensor,
     log2_sum: Tensor, kernel_size: int, heads: int, zero_border: bool,
 ) -> None:  # fmt: skip
     """Fills y [B, C, H, W] and the base-2 logarithm of the softmax's denominator [B, heads, H, W] in float32."""
     shape = q.shape
-    (q, k, v), planes = planar(q, k, v)
-    arguments = [q, k, v, rel_row, rel_col, y, log2_sum, planes, shape[2], shape[3], heads]
+    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+    arguments = [q, k, v, rel_row, rel_col, y, log2_sum, shape[2], shape[3], heads]
 
     def run(plan: Plan) -> None:
         runtime.launch(source(), plan.expression, plan.grid, plan.block, arguments)
@@ -109,16 +96,17 @@ def run_backward(
     y: Tensor, log2_sum: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, drel_row: Tensor | None, drel_col: Tensor | None,
     kernel_size: int, heads: int, zero_border: bool,
 ) -> None:  # fmt: skip
-    """Fills the gradients of q, k, v [B, C, H, W], which lie in the same way, and of rel_row and rel_col, if any."""
+    """Fills the gradients of q, k, v [B, C, H, W], and of rel_row and rel_col, if any."""
     shape = q.shape
     batch, channels, height, width = shape
-    (q, k, v), planes = planar(q, k, v)
-    gradient_planes = dq.stride(0) // (height * width) if batch > 1 else channels
-    dy = dy.contiguous()
+    q, k, v, dy = q.contiguous(), k.contiguous(), v.contiguous(), dy.contiguous()
+    # Thirds of one gradient are not contiguous: the kernels fill maps of their own, which are copied at the end.
+    wanted = (dq, dk, dv)
+    dq, dk, dv = (t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS) for t in wanted)
     delta = torch.empty_like(log2_sum)
     position = rel_row is not None
     column_logits = log2_sum.new_empty((batch, heads, kernel_size, height, width)) if position else None
-    sizes = (planes, gradient_planes, height, width, heads, 0)
+    sizes = (height, width, heads, 0)
 
     def run_queries(plan: Plan, partials: Tensor | None) -> None:
         arguments = [q, k, v, rel_row, rel_col, y, dy, log2_sum, dq, delta, column_logits, partials, *sizes]
@@ -147,6 +135,9 @@ def run_backward(
     partials = shares(by_queries)
     run_queries(by_queries, partials)
     run_keys(by_keys)
+    for target, made in zip(wanted, (dq, dk, dv), strict=True):
+        if target is not made:
+            target.copy_(made)
     if position:
         width = channels // heads
         runtime.launch(

@@ -34,9 +34,9 @@ def local_attention(
 ) -> Tensor:  # fmt: skip
     """Local self-attention y [B, C, H, W] on a CUDA device, differentiable once.
 
-    Also ``torch.ops.sasa_bench.cuda_local_attention``. Runs on torch's current stream. Thirds of a contiguous
-    projection [B, 3C, H, W] are read where they lie; ``torch.ops.sasa_bench.cuda_local_attention_qkv`` takes the whole
-    projection and gives its gradient as one tensor.
+    Also ``torch.ops.sasa_bench.cuda_local_attention``. Runs on torch's current stream.
+    ``torch.ops.sasa_bench.cuda_local_attention_qkv`` takes the whole projection [B, 3C, H, W] and gives its gradient as
+    one tensor.
 
     Args:
         q, k, v: [B, C, H, W] in float32, float16 or bfloat16; C = heads * d, a head's channels contiguous.

@@ -16,7 +16,8 @@ LEAST = 16
 """The smallest side of a matrix in ``tl.dot``."""
 WIDEST_HEAD = 128
 MOST_SLOTS = 128
-"""Halo positions that are multiplied at a time: their logits stay in registers."""
+"""Halo positions that are multiplied at a time: their logits stay in registers. Of tf32, half as many, for its operands
+take twice the registers."""
 MOST_BLOCKS = 7
 """Blocks of queries that a program goes down; it reads the position embeddings once."""
 
@@ -82,7 +83,8 @@ def constants(kernel: str, function: Function, height: int, tunables: Tunables) 
     }
     if kernel != "backward_keys":
         halo = _power(tunables.rows + function.kernel_size - 1)
-        found["ROWS"] = min(halo, max(1, MOST_SLOTS // columns))
+        slots = MOST_SLOTS // 2 if function.dtype == torch.float32 else MOST_SLOTS
+        found["ROWS"] = min(halo, max(1, slots // columns))
         down = ceil(height / tunables.rows)
         found["BLOCKS"] = ceil(down / ceil(down / MOST_BLOCKS))
     return found

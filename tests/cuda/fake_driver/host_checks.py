@@ -14,7 +14,7 @@ from dense_reference import Problem
 
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import _tuning, cuda
-from sasa_bench.impls.cuda import kernels, operator
+from sasa_bench.impls.cuda import kernels, launch, operator
 
 STREAM = 0x5A5A
 PROBLEM = Problem(height=4, width=5, kernel_size=3, head_width=4)
@@ -123,22 +123,13 @@ def test_the_operator_on_the_whole_projection(runtime):
     assert dense_reference.failures(PROBLEM, [y.detach(), *dqkv.chunk(3, 1), *drel]) == []
 
 
-def test_thirds_of_a_projection_are_not_copied(runtime, monkeypatch):
-    problem = Problem(**{**vars(PROBLEM), "batch": 3})
-    inputs, _ = problem.inputs()
-    qkv = torch.cat(inputs[:3], 1)
-    seen = []
-    launch_once = nvrtc.Runtime.launch
-
-    def spy(self, source, expression, grid, block, arguments):
-        seen.append(arguments)
-        launch_once(self, source, expression, grid, block, arguments)
-
-    monkeypatch.setattr(nvrtc.Runtime, "launch", spy)
-    thirds = qkv.chunk(3, 1)
-    y, _ = emulation.run_forward(runtime, *thirds, *inputs[3:], *AXES)
-    assert [t.data_ptr() for t in seen[0][:3]] == [t.data_ptr() for t in thirds]
-    assert dense_reference.failures(problem, [y]) == []
+def test_a_plan_is_made_once_for_a_shape(runtime, monkeypatch):
+    inputs, _ = PROBLEM.inputs()
+    cuda.local_attention(*inputs, *AXES)
+    monkeypatch.setattr(kernels, "candidates", None)
+    monkeypatch.setattr(launch, "candidates", None)
+    y = cuda.local_attention(*inputs, *AXES)
+    assert dense_reference.failures(PROBLEM, [y]) == []
 
 
 def test_second_derivative_is_a_clear_error(runtime):
