@@ -1,9 +1,12 @@
 """Timing on an NVIDIA GPU: hot and cold samples between events, throttled ones thrown away, energy of a call.
 
-hot    calls queued one behind the other: the caches hold what the last call left. The steady figure, `samples_s`.
-cold   one call, after the L2 cache was filled with something else: `cold_samples_s`.
+hot    calls one behind the other, replayed as a CUDA graph so that the host takes no part: the caches hold what the
+       last call left. The steady figure, `samples_s`; the same calls queued one by one are `eager_s`.
+cold   one call, after the L2 cache was filled with something else, behind a pause of the device in which the host
+       queues it: `cold_samples_s`.
 
-A sample during which NVML reports that heat or power lowers the clocks is thrown away and counted.
+A sample during which NVML reports that heat or the hardware lowers the clocks is thrown away and counted. Lower clocks
+under the power limit are normal for a large GPU at full load: these samples stay, and are counted.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,7 +30,19 @@ COOL_DOWN_S = 0.1
 """Rest after a sample that was thrown away."""
 
 FLUSH_FACTOR = 2
-"""The buffer that is written between cold samples, in sizes of the L2 cache."""
+"""The buffers that are written and read between cold samples, in sizes of the L2 cache each."""
+
+WARM_CALLS = 3
+"""Calls on a stream of its own before a graph is captured (PyTorch, "CUDA Graphs")."""
+
+EAGER_SHARE = 0.25
+"""Budget of the eager samples, as a share of that of the hot ones."""
+
+PAUSE_FACTOR, LEAST_PAUSE_S = 4.0, 2e-4
+"""The pause before a cold call, in times that it takes to queue a call, and at least."""
+
+FASTEST_HZ = 2e9
+"""The pause is counted in cycles; a slower clock makes it longer."""
 
 
 class Event(Protocol):
@@ -43,33 +58,82 @@ class Device:
     """What is needed of the GPU at hand.
 
     event        makes an event of the current stream
-    flush        queues work that replaces everything in the L2 cache
+    flush        queues work that replaces everything in the L2 cache and leaves nothing to write back
+    pause        queues a wait of at least so many seconds
+    capture      a step -> what replays the work it queues; raises RuntimeError where the step cannot be captured
     synchronize  waits until all that is queued has run
     watch        the GPU in NVML, or None where that cannot be read
     """
 
     event: Callable[[], Event]
     flush: Callable[[], object]
+    pause: Callable[[float], object]
+    capture: Callable[[Step], Step]
     synchronize: Callable[[], object]
     watch: nvml.Gpu | None
 
 
 def current() -> Device:
-    """The current CUDA device; holds a buffer of FLUSH_FACTOR times its L2 cache."""
+    """The current CUDA device; holds two buffers of FLUSH_FACTOR times its L2 cache."""
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     try:
         watch = nvml.find(f"GPU-{properties.uuid}")
     except nvml.NvmlAbsentError:
         watch = None
-    buffer = torch.empty(FLUSH_FACTOR * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
-    return Device(lambda: torch.cuda.Event(enable_timing=True), buffer.zero_, torch.cuda.synchronize, watch)
+    size = FLUSH_FACTOR * properties.L2_cache_size // 4
+    written, read = (torch.zeros(size, dtype=torch.int32, device="cuda") for _ in range(2))
+    least = torch.empty((), dtype=torch.int32, device="cuda")
+
+    def flush() -> None:
+        written.zero_()
+        torch.amin(read, dim=0, out=least)  # what the write left in the cache has to go to memory before this is done
+
+    def pause(seconds: float) -> None:
+        torch.cuda._sleep(round(seconds * FASTEST_HZ))
+
+    def event() -> Event:
+        return torch.cuda.Event(enable_timing=True)
+
+    return Device(event, flush, pause, capture, torch.cuda.synchronize, watch)
+
+
+def capture(step: Step) -> Step:
+    """What replays the work that `step` queues, as a CUDA graph. Raises RuntimeError where it cannot be captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_CALLS):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = step()  # the outputs live in the graph's memory as long as the graph
+
+    def replay(kept: object = kept) -> None:
+        graph.replay()
+
+    return replay
+
+
+def broken(device: str) -> bool:
+    """Whether the device has met an error that every later call of this process meets too ("sticky" in CUDA)."""
+    if device != "cuda" or not torch.cuda.is_available():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except Exception:  # torch.AcceleratorError, RuntimeError before torch 2.8
+        return True
+    return False
 
 
 @dataclass
 class _Seen:
-    """Of one implementation: why samples were thrown away, clocks of those kept, host seconds to queue a cold call."""
+    """Of one implementation: why samples were thrown away, how many of those kept ran under the power limit, the clocks
+    of those kept, host seconds to queue a call."""
 
     reasons: Counter[str] = field(default_factory=Counter)
+    capped: int = 0
     clocks_mhz: list[float] = field(default_factory=list)
     queue_s: list[float] = field(default_factory=list)
 
@@ -77,8 +141,8 @@ class _Seen:
 class _Watched:
     """A measurement.Timer whose samples are watched; `keep` says whether the last one counts."""
 
-    def __init__(self, device: Device, cold: bool, seen: Mapping[str, _Seen]) -> None:
-        self.device, self.cold, self.seen = device, cold, seen
+    def __init__(self, device: Device, cold: bool, seen: Mapping[str, _Seen], queues: bool = False) -> None:
+        self.device, self.cold, self.seen, self.queues = device, cold, seen, queues
         self.at = ""
         self.held: set[str] = set()
 
@@ -87,6 +151,8 @@ class _Watched:
         self.held = set()
         if self.cold:
             self.device.flush()
+            queue_s = self.seen[self.at].queue_s
+            self.device.pause(max(LEAST_PAUSE_S, PAUSE_FACTOR * statistics.median(queue_s) if queue_s else 0.0))
         elif count > 1:
             step()  # so that the first one timed finds what the last one left, not what another implementation left
         start.record()
@@ -98,7 +164,7 @@ class _Watched:
         self._look()
         end.synchronize()
         self._look()
-        if self.cold:
+        if self.queues:
             self.seen[self.at].queue_s.append(queued / count)
         return start.elapsed_time(end) / 1e3
 
@@ -109,10 +175,11 @@ class _Watched:
 
     def keep(self) -> bool:
         seen, watch = self.seen[self.at], self.device.watch
-        if self.held:
-            seen.reasons.update(self.held)
+        if faults := self.held - {nvml.POWER_LIMIT}:
+            seen.reasons.update(faults)
             time.sleep(COOL_DOWN_S)
             return False
+        seen.capped += bool(self.held)
         if watch is not None and not self.cold and (clock := watch.state().get("sm_clock_mhz")):
             seen.clocks_mhz.append(clock)
         return True
@@ -127,38 +194,56 @@ def sample(
 ) -> dict[str, dict[str, Any]]:
     """Fields of a Record for each step: hot samples of all in interleaved rounds, then cold ones likewise.
 
-    `extra` gets queue_s, the host's seconds to queue one call (where it is near the time of a hot call, that time is
-    the launch's); and, where NVML is read, throttled_samples, sm_clock_mhz (median right after hot samples) and, with
-    settings.energy_s, energy_j of a hot call. Where half of the samples or more were throttled, and not just a few,
-    the row has status "error" and the reason.
+    `extra` gets eager_s, the median time of calls that are queued one by one; queue_s, the host's seconds to queue one
+    of these; replayed, 1 where hot and cold calls are replays of a graph and 0 where the step cannot be captured, whose
+    hot time is its eager time; and, where NVML is read, throttled_samples (thrown away), power_limited_samples (kept),
+    sm_clock_mhz (median right after hot samples) and, with settings.energy_s, energy_j of a hot call. Where half of the
+    samples or more were throttled, and not just a few, the row has status "error" and the reason.
     """
-    seen = {name: _Seen() for name in steps}
+    replays: dict[str, Step] = {}
+    for name, step in steps.items():
+        before_sample(name)
+        try:
+            replays[name] = device.capture(step)
+        except RuntimeError:
+            device.synchronize()  # an error of the device itself shows here, and counts
 
-    def rounds(cold: bool, running: Mapping[str, Step]) -> dict[str, Samples]:
-        timer = _Watched(device, cold, seen)
+    def rounds(running: Mapping[str, Step], seen: dict[str, _Seen], cold: bool = False, eager: bool = False) -> Any:
+        timer = _Watched(device, cold, seen, eager)
 
         def announce(name: str) -> None:
             timer.at = name
             before_sample(name)
 
         counts = dict.fromkeys(running, 1) if cold else None
-        return interleave(timer, running, settings, announce, seed, counts, timer.keep)
+        wanted = replace(settings, budget_s=EAGER_SHARE * settings.budget_s) if eager else settings
+        return interleave(timer, running, wanted, announce, seed, counts, timer.keep)
 
-    hot = rounds(False, steps)
-    fine = {name: step for name, step in steps.items() if not hot[name].hopeless(settings)}
-    cold = rounds(True, fine)
+    seen = {name: _Seen() for name in steps}
+    eager_seen = {name: _Seen() for name in steps}
+    eager = rounds(steps, eager_seen, eager=True)
+    for name in steps:
+        seen[name].queue_s = eager_seen[name].queue_s
+    best = {name: replays.get(name, step) for name, step in steps.items()}
+    hot = rounds(best, seen)
+    fine = {name: step for name, step in best.items() if not hot[name].hopeless(settings)}
+    cold = rounds(fine, seen, cold=True)
     rows = {}
     for name in steps:
         if name in fine:
             before_sample(name)
-            rows[name] = _row(device, steps[name], settings, hot[name], cold[name], seen[name])
+            row = _row(device, best[name], settings, hot[name], cold[name], seen[name])
+            row["extra"]["replayed"] = int(name in replays)
+            if eager[name].seconds:
+                row["extra"]["eager_s"] = statistics.median(eager[name].seconds)
+            rows[name] = row
         else:
             reasons = ", ".join(reason for reason, _ in seen[name].reasons.most_common())
             discarded, whole = hot[name].discarded, hot[name].discarded + len(hot[name].seconds)
             rows[name] = {
                 "status": "error",
                 "reason": f"the GPU lowered its clocks ({reasons}) in {discarded} of {whole} samples: let it cool, "
-                "raise its power limit, or fix lower clocks with nvidia-smi --lock-gpu-clocks",
+                "or fix lower clocks with nvidia-smi --lock-gpu-clocks",
                 "extra": {"throttled_samples": discarded},
             }
     return rows
@@ -167,7 +252,7 @@ def sample(
 def _row(device: Device, step: Step, settings: Settings, hot: Samples, cold: Samples, seen: _Seen) -> dict[str, Any]:
     extra: dict[str, Any] = {"queue_s": statistics.median(seen.queue_s)}
     if device.watch is not None and device.watch.throttling() is not None:
-        extra["throttled_samples"] = hot.discarded + cold.discarded
+        extra |= {"throttled_samples": hot.discarded + cold.discarded, "power_limited_samples": seen.capped}
     if seen.clocks_mhz:
         extra["sm_clock_mhz"] = statistics.median(seen.clocks_mhz)
     if settings.energy_s and (joules := energy(device, step, settings.energy_s, statistics.median(hot.seconds))):

@@ -11,8 +11,11 @@ from typing import Any
 
 INSTALL = "pip install nvidia-ml-py"
 
+POWER_LIMIT = "power limit"
+"""The one reason that is normal: a large GPU at full load meets its power limit before its highest clock."""
+
 THROTTLING = {
-    "power limit": "nvmlClocksEventReasonSwPowerCap",
+    POWER_LIMIT: "nvmlClocksEventReasonSwPowerCap",
     "hardware slowdown": "nvmlClocksEventReasonHwSlowdown",
     "heat, by software": "nvmlClocksEventReasonSwThermalSlowdown",
     "heat, by hardware": "nvmlClocksEventReasonHwThermalSlowdown",

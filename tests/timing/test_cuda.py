@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 import statistics
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from sasa_bench.timing.timers import Step
 SETTINGS = Settings(warmup_s=0.0, sample_s=0.01, budget_s=0.1, least=7, most=21)
 FLUSH_S = 0.003
 POWER = FakeNvml.nvmlClocksEventReasonSwPowerCap
+HEAT = FakeNvml.nvmlClocksEventReasonHwThermalSlowdown
 
 
 class Stream:
@@ -32,6 +35,8 @@ class Stream:
         self.warm: object = None
         self.queued: list[str] = []
         self.library = library
+        self.queue_s = 0.0
+        self.paused_s = 0.0
 
     def step(self, name: str, hot_s: float, cold_s: float) -> Step:
         def call() -> None:
@@ -45,6 +50,14 @@ class Stream:
         self.now_s += seconds
         if self.library is not None:
             self.library.millijoules += round(seconds * 250_000)
+
+    def pause(self, seconds: float) -> None:
+        self.queued.append("pause")
+        self.paused_s = seconds
+        self.now_s += seconds
+
+    def capture(self, step: Step) -> Step:
+        return step
 
     def flush(self) -> None:
         self.queued.append("flush")
@@ -69,7 +82,8 @@ class Stream:
 
     def device(self) -> Device:
         watch = nvml.find(library=self.library) if self.library is not None else None
-        return Device(self.event, self.flush, lambda: self.queued.append("synchronize"), watch)
+        wait = lambda: self.queued.append("synchronize")  # noqa: E731
+        return Device(self.event, self.flush, self.pause, self.capture, wait, watch)
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +108,7 @@ def test_the_flush_is_queued_before_the_first_event_and_only_when_cold() -> None
     gpu.sample(stream.device(), {"a": stream.step("a", 0.002, 0.005)}, SETTINGS)
     whole = " ".join(stream.queued)
     assert whole.count("flush") == SETTINGS.least
-    assert whole.count("flush event a event synchronize") == SETTINGS.least
+    assert whole.count("flush pause event a event synchronize") == SETTINGS.least
     hot, _, cold = whole.partition("flush")
     assert hot.count("event") > 2 * SETTINGS.least
     assert cold.count("event") == 2 * SETTINGS.least
@@ -103,7 +117,7 @@ def test_the_flush_is_queued_before_the_first_event_and_only_when_cold() -> None
 def test_without_nvml_timing_goes_on_and_what_it_would_tell_is_absent() -> None:
     stream = Stream()
     row = gpu.sample(stream.device(), {"a": stream.step("a", 0.002, 0.002)}, SETTINGS)["a"]
-    assert set(row["extra"]) == {"queue_s"}
+    assert set(row["extra"]) == {"queue_s", "eager_s", "replayed"}
     assert row["samples_s"]
 
 
@@ -113,7 +127,7 @@ def throttled_in(share: float, seed: int = 0) -> tuple[Stream, FakeNvml]:
     library = FakeNvml(sm_mhz=1500)
 
     def change() -> None:
-        library.reasons = POWER if draw.random() < share else 0
+        library.reasons = HEAT if draw.random() < share else 0
 
     library.on_reasons = change
     return Stream(library), library
@@ -127,7 +141,7 @@ def test_throttled_samples_are_thrown_away_and_counted() -> None:
     def step() -> None:
         nonlocal calls
         calls += 1
-        library.reasons = POWER if calls % 3 == 0 else 0
+        library.reasons = HEAT if calls % 3 == 0 else 0
         stream.run(0.09 if library.reasons else 0.03)
 
     row = gpu.sample(stream.device(), {"a": step}, SETTINGS)["a"]
@@ -143,7 +157,7 @@ def test_a_gpu_that_is_throttled_as_a_rule_gives_a_reason_and_no_time() -> None:
     rows = gpu.sample(stream.device(), steps, SETTINGS)
     for row in rows.values():
         assert row["status"] == "error"
-        assert "power limit" in row["reason"]
+        assert "heat, by hardware" in row["reason"]
         assert "nvidia-smi --lock-gpu-clocks" in row["reason"]
         assert 3 <= row["extra"]["throttled_samples"] <= SETTINGS.most_discarded
         assert "samples_s" not in row
@@ -163,7 +177,69 @@ def test_samples_end_however_often_the_gpu_is_throttled() -> None:
         library.on_reasons = count
         gpu.sample(stream.device(), {"a": stream.step("a", 0.001, 0.001)}, SETTINGS)
         # Two looks a sample; no more samples are thrown away than are kept, or than the settings allow.
-        assert asked <= 2 * 2 * (2 * SETTINGS.most + SETTINGS.most_discarded) + 100
+        assert asked <= 3 * 2 * (2 * SETTINGS.most + SETTINGS.most_discarded) + 100
+
+
+def test_samples_under_the_power_limit_stay_and_are_counted() -> None:
+    library = FakeNvml(reasons=POWER, sm_mhz=1200)
+    stream = Stream(library)
+    row = gpu.sample(stream.device(), {"a": stream.step("a", 0.02, 0.02)}, SETTINGS)["a"]
+    assert "status" not in row
+    assert row["extra"]["throttled_samples"] == 0
+    assert row["extra"]["power_limited_samples"] == len(row["samples_s"]) + len(row["cold_samples_s"])
+    assert row["extra"]["sm_clock_mhz"] == 1200
+
+
+def test_hot_and_cold_calls_are_replays_and_eager_ones_stand_beside() -> None:
+    stream = Stream()
+    device = stream.device()
+    hot_s, launch_s = 0.002, 0.003
+
+    def eager() -> None:
+        stream.run(hot_s + launch_s)
+
+    def replay() -> None:
+        stream.run(hot_s)
+
+    row = gpu.sample(replace(device, capture=lambda step: replay), {"a": eager}, SETTINGS)["a"]
+    assert row["samples_s"] == pytest.approx([hot_s] * len(row["samples_s"]))
+    assert row["cold_samples_s"] == pytest.approx([hot_s] * len(row["cold_samples_s"]))
+    assert row["extra"]["eager_s"] == pytest.approx(hot_s + launch_s)
+    assert row["extra"]["replayed"] == 1
+
+
+def test_a_step_that_cannot_be_captured_is_timed_eagerly() -> None:
+    stream = Stream()
+
+    def refuse(step: Step) -> Step:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    row = gpu.sample(replace(stream.device(), capture=refuse), {"a": stream.step("a", 0.002, 0.005)}, SETTINGS)["a"]
+    assert row["extra"]["replayed"] == 0
+    assert row["samples_s"] == pytest.approx([0.002] * len(row["samples_s"]))
+
+
+def test_the_pause_before_a_cold_call_outlasts_its_queuing() -> None:
+    stream = Stream()
+
+    def slow_to_queue() -> None:
+        time.sleep(0.002)
+        stream.run(0.001)
+
+    gpu.sample(stream.device(), {"a": slow_to_queue}, Settings(warmup_s=0.0, sample_s=0.002, budget_s=0.01, least=3))
+    assert stream.paused_s >= 2 * 0.002
+
+
+def test_a_sticky_error_is_told_from_an_error_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    assert not gpu.broken("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    assert not gpu.broken("cuda")
+    monkeypatch.setattr(torch.cuda, "synchronize", fail)
+    assert gpu.broken("cuda")
 
 
 def test_a_gpu_throttled_for_one_implementation_keeps_the_others() -> None:
@@ -171,7 +247,7 @@ def test_a_gpu_throttled_for_one_implementation_keeps_the_others() -> None:
     stream = Stream(library)
 
     def hungry() -> None:
-        library.reasons = POWER
+        library.reasons = HEAT
         stream.run(0.02)
 
     def modest() -> None:
