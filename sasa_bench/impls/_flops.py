@@ -51,6 +51,18 @@ def backward(dy: Shape, *arguments: Any, **_: Any) -> int:
     return 2 * _core(dy, arguments[3] is not None, arguments[-3], arguments[-2])
 
 
+def forward_qkv(
+    qkv: Shape, row: Shape | None, col: Shape | None, kernel_size: int, heads: int, *_: Any, **__: Any
+) -> int:
+    """Of (qkv, rel_row, rel_col, kernel_size, heads, ...) -> y."""
+    return _core((qkv[0], qkv[1] // 3, *qkv[2:]), row is not None, kernel_size, heads)
+
+
+def backward_qkv(dy: Shape, *arguments: Any, **_: Any) -> int:
+    """Of (dy, qkv, rel_row, rel_col, saved..., kernel_size, heads, zero_border): twice the forward pass."""
+    return 2 * _core(dy, arguments[1] is not None, arguments[-3], arguments[-2])
+
+
 def layer(
     x: Shape, w: Shape, row: Shape | None, col: Shape | None, kernel_size: int, heads: int, *_rest: Any, **_: Any
 ) -> int:

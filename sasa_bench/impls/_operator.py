@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sasa_bench.impls import _flops
+
 RunForward = Callable[..., None]
 """(q, k, v, rel_row, rel_col, y, log2_sum, kernel_size, heads, zero_border): fills y [B, C, H, W] and log2_sum
 [B, heads, H, W], the base-2 logarithm of the softmax's denominator."""
@@ -216,6 +218,14 @@ def define(
     for suffix, maps, function in (("", "Tensor q, Tensor k, Tensor v", attend), ("_qkv", "Tensor qkv", attend_qkv)):
         library.define(f"{name}{suffix}({maps}, {rest}", tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(f"{name}{suffix}", function, "CompositeImplicitAutograd")
+    counted = (
+        ("_forward", _flops.forward),
+        ("_backward", _flops.backward),
+        ("_qkv_forward", _flops.forward_qkv),
+        ("_qkv_backward", _flops.backward_qkv),
+    )
+    for suffix, formula in counted:
+        _flops.count(f"{name}{suffix}", formula)
     return Operators(attend, attend_qkv, forward_op, backward_op, qkv_op, qkv_backward_op)
 
 

@@ -73,6 +73,8 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
     for name in request.impls:
         announce(name, "start")
         trial = prepare(name, case, request.seed, partial(stage, name), oracles)
+        if trial.row["status"] == "error":
+            _end_if_broken(case.device, trial.row["reason"])
         if trial.step is None:
             yield name, trial.row
         else:
@@ -86,12 +88,23 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
                 rows[name]["peak_memory_bytes"], rows[name]["memory_source"] = peak_memory(step, case.device)
             found = _sample(case.device, steps, settings, announce, request.seed)
         except Exception as error:
+            _end_if_broken(case.device, first_line(error))
             del steps[at]
             yield at, rows.pop(at) | {"status": "error", "reason": first_line(error)}
             continue
         for name, row in rows.items():
             yield name, row | found[name] | {"extra": row["extra"] | found[name].get("extra", {})}
         return
+
+
+def _end_if_broken(device: str, reason: str) -> None:
+    """End this process where an error has broken the device for it: the parent blames who was at it, and goes on."""
+    if device == "cuda":
+        from sasa_bench.timing import cuda as gpu
+
+        if gpu.broken(device):
+            print(f"{reason}; it broke the CUDA context, so this worker ended", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 @cache

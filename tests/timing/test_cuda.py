@@ -14,10 +14,12 @@ import pytest
 import torch
 from fake_nvml import FakeNvml
 
+from sasa_bench.case import Case
+from sasa_bench.timing import child, nvml, trial
 from sasa_bench.timing import child as worker
 from sasa_bench.timing import cuda as gpu
-from sasa_bench.timing import nvml
 from sasa_bench.timing.cuda import Device
+from sasa_bench.timing.process import Request
 from sasa_bench.timing.settings import Settings
 from sasa_bench.timing.timers import Step
 
@@ -240,6 +242,27 @@ def test_a_sticky_error_is_told_from_an_error_of_one_call(monkeypatch: pytest.Mo
     assert not gpu.broken("cuda")
     monkeypatch.setattr(torch.cuda, "synchronize", fail)
     assert gpu.broken("cuda")
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_an_error_that_breaks_the_device_ends_the_worker_and_blames_one(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], broken: bool
+) -> None:
+    said: list[tuple[str, str]] = []
+    row = {"status": "error", "reason": "RuntimeError: an illegal memory access was encountered"}
+    monkeypatch.setattr(trial, "prepare", lambda *arguments: trial.Trial(row, None))
+    monkeypatch.setattr(gpu, "broken", lambda device: broken)
+    monkeypatch.setattr(child.os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    request = Request(Case(device="cuda"), ("bad", "good"), 0, {})
+    found = child._measure(request, lambda impl, stage: said.append((impl, stage)))
+    if broken:
+        with pytest.raises(SystemExit):
+            list(found)
+        assert {impl for impl, _ in said} == {"bad"}
+        assert "an illegal memory access was encountered; it broke the CUDA context" in capfd.readouterr().err
+    else:
+        assert [name for name, _ in found] == ["bad", "good"]
 
 
 def test_a_gpu_throttled_for_one_implementation_keeps_the_others() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _flops
+from sasa_bench.impls import Core, Window
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import local_attention as attention_impl
 from sasa_bench.impls.cuda.kernels import ELEMENTS
@@ -78,9 +78,6 @@ def describe() -> list[str]:
 def _supports(case: Case) -> str | None:
     return None if case.device == "cuda" else "the CUDA kernel needs --device cuda"
 
-
-_flops.count("cuda_local_attention_forward", _flops.forward)
-_flops.count("cuda_local_attention_backward", _flops.backward)
 
 IMPL = attention_impl(
     "cuda",

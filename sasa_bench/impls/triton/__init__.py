@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import Case
+from sasa_bench.impls import Core, Window, _operator, local_attention
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls import _operator, local_attention
 from sasa_bench.impls._tuning import Chooser
 from sasa_bench.impls.triton import launch
 from sasa_bench.impls.triton.launch import CHOICES, DTYPES, MOST_SLOTS, WIDEST_HEAD, Function, Tunables
@@ -132,10 +132,30 @@ def layer(case: Case) -> Callable[[Tensor, Tensor, Tensor | None, Tensor | None]
     return call
 
 
+def run(
+    window: Window, tables: None, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None
+) -> Tensor:
+    """The operator for tensors of every size."""
+    return OPERATORS.attend(q, k, v, rel_row, rel_col, window.rows, window.heads, window.border == "zero")
+
+
+def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
+    if window.rows != window.columns:
+        return f"the Triton kernels have square windows, not {window.rows} x {window.columns}"
+    if x.device.type not in ("cuda", "meta"):
+        return f"the Triton kernels run on a GPU, not on {x.device.type}"
+    if x.dtype not in DTYPES or (x.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32):
+        return "the Triton kernels compute float16, bfloat16 and, where torch.backends.cuda.matmul.allow_tf32, tf32"
+    if x.shape[1] > WIDEST_HEAD * window.heads:
+        return f"the Triton kernels take at most {WIDEST_HEAD} channels per head"
+    return None
+
+
 IMPL = local_attention(
     "triton",
     "blocks of queries against their halo on tensor cores, in Triton; deterministic",
     attend,
+    core=Core(run, refuses=_refuses, keeps_output=True, transforms=False, portable=False),
     layer=layer,
     supports=supports,
     missing=missing,
