@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -40,18 +41,27 @@ def no_device() -> str | None:
     return None
 
 
-def missing() -> str | None:
-    """What keeps CUDA kernels from running on this machine and what would unlock them; None if nothing."""
+def missing_compiler() -> str | None:
+    """What keeps CUDA kernels from being compiled on this machine and what would unlock it; None if nothing."""
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         return f"cuda-core is not installed, which compiles and launches the kernels: {EXTRA}."
-    if reason := no_device():
-        return reason
-    if torch.version.cuda is None:
-        return f"torch {torch.__version__} is built for AMD GPUs, these kernels are for NVIDIA's."
+    try:
+        from cuda.core import Device, LaunchConfig, ObjectCode, Program, ProgramOptions, Stream, launch  # noqa: F401
+    except ImportError as error:
+        return f"cuda-core {metadata.version('cuda-core')} lacks what the kernels need ({error}): {EXTRA} --upgrade."
     try:
         nvrtc_version()
     except RuntimeError as error:
         return str(error)
+    return None
+
+
+def missing() -> str | None:
+    """What keeps CUDA kernels from running on this machine and what would unlock them; None if nothing."""
+    if reason := missing_compiler() or no_device():
+        return reason
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built for AMD GPUs, these kernels are for NVIDIA's."
     return None
 
 

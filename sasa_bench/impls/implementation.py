@@ -39,6 +39,10 @@ def _nothing_missing() -> str | None:
     return None
 
 
+def _no_kernels(case: Case) -> list[tuple[str, str]]:
+    return []
+
+
 def _no_details() -> list[str]:
     return []
 
@@ -52,6 +56,7 @@ class Info:
     """What only readers and tests need to know of an implementation; computing does without.
 
     details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
+    kernels   case -> (source, template instance) of the CUDA kernels that it may launch, for `sasa-bench prebuild`
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
     differs   for the work of others that is put next to local attention and is another function, with an op of its
               own: how it differs, as the end of a sentence; readers mark its name
@@ -60,6 +65,7 @@ class Info:
     """
 
     details: Callable[[], list[str]] = _no_details
+    kernels: Callable[[Case], list[tuple[str, str]]] = _no_kernels
     quick: bool = True
     differs: str = ""
     exports: str = ""

@@ -9,8 +9,10 @@ pixel.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,8 +20,9 @@ from sasa_bench.case import Case
 from sasa_bench.impls import Core, Window
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import local_attention as attention_impl
-from sasa_bench.impls.cuda.kernels import ELEMENTS
+from sasa_bench.impls.cuda.kernels import ELEMENTS, Function, candidates, expression, last_sum, source
 from sasa_bench.impls.cuda.operator import OPERATORS, local_attention
+from sasa_bench.networks import attention_cases
 
 
 def missing() -> str | None:
@@ -79,6 +82,22 @@ def _supports(case: Case) -> str | None:
     return None if case.device == "cuda" else "the CUDA kernel needs --device cuda"
 
 
+def kernels_of(case: Case) -> list[tuple[str, str]]:
+    """(source, template instance) of every candidate of the kernels that a case launches, for `prebuild`."""
+    found = []
+    for each in attention_cases(case) if case.scope == "network" else [case]:
+        dtype = getattr(torch, case.dtype.replace("tf32", "float32"))
+        relative = each.position == "relative"
+        function = Function(dtype, each.kernel_size, each.head_dim, relative, each.border == "zero")
+        names = ("forward",) if case.mode == "forward" else ("forward", "backward_queries", "backward_keys")
+        for kernel in names:
+            for tunables in candidates(kernel, function, each.height, each.width):
+                found.append((source(), expression(kernel, function, tunables)))
+        if case.mode != "forward" and relative:
+            found.append((source(), last_sum(dtype, each.kernel_size, each.head_dim)))
+    return found
+
+
 IMPL = attention_impl(
     "cuda",
     "CUDA C++ kernels compiled by NVRTC for the GPU at hand; deterministic",
@@ -89,3 +108,4 @@ IMPL = attention_impl(
     missing=missing,
     details=nvrtc.details,
 )
+IMPL = replace(IMPL, info=replace(IMPL.info, kernels=kernels_of))

@@ -104,6 +104,11 @@ def expression(kernel: str, function: Function, tunables: Tunables) -> str:
     return f"{kernel}<Plan<{', '.join(map(str, values))}>>"
 
 
+def last_sum(dtype: torch.dtype, kernel_size: int, head_width: int) -> str:
+    """The template instance that adds up the shares of the gradient of the position embeddings."""
+    return f"sum_positions<{ELEMENTS[dtype]}, {kernel_size}, {head_width}>"
+
+
 def shared_bytes(kernel: str, function: Function, tunables: Tunables) -> int:
     """Shared memory of a block in bytes: the kernel's arrays, rounded up to their alignment of 16 bytes."""
     vector = next(size for size in (4, 2, 1) if tunables.pixels % size == 0)

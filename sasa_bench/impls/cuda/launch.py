@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls.cuda.kernels import ELEMENTS, Function, Tunables, candidates, expression, source
+from sasa_bench.impls.cuda.kernels import Function, Tunables, candidates, expression, last_sum, source
 
 SUM_COLUMNS, SUM_ROWS = 32, 8
 CONTIGUOUS = torch.contiguous_format
@@ -127,7 +127,7 @@ def run_backward(
                 for tunables in candidates("backward_queries", function, height, width)]  # fmt: skip
         room = shares(max(most, key=lambda plan: plan.grid))
         by_queries = _chosen(runtime, "backward_queries", function, shape, heads, lambda plan: run_queries(plan, room))
-        run_queries(by_queries, room)
+        run_queries(by_queries, shares(by_queries))
         by_keys = _chosen(runtime, "backward_keys", function, shape, heads, run_keys)
         plans = by_queries, by_keys
         _remember(runtime, key, plans)
@@ -142,7 +142,7 @@ def run_backward(
         width = channels // heads
         runtime.launch(
             source(),
-            f"sum_positions<{ELEMENTS[q.dtype]}, {kernel_size}, {width}>",
+            last_sum(q.dtype, kernel_size, width),
             heads * ceil(width * kernel_size / SUM_COLUMNS),
             SUM_COLUMNS * SUM_ROWS,
             [partials, drel_row, drel_col, batch, heads, by_queries.tiles],

@@ -16,8 +16,9 @@ LEAST = 16
 """The smallest side of a matrix in ``tl.dot``."""
 WIDEST_HEAD = 128
 MOST_SLOTS = 128
-"""Halo positions that are multiplied at a time: their logits stay in registers. Of tf32, half as many, for its operands
-take twice the registers."""
+"""Halo positions that are multiplied at a time, so that their logits stay in registers."""
+WIDE_OPERAND = 64
+"""Channels in 16 bits from which loads are not queued ahead: their shared memory would keep other warps out."""
 MOST_BLOCKS = 7
 """Blocks of queries that a program goes down; it reads the position embeddings once."""
 
@@ -83,11 +84,29 @@ def constants(kernel: str, function: Function, height: int, tunables: Tunables) 
     }
     if kernel != "backward_keys":
         halo = _power(tunables.rows + function.kernel_size - 1)
-        slots = MOST_SLOTS // 2 if function.dtype == torch.float32 else MOST_SLOTS
-        found["ROWS"] = min(halo, max(1, slots // columns))
+        found["ROWS"] = min(halo, max(1, _slots(kernel, function, halo * columns) // columns))
         down = ceil(height / tunables.rows)
         found["BLOCKS"] = ceil(down / ceil(down / MOST_BLOCKS))
     return found
+
+
+def _operand(function: Function) -> int:
+    """Channels of a tile, in 16 bits; a tf32 operand takes four registers where one of 16 bits takes one."""
+    return max(LEAST, _power(function.head_width)) * (4 if function.dtype == torch.float32 else 1)
+
+
+def _slots(kernel: str, function: Function, all_at_once: int) -> int:
+    """Halo positions at a time, by the counted spills (tests/cuda/triton_resources.csv)."""
+    if kernel == "forward":
+        return MOST_SLOTS // 2 if function.dtype == torch.float32 else MOST_SLOTS
+    if _operand(function) <= LEAST:
+        return MOST_SLOTS if all_at_once <= MOST_SLOTS else MOST_SLOTS // 2
+    return MOST_SLOTS // 2 if _operand(function) <= 2 * LEAST else MOST_SLOTS // 4
+
+
+def stages(function: Function, tunables: Tunables) -> int:
+    """The depth of the pipeline of loads."""
+    return 1 if _operand(function) >= WIDE_OPERAND else tunables.stages
 
 
 def programs(height: int, width: int, tunables: Tunables, named: dict[str, Any]) -> int:
@@ -137,7 +156,9 @@ class Launcher:
         named = constants(kernel, function, height, tunables)
         heads = channels // function.head_width
         grid = (programs(height, width, tunables, named) * heads, batch)
-        getattr(self.kernels, kernel)[grid](*arguments, **named, num_warps=tunables.warps, num_stages=tunables.stages)
+        getattr(self.kernels, kernel)[grid](
+            *arguments, **named, num_warps=tunables.warps, num_stages=stages(function, tunables)
+        )
 
 
 def run_forward(

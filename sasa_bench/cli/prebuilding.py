@@ -1,0 +1,48 @@
+"""The verb prebuild."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from sasa_bench.case import Case, UserError
+from sasa_bench.cli.options import CASE, SUITES, load_suites
+
+
+@click.command()
+@SUITES
+@CASE
+@click.option("--arch", required=True, metavar="sm_NN", help="Architecture to compile for, such as sm_90 for an H100.")
+@click.option("--threads", type=click.IntRange(1), help="How many are compiled at a time; by default one a core.")
+def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str, threads: int | None) -> None:
+    """Compile the CUDA kernels of suites into SASA_BENCH_CACHE, on a machine with or without a GPU.
+
+    A run on a GPU of that architecture, with this cache and an NVRTC of the same major version, compiles nothing. Needs
+    cuda-core and NVRTC.
+    """
+    from sasa_bench.impls import _nvrtc as nvrtc
+
+    if not arch.removeprefix("sm_").isdecimal() or not arch.startswith("sm_"):
+        raise click.UsageError(f"--arch {arch}: give sm_ and a number, such as sm_80, sm_90 or sm_100")
+    if reason := nvrtc.missing_compiler():
+        raise UserError(reason)
+    cases = [case for suite in load_suites(suites, pairs, "cuda") for case in suite.cases]
+    kernels = _kernels(cases)
+    try:
+        count = nvrtc.prebuild(kernels, arch, threads or os.cpu_count() or 1)
+    except RuntimeError as error:
+        raise UserError(str(error)) from None
+    click.echo(f"{count} kernels for {arch} are in {nvrtc.cache_directory() / 'cubin'}")
+
+
+def _kernels(cases: Sequence[Case]) -> list[tuple[str, str]]:
+    """(source, template instance) of every kernel that some implementation may launch in these cases."""
+    from sasa_bench import impls
+
+    found = []
+    for impl in map(impls.get, impls.BUILTIN):
+        found += [kernel for case in cases if not impl.supports(case) for kernel in impl.info.kernels(case)]
+    return found

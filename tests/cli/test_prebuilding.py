@@ -1,0 +1,81 @@
+"""The verb prebuild: which kernels it compiles, and who finds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+pytest.importorskip("cuda.core", reason="cuda-core is not installed: pip install 'sasa-bench[cuda-check]'")
+
+import emulation
+
+from sasa_bench.case import Case
+from sasa_bench.cli import cli
+from sasa_bench.impls import _nvrtc as nvrtc
+from sasa_bench.impls import cuda
+from sasa_bench.ops.tensors import leaves, random_tensors
+
+CASE = Case(device="cuda", scope="core", channels=8, heads=2, kernel_size=3, resolution=5, batch=1, mode="training")
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Names of what was compiled; a stand-in compiles at once, and the cache is empty."""
+    found: list[str] = []
+
+    def compile_cubin(source: str, expression: str, arch: str) -> nvrtc.Cubin:
+        found.append(expression)
+        return nvrtc.Cubin(b"\x7fELF" + arch.encode(), expression)
+
+    monkeypatch.setattr(nvrtc, "compile_cubin", compile_cubin)
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
+    return found
+
+
+@pytest.mark.parametrize("position", ["relative", "none"])
+def test_a_case_names_every_kernel_that_it_launches(position: str) -> None:
+    case = CASE.with_(position=position)
+    tensors = leaves(random_tensors(cuda.IMPL.op, case, 0), case.with_(device="cpu"))
+    inputs = [tensors.get(name) for name in ("q", "k", "v", "rel_row", "rel_col")]
+    axes = (case.kernel_size, case.heads, False)
+    named = {expression for _, expression in cuda.kernels_of(case)}
+    for index in range(6):
+        recorder = emulation.RecordingRuntime(lambda key, found, index=index: found[index % len(found)])
+        y, log2_sum = emulation.run_forward(recorder, *inputs, *axes)
+        emulation.run_backward(recorder, torch.ones_like(y), *inputs, y, log2_sum, *axes)
+        assert recorder.expressions <= named
+
+
+def test_what_it_compiles_is_found_by_every_nvrtc_of_that_major_version(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite = tmp_path / "small.toml"
+    suite.write_text(
+        'title = "small"\nimpls = ["cuda", "conv3x3"]\n[axes]\nkernel_size = [3, 5]\n[fixed]\nchannels = 8\nheads = 2\n'
+    )
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: "13.0")
+    done = CliRunner().invoke(
+        cli, ["prebuild", str(suite), "--arch", "sm_90", "-c", "resolution=5", "-c", "mode=training"]
+    )
+    assert done.exit_code == 0, done.output
+    assert f"{len(compiled)} kernels for sm_90" in done.output
+    assert len(set(compiled)) == len(compiled) > 0
+    source, expression = cuda.kernels_of(CASE.with_(kernel_size=5))[0]
+    compiled.clear()
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: "13.9")
+    assert nvrtc.cached_cubin(source, expression, "sm_90").symbol == expression
+    assert compiled == []
+    nvrtc.cached_cubin(source, expression, "sm_80")
+    monkeypatch.setattr(nvrtc, "nvrtc_version", lambda: "14.0")
+    nvrtc.cached_cubin(source, expression, "sm_90")
+    assert compiled == [expression] * 2
+
+
+def test_an_architecture_that_is_none_is_one_line(compiled: list[str]) -> None:
+    done = CliRunner().invoke(cli, ["prebuild", "kernel_size", "--arch", "hopper"])
+    assert done.exit_code != 0
+    assert "give sm_ and a number" in done.output
+    assert compiled == []
