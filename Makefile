@@ -24,7 +24,7 @@ endif
 endif
 endif
 
-.PHONY: setup setup-dev setup-gpu lock resolve bench bench-gpu report reference reference-pages tensorboard api peers \
+.PHONY: setup setup-dev setup-gpu lock resolve bench bench-gpu gpu-check report reference reference-pages tensorboard api peers \
     gate gate-validation test test-slurm lint check dist clean
 
 setup: $(VENV)/.ready
@@ -63,6 +63,10 @@ bench: setup
 bench-gpu: setup-gpu
 	$(BIN)/sasa-bench run $(GPU_SUITES:%=suites/%.toml) --device cuda -c dtype=$(GPU_DTYPES) $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
+
+# What fifteen minutes on a GPU settle, in nine; needs no network and none of the set-up. Stopped, it goes on.
+gpu-check:
+	$(PYTHON) tests/cuda/gpu_check.py
 
 report: setup
 	$(BIN)/sasa-bench report $(lastword $(sort $(wildcard reports/*.jsonl)))

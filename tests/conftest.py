@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from browser import Browser
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 # Several test processes share a few cores; the workers they start set their own policy, and the threads of their case.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -28,9 +30,20 @@ SWITCHES = (
 """The last one sends every request over the network to a port where nothing listens."""
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With `-m gpu`, leave out files without such tests: a machine with a GPU need not have what those import."""
+    if config.getoption("-m") == "gpu" and collection_path.name.startswith("test_"):
+        return "mark.gpu" not in collection_path.read_text() or None
+    return None
+
+
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """One Chromium for the session. Where there is none the test is skipped, but fails in CI."""
+    from browser import Browser
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
     program = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chrome")
     chromedriver = shutil.which("chromedriver")
     if not program or not chromedriver:

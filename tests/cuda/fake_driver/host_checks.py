@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import dense_reference
 import emulation
+import gpu_check
 import pytest
 import torch
 from dense_reference import Problem
@@ -177,6 +178,15 @@ def test_tunables_are_measured_once_and_remembered(log, tmp_path, monkeypatch):
     assert "cached cubins: " in described
     assert "forward float32 k=3 d=4 relative mask 4x5" in described
     assert "pixels=" in described
+
+
+def test_gpu_check_measures_every_candidate_and_marks_the_chosen(log, tmp_path, monkeypatch):
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
+    rows = gpu_check.choices(make_runtime(FakeTimer()), "cpu", FakeTimer(), PROBLEM)
+    function = kernels.Function(torch.float32, PROBLEM.kernel_size, PROBLEM.head_width, True, False)
+    assert len(rows) == len(kernels.candidates("forward", function, PROBLEM.height, PROBLEM.width))
+    assert [row["chosen"] for row in rows].count(True) == 1
+    assert all(row["seconds"] > 0 for row in rows)
 
 
 def test_the_default_stream(log, monkeypatch):

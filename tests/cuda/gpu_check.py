@@ -1,0 +1,176 @@
+"""What fifteen minutes on a GPU have to settle, as one script: `make gpu-check`. At most nine minutes; it resumes.
+
+python tests/cuda/gpu_check.py [FOLDER]    by default reports/gpu-check
+
+Each step is a process of its own with a time limit, so that a hang or a broken device costs one step. A step that
+succeeded is not run again. What a person would send back is packed into FOLDER.tar.gz.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+if __name__ == "__main__":
+    sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+NEEDED = ("torch", "triton", "pytest", "cuda.core", "numpy", "psutil", "platformdirs", "click", "rich")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One part of the check: `command` runs for at most `limit_s` seconds; its output goes to NAME.txt."""
+
+    name: str
+    limit_s: int
+    command: tuple[str, ...]
+
+
+def steps(folder: Path) -> list[Step]:
+    """The steps, most telling first."""
+    python, here = sys.executable, str(Path(__file__))
+    numeric = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "cuda"))
+    suite = str(Path(__file__).with_suffix(".toml"))
+    results = str(folder / "times.jsonl")
+    run = ("-m", "sasa_bench", "run", suite, "--device", "cuda", "--budget", "0.1", "--out", results, "--resume")
+    return [
+        Step("versions", 30, (python, here, "--step", "versions")),
+        Step(
+            "numerics", 120, (python, *numeric, "-k", "float64 or stream or graph", f"--junitxml={folder}/numerics.xml")
+        ),
+        Step("times", 270, (python, *run)),
+        Step("choices", 60, (python, here, "--step", "choices", str(folder))),
+        Step("sanitizer", 60, ("compute-sanitizer", "--error-exitcode", "9", python, here, "--step", "sanitized")),
+    ]
+
+
+def run(folder: Path, wanted: Sequence[Step]) -> list[dict[str, Any]]:
+    """Runs the steps that have not succeeded yet; status and seconds of each are in FOLDER/steps.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record = folder / "steps.json"
+    known = {step["name"]: step for step in json.loads(record.read_text())} if record.exists() else {}
+    for step in wanted:
+        if known.get(step.name, {}).get("status") == "ok":
+            continue
+        began = time.monotonic()
+        with open(folder / f"{step.name}.txt", "w") as output:
+            try:
+                done = subprocess.run(
+                    step.command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, timeout=step.limit_s
+                )
+                status = "ok" if done.returncode == 0 else f"exit status {done.returncode}"
+            except subprocess.TimeoutExpired:
+                status = f"stopped after {step.limit_s} s"
+            except FileNotFoundError:
+                status = f"{step.command[0]} is not installed"
+        known[step.name] = {"name": step.name, "status": status, "seconds": round(time.monotonic() - began, 1)}
+        record.write_text(json.dumps(list(known.values()), indent=1))
+        print(f"{step.name}: {status}, {known[step.name]['seconds']} s", flush=True)
+    return [known[step.name] for step in wanted]
+
+
+def pack(folder: Path) -> Path:
+    """FOLDER.tar.gz with everything that the steps wrote."""
+    path = folder.with_name(f"{folder.name}.tar.gz")
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(folder, folder.name)
+    return path
+
+
+def versions() -> None:
+    """Prints the device and the versions of what is needed; exit status 1 where something is missing."""
+    from importlib import import_module, metadata
+
+    lacking = []
+    for name in NEEDED:
+        try:
+            import_module(name)
+            print(name, metadata.version(name.replace(".", "-")))
+        except ImportError as error:
+            lacking.append(f"{name}: {error}")
+    import torch
+
+    print("CUDA of torch", torch.version.cuda)
+    if torch.cuda.is_available():
+        print(torch.cuda.get_device_properties(0))
+    from sasa_bench import impls
+    from sasa_bench.impls._nvrtc import missing
+
+    for name in ("cuda", "triton"):
+        print(name, impls.get(name).missing() or "can run")
+    if lacking or missing():
+        sys.exit("\n".join(["missing:", *lacking, missing() or ""]))
+
+
+def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[str, Any]]:
+    """Of one problem's forward pass: each candidate with its seconds, and whether the search chose it."""
+    import torch
+
+    from sasa_bench.impls.cuda import kernels
+
+    (q, k, v, rel_row, rel_col), _ = problem.inputs(device)
+    function = kernels.Function(
+        problem.dtype, problem.kernel_size, problem.head_width, problem.position, problem.zero_border
+    )
+    found = kernels.candidates("forward", function, problem.height, problem.width)
+    y, log2_sum = torch.empty_like(q), q.new_empty((problem.batch, problem.heads, *q.shape[2:]), dtype=torch.float32)
+    arguments = [q, k, v, rel_row, rel_col, y, log2_sum, problem.height, problem.width, problem.heads]
+
+    def launch(tunables: kernels.Tunables) -> None:
+        runtime.launch(
+            kernels.source(),
+            kernels.expression("forward", function, tunables),
+            problem.batch * problem.heads * tunables.tiles(problem.height, problem.width),
+            tunables.threads,
+            arguments,
+        )
+
+    chosen = runtime.choose(kernels.source(), f"gpu-check {problem}", found, launch)
+    return [
+        {**vars(tunables), "seconds": seconds(lambda t=tunables: launch(t)), "chosen": tunables == chosen}
+        for tunables in found
+    ]
+
+
+def sanitized() -> None:
+    """Runs the kernels on three problems; compute-sanitizer watches."""
+    import torch
+    from test_cuda_gpu import on_device
+    from test_cuda_numerics import DEFAULTS
+
+    for problem in (DEFAULTS[0], DEFAULTS[len(DEFAULTS) // 2], DEFAULTS[-1]):
+        on_device(problem)
+    torch.cuda.synchronize()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Runs one step, or all of them."""
+    if arguments[:1] != ["--step"]:
+        folder = Path(arguments[0] if arguments else ROOT / "reports" / "gpu-check").absolute()
+        found = run(folder, steps(folder))
+        print(f"send back {pack(folder)}")
+        sys.exit(any(step["status"] != "ok" for step in found))
+    if arguments[1] == "choices":
+        import torch
+        from dense_reference import Problem
+
+        from sasa_bench.impls import _nvrtc as nvrtc
+        from sasa_bench.impls._tuning import replay_seconds
+
+        problem = Problem(dtype=torch.float16, batch=64, heads=8, head_width=16, height=28, width=28)
+        rows = choices(nvrtc.runtime(torch.device("cuda", 0)), "cuda", replay_seconds, problem)
+        (Path(arguments[2]) / "choices.json").write_text(json.dumps(rows, indent=1))
+    else:
+        {"versions": versions, "sanitized": sanitized}[arguments[1]]()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
