@@ -83,7 +83,7 @@ def compiled(kernel: str, function: Function, side: int, tunables: Tunables, arc
         if not size:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(jitted, signature, constexprs=constants, attrs=attributes)
-    options = {"num_warps": tunables.warps, "num_stages": launch.stages(function, tunables)}
+    options = {"num_warps": tunables.warps, "num_stages": tunables.stages}
     return triton.compile(source, target=target, options=options)
 
 

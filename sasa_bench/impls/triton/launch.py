@@ -17,8 +17,6 @@ LEAST = 16
 WIDEST_HEAD = 128
 MOST_SLOTS = 128
 """Halo positions that are multiplied at a time, so that their logits stay in registers."""
-WIDE_OPERAND = 64
-"""Channels in 16 bits from which loads are not queued ahead: their shared memory would keep other warps out."""
 MOST_BLOCKS = 7
 """Blocks of queries that a program goes down; it reads the position embeddings once."""
 
@@ -98,15 +96,11 @@ def _operand(function: Function) -> int:
 def _slots(kernel: str, function: Function, all_at_once: int) -> int:
     """Halo positions at a time, by the counted spills (tests/cuda/triton_resources.csv)."""
     if kernel == "forward":
-        return MOST_SLOTS // 2 if function.dtype == torch.float32 else MOST_SLOTS
+        wide = MOST_SLOTS // 2 if function.dtype == torch.float32 else MOST_SLOTS // 4
+        return MOST_SLOTS if _operand(function) <= 2 * LEAST else wide
     if _operand(function) <= LEAST:
         return MOST_SLOTS if all_at_once <= MOST_SLOTS else MOST_SLOTS // 2
     return MOST_SLOTS // 2 if _operand(function) <= 2 * LEAST else MOST_SLOTS // 4
-
-
-def stages(function: Function, tunables: Tunables) -> int:
-    """The depth of the pipeline of loads."""
-    return 1 if _operand(function) >= WIDE_OPERAND else tunables.stages
 
 
 def programs(height: int, width: int, tunables: Tunables, named: dict[str, Any]) -> int:
@@ -156,9 +150,7 @@ class Launcher:
         named = constants(kernel, function, height, tunables)
         heads = channels // function.head_width
         grid = (programs(height, width, tunables, named) * heads, batch)
-        getattr(self.kernels, kernel)[grid](
-            *arguments, **named, num_warps=tunables.warps, num_stages=stages(function, tunables)
-        )
+        getattr(self.kernels, kernel)[grid](*arguments, **named, num_warps=tunables.warps, num_stages=tunables.stages)
 
 
 def run_forward(

@@ -64,12 +64,19 @@ def exact_bfloat16() -> Iterator[None]:
         rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
         return handle(rounded.view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
 
+    def get_bf16(self: Any, value: float) -> Any:
+        return handle(torch.tensor([value]).bfloat16().view(torch.int16).numpy().view(np.uint16), tl.bfloat16)
+
     builder.create_dot, builder.cast_impl = create_dot, cast_impl
+    if lacking := not hasattr(builder, "get_bf16"):  # before Triton 3.9
+        builder.get_bf16 = get_bf16
     interpreter.interpreter_builder.options = replace(options, sanitize_overflow=False)
     try:
         yield
     finally:
         builder.create_dot, builder.cast_impl = dot, cast
+        if lacking:
+            del builder.get_bf16
         interpreter.interpreter_builder.options = options
 
 
