@@ -20,8 +20,17 @@ COLOURS = (
     "#8f7a00",
     "#5aa02c",
     "#8c564b",
+    "#e01fd0",
+    "#3355ff",
+    "#006d1f",
+    "#a3128f",
+    "#ff2d78",
+    "#9a2bff",
+    "#a58cff",
+    "#9a9a86",
 )
-"""Okabe and Ito's set less yellow and black, and five more: safe for the colour-blind, seen on white and on black."""
+"""Okabe and Ito's set less yellow and black, five more that are safe for the colour-blind, and eight that lie farthest
+from all of them in OKLab: each is seen on white and on black."""
 BASELINE_COLOUR = "#7a7a85"
 MARKERS = (
     ("o", "circle"),
@@ -49,7 +58,10 @@ class Style:
 
 
 def style(impls: Mapping[str, ImplInfo], names: Sequence[str]) -> dict[str, Style]:
-    """Name -> its look, by its place in the registry, so the same on every page; in that order.
+    """Name -> its look, in the order of the registry.
+
+    A name has the colour of its place in the registry, so the same on every page; where an earlier name of the page has
+    it already, the next one that is free. Beyond as many names as COLOURS, colours repeat with other dashes.
 
     `names` are those of implementations, or their labels, as in a table that is `marked`.
     """
@@ -60,10 +72,12 @@ def style(impls: Mapping[str, ImplInfo], names: Sequence[str]) -> dict[str, Styl
         place[name] = impls[name].index if name in impls else behind
         if name not in impls:
             behind += 1
-    return {name: _look(name, i) for name, i in sorted(place.items(), key=lambda item: item[1])}
-
-
-def _look(name: str, index: int) -> Style:
-    marker, shape = MARKERS[index % len(MARKERS)]
-    colour = BASELINE_COLOUR if name == BASELINE else COLOURS[index % len(COLOURS)]
-    return Style(colour, marker, shape, DASHES[index // len(COLOURS) % len(DASHES)])
+    taken: set[int] = set()
+    looks = {}
+    for name, index in sorted(place.items(), key=lambda item: item[1]):
+        colour = next((c for i in range(len(COLOURS)) if (c := (index + i) % len(COLOURS)) not in taken), index)
+        taken |= set() if name == BASELINE else {colour}
+        marker, shape = MARKERS[index % len(MARKERS)]
+        shown = BASELINE_COLOUR if name == BASELINE else COLOURS[colour % len(COLOURS)]
+        looks[name] = Style(shown, marker, shape, DASHES[index // len(COLOURS) % len(DASHES)])
+    return looks

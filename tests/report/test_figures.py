@@ -15,6 +15,7 @@ from sasa_bench.report.styles import BASELINE_COLOUR, COLOURS, MARKERS, style
 from sasa_bench.report.table import frame, load
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.record import ImplInfo
+from sasa_bench.suite import load as load_suite
 
 RED_BLIND = np.array(
     [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
@@ -60,6 +61,17 @@ def test_no_two_implementations_look_alike_to_the_colour_blind() -> None:
 def test_an_implementation_looks_the_same_on_every_page() -> None:
     impls = many(20)
     assert style(impls, ["impl7", "impl3"])["impl7"] == style(impls, list(impls))["impl7"]
+
+
+@pytest.mark.parametrize("suite", sorted(Path("suites").glob("*.toml")), ids=lambda path: path.stem)
+def test_no_two_implementations_of_a_chart_share_a_colour(suite: Path) -> None:
+    from sasa_bench.impls import index, names
+
+    impls = {name: ImplInfo(name, "local_attention", "", index(name)) for name in names()}
+    shown = list(dict.fromkeys(name for name in load_suite(suite).impls if name in impls))
+    assert len({look.colour for look in style(impls, shown).values()}) == len(shown)
+    whole = style(impls, list(impls))
+    assert whole["fused"].colour != whole["conv1x1"].colour
 
 
 def test_markers_and_colours_repeat_at_different_places() -> None:
