@@ -10,9 +10,11 @@ import pandas as pd
 
 from sasa_bench.report import page
 from sasa_bench.report.charts.roofline import roofline as roofline_chart
+from sasa_bench.report.charts.samples import distribution, over_time
 from sasa_bench.report.charts.sweep import sweep
 from sasa_bench.report.findings import ATTENTION, Answers, exports
 from sasa_bench.report.page import Section
+from sasa_bench.report.samples import packed
 from sasa_bench.report.styles import Style
 from sasa_bench.report.table import footnotes, varying_axes
 from sasa_bench.results.columns import COLUMNS, cells
@@ -97,6 +99,16 @@ def table(given: Inputs) -> Section:
     )
 
 
+def samples(given: Inputs) -> Section | None:
+    """The samples of a chosen row in the order of time, their distribution, and what they look like."""
+    rows = packed(given.results.rows, given.shown)
+    if not rows:
+        return None
+    timed = int((given.table["sample_count"] > 1).sum())
+    specs = {"chart-samples": over_time(), "chart-distribution": distribution()}
+    return page.section("samples", "Samples of a row", "Samples", rows=rows, specs=specs, left_out=timed - len(rows))
+
+
 def failed(given: Inputs) -> Section:
     """What has no time, with the reasons."""
     return page.section("failed", "What has no time", "Not timed", failed=failures(given.shown))
@@ -129,6 +141,7 @@ SECTIONS: tuple[Callable[[Inputs], Section | None], ...] = (
     roofline,
     peers,
     table,
+    samples,
     failed,
     implementations,
     method,

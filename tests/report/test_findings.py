@@ -79,7 +79,7 @@ def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
 
 def test_the_crossing_is_found_between_its_neighbours(tmp_path: Path) -> None:
     said = sentences(found(tmp_path, factory.sweep()))
-    assert "`blocked` becomes dearer than the fastest 3×3 convolution between kernel size 5 and 7: from 0.9" in said
+    assert "`blocked` becomes slower than the fastest 3×3 convolution between kernel size 5 and 7: from 0.9" in said
 
 
 def test_without_a_baseline_nothing_is_compared(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import altair as alt
@@ -24,7 +24,7 @@ from sasa_bench.report.charts.parts import (
     zoom,
 )
 from sasa_bench.report.panels import NUMERIC, along, free_axes, places, spans_octaves, ticks
-from sasa_bench.report.styles import Style
+from sasa_bench.report.styles import BASELINE_COLOUR, Style
 from sasa_bench.results.columns import COLUMNS, TIME, charted
 
 QUANTITIES = charted()
@@ -61,6 +61,7 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     run = [f"{RUN}:N"] if runs else []
     marks = alt.layer(
         *([_line_at_one(base)] if "time_vs_conv3x3" in quantities else []),
+        *_limits(base, x, quantities),
         base.mark_rule(strokeWidth=2, opacity=0.45).encode(
             x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
         ),
@@ -193,6 +194,37 @@ def _fields(axes: Mapping[str, Sequence[str]], quantities: Sequence[str], runs: 
             words += f" + ' ({before}' + {low} + '{between}' + {high} + ')'"
         fields[column.label] = f"isValid(datum.{name}) ? {words} : '–'"
     return fields
+
+
+LIMITS = {
+    "roofline": ("roofline_fraction", "datum.time_median_s * datum.roofline_fraction"),
+    "strongest 3×3 convolution": ("time_vs_best_conv3x3", "datum.time_median_s / datum.time_vs_best_conv3x3"),
+}
+"""Words -> the column that tells a limit of the time, and the limit in seconds."""
+
+
+def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str]) -> Iterator[alt.LayerChart | alt.FacetChart]:
+    """Where the quantity is a time, dashed lines: the least by the roofline, and the strongest convolution.
+
+    The roofline of a point is the lowest of its implementations.
+    """
+    for words, (column, seconds) in LIMITS.items():
+        if column in quantities and "time_median_s" in quantities:
+            # For other quantities the marks stay, unseen: without any, their scale would have no ends.
+            timed = "quantity == 'time_median_s'"
+            limit = base.transform_calculate(
+                limit=f"{timed} ? (isValid(datum.{column}) ? {seconds} : null) : datum.y"
+            ).transform_aggregate(limit="min(limit)", groupby=["x"])
+            y = alt.Y("limit:Q", title=None)
+            last = limit.transform_window(rank="rank()", sort=[alt.SortField("x", order="descending")])
+            line = limit.mark_line(
+                strokeDash=[2, 3], strokeWidth=1.5, opacity=alt.ExprRef(f"{timed} ? 0.8 : 0"), color=BASELINE_COLOUR
+            )
+            name = last.transform_filter("datum.rank == 1").mark_text(
+                align="right", baseline="bottom", dy=-4, fontSize=11, color=BASELINE_COLOUR
+            )
+            shown = alt.value(alt.ExprRef(f"{timed} ? '{words}' : ''"))
+            yield alt.layer(line.encode(x=x, y=y), name.encode(x=x, y=y, text=shown))
 
 
 def _line_at_one(base: alt.Chart) -> alt.Chart:

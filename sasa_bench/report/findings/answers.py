@@ -61,7 +61,7 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
         _tiles(found, paired)
     questions: dict[str, Callable[[Swept], Iterator[str]]] = {
         "Which implementation of attention?": which,
-        "Where is attention cheaper than convolution?": crossings,
+        "Where is attention faster than convolution?": crossings,
         "What do the FLOPs promise, and what does the clock say?": promises,
         "What does it cost in memory?": memory,
         "What do those cost that compute something else?": lambda swept: others(swept, results.impls),

@@ -104,7 +104,7 @@ class Against:
 
 
 def crossings(swept: Swept) -> Iterator[str]:
-    """Where along each sweep the fastest attention turns cheaper or dearer than a convolution."""
+    """Where along each sweep the fastest attention becomes faster or slower than a convolution."""
     windows = dict.fromkeys(f"`{name}`" for _, points in swept for point in points for name in with_window(point))
     targets = [STRONGEST, *windows]
     for target in targets:
@@ -114,23 +114,23 @@ def crossings(swept: Swept) -> Iterator[str]:
             continue
         ratios = [point.ratio for _, point in every]
         spread = span(r.value for r in ratios)
-        cheaper, dearer = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
+        faster, slower = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
         turns = [turn for panel, against in found for turn in _turns(panel, against, target)]
-        if dearer == len(ratios):
+        if slower == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
             yield (
-                f"Never cheaper than {target}: {spread} times its time at {_all(len(every))}; "
+                f"Never faster than {target}: {spread} times its time at {_all(len(every))}; "
                 f"nearest is `{best.impl}`{at} with {best.ratio} times."
             )
-        elif cheaper == len(ratios):
-            yield f"Always cheaper than {target}: {spread} of its time at {_all(len(every))}."
+        elif faster == len(ratios):
+            yield f"Always faster than {target}: {spread} of its time at {_all(len(every))}."
         elif 0 < len(turns) <= MOST_PANELS:
             yield from turns
         else:
-            counts = [(cheaper, "cheaper"), (dearer, "dearer"), (len(ratios) - cheaper - dearer, "too close to call")]
+            counts = [(faster, "faster"), (slower, "slower"), (len(ratios) - faster - slower, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
-            told = f"; {span(r.value for r in ratios if r.decided)} times its time" if cheaper + dearer else ""
+            told = f"; {span(r.value for r in ratios if r.decided)} times its time" if faster + slower else ""
             yield f"Against {target}, of {len(ratios)} points: {words}{told}."
 
 
@@ -144,7 +144,7 @@ def _against(panel: Panel, points: Sequence[Point], target: str) -> Iterator[Aga
 def _turns(panel: Panel, against: Sequence[Against], target: str) -> Iterator[str]:
     for a, b in pairwise([point for point in against if point.ratio.decided]):
         if (a.ratio.value < 1) != (b.ratio.value < 1):
-            turn = "dearer" if b.ratio.value > 1 else "cheaper"
+            turn = "slower" if b.ratio.value > 1 else "faster"
             yield (
                 f"`{b.impl}` becomes {turn} than {target} between {COLUMNS[panel.x].label} {a.at} and {b.at}"
                 f"{_facet(panel)}: from {a.ratio} to {b.ratio} times its time."
@@ -160,7 +160,7 @@ def promises(swept: Swept) -> Iterator[str]:
     yield (
         f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of {STRONGEST}; "
         f"the fastest "
-        f"takes {span(clock for _, clock in paired)} times it. So each of its FLOPs takes "
+        f"takes {span(clock for _, clock in paired)} times it. Per FLOP it takes "
         f"{span(clock / work for work, clock in paired)} times as long."
     )
 
