@@ -129,3 +129,24 @@ def test_tuning_store_survives_a_broken_file(monkeypatch, tmp_path):
 def test_an_architecture_beyond_nvrtc_is_a_clear_error():
     with pytest.raises(RuntimeError, match="cannot compile for sm_20; it knows sm_"):
         nvrtc.compile_cubin(kernels.source(), "sum_positions<float, 3, 4>", "sm_20")
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "training"])
+def test_compiling_and_choosing_take_place_in_the_build(mode):
+    passes = []
+
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            passes.append("forward")
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, dy):
+            passes.append("backward")
+            return 2 * dy
+
+    tensors = {"x": torch.randn(3, requires_grad=mode != "forward")}
+    build = _tuning.choosing_in_build(lambda case, tensors: lambda: Doubled.apply(tensors["x"]))
+    build(SimpleNamespace(mode=mode), tensors)
+    assert passes == (["forward"] if mode == "forward" else ["forward", "backward"])

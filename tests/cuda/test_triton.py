@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sasa_bench.case import Case
+from sasa_bench.impls import triton
+from sasa_bench.impls.triton import launch
 
 HERE = Path(__file__).parent
 NEEDS_TRITON = "triton is not installed: pip install 'sasa-bench[triton]'"
@@ -24,3 +32,55 @@ def test_values_gradients_and_planted_bugs_in_the_interpreter():
     checks = [*command, "-o", "addopts=", str(folder / "triton_checks.py")]
     made = subprocess.run(checks, env=environment, capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-6000:] + made.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"device": "cpu"}, "need --device cuda"),
+        ({"dtype": "float32"}, "give dtype = one of .*float16"),
+        ({"channels": 256, "heads": 1}, "256 channels per head are more than the 128"),
+        ({"kernel_size": 123}, "more than the 121"),
+        ({}, None),
+    ],
+)
+def test_what_is_not_covered_has_a_reason(change, reason):
+    found = triton.supports(Case(**({"device": "cuda", "dtype": "float16"} | change)))
+    assert found is None if reason is None else re.search(reason, found)
+
+
+def test_without_triton_it_says_how_to_install_it(monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "triton" else find_spec(name))
+    assert triton.missing() == "triton is not installed: pip install 'sasa-bench[triton]'."
+
+
+def test_maps_whose_channels_lie_together_are_not_copied():
+    qkv = torch.randn(2, 3 * 8, 4, 5).contiguous(memory_format=torch.channels_last)
+    thirds = qkv.chunk(3, 1)
+    kept = launch.pixel_major(*thirds)
+    assert [t.data_ptr() for t in kept] == [t.data_ptr() for t in thirds]
+    planar = torch.randn(2, 8, 4, 5)
+    (copied,) = launch.pixel_major(planar)
+    assert launch.strides(copied) == (8 * 20, 8)
+    assert torch.equal(copied, planar)
+
+
+def test_the_projection_of_the_layer_is_pixel_major():
+    x, w_qkv = torch.randn(2, 6, 3, 5), torch.randn(18, 6)
+    expected = torch.nn.functional.conv2d(x, w_qkv[:, :, None, None])
+    with torch.no_grad():
+        for given in (x, x.contiguous(memory_format=torch.channels_last)):
+            found = triton.project(given, w_qkv)
+            assert all(launch.is_pixel_major(t) for t in found.chunk(3, 1))
+            torch.testing.assert_close(found, expected)
+    assert launch.is_pixel_major(triton.project(x, w_qkv.requires_grad_()))
+
+
+def test_shapes_and_layout_are_known_without_a_device():
+    with FakeTensorMode():
+        q = torch.empty(2, 12, 5, 6, device="cuda", dtype=torch.bfloat16)
+        y, log2_sum = triton.OPERATORS.forward(q, q, q, None, None, 3, 4, True)
+        assert (y.shape, y.dtype, y.device.type) == (q.shape, torch.bfloat16, "cuda")
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert (log2_sum.shape, log2_sum.dtype) == ((2, 4, 5, 6), torch.float32)

@@ -20,6 +20,7 @@ from sasa_bench.case import Case
 from sasa_bench.impls import Core, Window
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import local_attention as attention_impl
+from sasa_bench.impls._tuning import choosing_in_build
 from sasa_bench.impls.cuda.kernels import ELEMENTS, Function, candidates, expression, last_sum, source
 from sasa_bench.impls.cuda.operator import OPERATORS, local_attention
 from sasa_bench.networks import attention_cases
@@ -108,4 +109,4 @@ IMPL = attention_impl(
     missing=missing,
     details=nvrtc.details,
 )
-IMPL = replace(IMPL, info=replace(IMPL.info, kernels=kernels_of))
+IMPL = replace(IMPL, build=choosing_in_build(IMPL.build), info=replace(IMPL.info, kernels=kernels_of))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sasa_bench.case import CHOICES as AXIS_CHOICES
 from sasa_bench.case import Case
 from sasa_bench.impls import Core, Window, _operator, local_attention
 from sasa_bench.impls import _nvrtc as nvrtc
-from sasa_bench.impls._tuning import Chooser
+from sasa_bench.impls._tuning import Chooser, choosing_in_build
 from sasa_bench.impls.triton import launch
 from sasa_bench.impls.triton.launch import CHOICES, DTYPES, MOST_SLOTS, WIDEST_HEAD, Function, Tunables
 
@@ -94,7 +96,8 @@ def supports(case: Case) -> str | None:
     if case.device != "cuda":
         return "the Triton kernels need --device cuda"
     if case.dtype == "float32":
-        return "tensor cores have no float32: give dtype = tf32, bfloat16 or float16, or use the implementation `cuda`"
+        others = ", ".join(dtype for dtype in AXIS_CHOICES["dtype"] if dtype != "float32")
+        return f"tensor cores round float32 to tf32: give dtype = one of {others}"
     if case.head_dim > WIDEST_HEAD:
         return f"{case.head_dim} channels per head are more than the {WIDEST_HEAD} that fit: give more heads"
     widest = MOST_SLOTS - CHOICES[0].columns + 1
@@ -160,3 +163,4 @@ IMPL = local_attention(
     supports=supports,
     missing=missing,
 )
+IMPL = replace(IMPL, build=choosing_in_build(IMPL.build))
