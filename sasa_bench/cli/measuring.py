@@ -104,6 +104,7 @@ def run(**given: Any) -> int:
 def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -> int:
     from sasa_bench.results.environment import KEEP_MODELS
     from sasa_bench.sweep.plan import open_results
+    from sasa_bench.sweep.run import NOISY
     from sasa_bench.sweep.run import run as measure
     from sasa_bench.timing import nvml, probe
     from sasa_bench.timing.settings import Settings
@@ -146,6 +147,9 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
             return _stopped(asked, path, seen[0])
     said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {summary.total} rows ({said})")
+    if summary.noisy:
+        noise = f"{summary.noisy} rows are too noisy to rank, p80 above {NOISY:g} x p20"
+        warn([f"{noise}: `sasa-bench doctor --check` looks for what disturbs them"])
     elapsed = time.monotonic() - started
     shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in summary.spent_s.most_common())
     click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")

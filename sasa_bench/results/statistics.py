@@ -53,6 +53,14 @@ def interval_of_ratio(
     return max(0.0, low_over / high_under), high_over / low_under if low_under > 0 else math.inf
 
 
+def scatter(samples: Sequence[float]) -> float:
+    """p80 over p20 of times that are above 0; 1 where there are too few to tell."""
+    if len(samples) < 5:
+        return 1.0
+    low, *_, high = statistics.quantiles(samples, n=5, method="inclusive")
+    return high / low
+
+
 @lru_cache(maxsize=1024)
 def _rank(count: int, confidence: float) -> int:
     """The largest k for which 2 P(fewer than k samples below the median) <= 1 - confidence; 0 for none."""

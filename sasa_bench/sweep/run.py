@@ -15,12 +15,16 @@ from sasa_bench.results.environment import require_unbound
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
+from sasa_bench.results.statistics import scatter
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.plan import Plan, Task, plan, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
 from sasa_bench.timing import probe
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
+
+NOISY = 2.0
+"""A median says little where a fifth of the samples take that many times as long as another fifth."""
 
 
 @dataclass
@@ -30,6 +34,7 @@ class Summary:
     total      rows of the plan, those that the file had before included
     had        rows that the file had before
     counts     status -> rows measured
+    noisy      rows measured whose p80 is more than NOISY times their p20
     spent_s    stage -> seconds that the workers have spent in it
     """
 
@@ -37,6 +42,7 @@ class Summary:
     had: int
     counts: Counter[str] = field(default_factory=Counter)
     spent_s: Counter[str] = field(default_factory=Counter)
+    noisy: int = 0
 
     @property
     def done(self) -> int:
@@ -88,6 +94,7 @@ def run(
             for rows in _measure_all(work, workers, writer, here, known, settings or Settings()):
                 summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s
+                summary.noisy += sum(scatter(row.samples_s) > NOISY for row in rows)
                 watch(summary, rows)
         summary.spent_s = workers.spent_s
     return summary

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from sasa_bench.results.statistics import half_width, interval_of_median, interval_of_ratio
+from sasa_bench.results.statistics import half_width, interval_of_median, interval_of_ratio, scatter
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
@@ -34,3 +35,9 @@ def test_the_interval_of_a_ratio_covers_it_although_every_worker_has_a_bias_of_i
 def test_the_interval_of_a_ratio_in_one_process_needs_samples() -> None:
     assert interval_of_ratio([[1.0] * 3], [[1.0] * 3]) == (0.0, np.inf)
     assert interval_of_ratio([[2.0] * 9], [[1.0] * 9]) == (2.0, 2.0)
+
+
+def test_two_modes_scatter_and_one_does_not() -> None:
+    assert scatter([0.8e-3] * 10 + [8e-3] * 10) == pytest.approx(10.0)
+    assert scatter([1.0, 1.01, 0.99, 1.0, 1.02]) < 1.05
+    assert scatter([1.0, 9.0]) == 1.0
