@@ -15,11 +15,11 @@ from collections.abc import Sequence
 import click
 
 from sasa_bench.case import UserError
-from sasa_bench.cli import bisecting, gating, machine, measuring, papers, prebuilding, profiling, reading
+from sasa_bench.cli import bisecting, exporting, gating, machine, measuring, papers, prebuilding, profiling, reading
 from sasa_bench.cli.options import ERROR
 from sasa_bench.results.environment import absent
 
-GROUPS = (measuring, reading, gating, bisecting, profiling, papers, machine, prebuilding)
+GROUPS = (measuring, reading, gating, bisecting, profiling, papers, exporting, machine, prebuilding)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from sasa_bench.results import environment
@@ -51,6 +52,7 @@ def lines() -> Iterator[str]:
         yield f"{info['name']:18} {'ready' if info['missing'] is None else info['missing']}"
         for line in info["details"]:
             yield f"{'':18} {line}"
+    yield from ("", *chosen())
 
 
 def _compiler() -> str:
@@ -73,6 +75,23 @@ def _variables(machine: Machine) -> Iterator[str]:
         )
         if name not in environment.READ:
             yield f"  {name:24} {value:12} {given}{known}"
+
+
+def chosen() -> Iterator[str]:
+    """What impl = "auto" runs on this machine, and why."""
+    from sasa_bench.nn.choice import explain
+
+    yield from (f"auto  {line}" for line in explain())
+
+
+def learn(files: Sequence[Path]) -> str:
+    """Store the order of implementations that these results of this machine show; a sentence that says where."""
+    from sasa_bench.nn.choice import learn as store
+    from sasa_bench.results.file import read
+
+    found, here = read(files), probe.detect().hardware_id
+    rows = [row for row in found.rows if found.machines[row.machine].hardware_id == here]
+    return f"impl = 'auto' follows {store(rows)} from now on; delete it to return to the committed order"
 
 
 def spoiling() -> list[str]:

@@ -99,7 +99,7 @@ def _compiles(case: Case) -> str | None:
     return None
 
 
-CORE = Core(run, tables)
+CORE = Core(run, tables, open_sizes=False)
 IMPL = local_attention("blocked", "blocks of queries against a halo of keys by matrix product, masked", core=CORE)
 ONNX = _onnx.exported_attention("onnx_blocked", "the blocked formulation in ONNX Runtime", CORE, exports="blocked")
 COMPILED = _compiled.compiled_attention(

@@ -142,7 +142,7 @@ def run(
     return _windows.add_nonfinite(window, y.permute(0, 1, 4, 2, 3).flatten(1, 2), k, v)
 
 
-CORE = Core(run, tables)
+CORE = Core(run, tables, open_sizes=False)
 IMPL = local_attention("gathered", "blocks by gathers of runs of pixels, matrix products and a mask", core=CORE)
 ONNX = _onnx.exported_attention(
     "onnx", "the gathered formulation in ONNX Runtime, for one size", CORE, exports="gathered"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasa_bench.case import DTYPE_BYTES, Case
-from sasa_bench.networks.core import Core, Window
+from sasa_bench.networks.core import Core, Window, sizes
 from sasa_bench.networks.kept import Kept
 
 Function = Callable[..., Tensor]
@@ -133,7 +133,7 @@ class WindowAttention(nn.Module):
         core: Core | None = getattr(kernel, "core", None)
         given = x
         if self.position == "absolute":
-            x = x + self._kept.get(sines, x, self.channels, x.shape[2], x.shape[3])
+            x = x + self._kept.get(sines, x, self.channels, *sizes(x)[2:])
         if self.scale != 1.0:
             w_qkv, b_qkv = self._scaled(w_qkv), None if b_qkv is None else self._scaled(b_qkv)
         whole = self.channels == self.out_channels and b_qkv is None and self.position != "relative_only"
@@ -144,7 +144,7 @@ class WindowAttention(nn.Module):
         else:
             q, k, v = self._project(x, w_qkv, b_qkv)
             if core is not None:
-                tables = core.tables and self._kept.get(core.tables, q, self.window, q.shape[2], q.shape[3])
+                tables = core.tables and self._kept.get(core.tables, q, self.window, *sizes(q)[2:])
                 y = core.run(self.window, tables, q, k, v, rel_row, rel_col)
             elif q.shape[0] == 0:
                 y = q + k + v  # prepared for one image at least
@@ -175,7 +175,8 @@ class WindowAttention(nn.Module):
             y = F.dropout(y, self.dropout, self.training)
         if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             y = y.contiguous(memory_format=torch.channels_last)
-        if kept and y is attended and y.requires_grad and not self._successors_keep:
+        traced = torch.jit.is_tracing()  # once with gradients and once, as a check, without
+        if kept and y is attended and y.requires_grad and not self._successors_keep and not traced:
             y = y.clone()  # the backward pass reads it, and the next module may write to it
         return y
 
@@ -186,9 +187,7 @@ class WindowAttention(nn.Module):
         """`make(case)` for tensors of one size, of a kernel that prepares for it."""
         if make is None:
             raise RuntimeError(f"{_name(kernel)} computes no local attention inside a model: it has no `attend`")
-        batch, _, height, width = x.shape
-        if torch.jit.is_tracing():
-            batch, height, width = int(batch), int(height), int(width)
+        batch, _, height, width = sizes(x)
         if not all(isinstance(n, int) for n in (batch, height, width)):
             raise RuntimeError(f"{_name(kernel)} prepares for one size: export it with fixed sizes, or give a `core`")
         if self.window.rows != self.window.columns:

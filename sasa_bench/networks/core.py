@@ -72,6 +72,7 @@ class Core:
     keeps_output  whether the backward pass reads y, so that nothing may overwrite it
     transforms    whether forward-mode derivatives and torch.func go through it
     portable      whether it consists of torch's own operators alone, and so exports to ONNX
+    open_sizes    whether torch.export keeps open sizes open: sizes that a core computes from them become conditions
     """
 
     run: Run
@@ -82,6 +83,7 @@ class Core:
     keeps_output: bool = False
     transforms: bool = True
     portable: bool = True
+    open_sizes: bool = True
 
 
 def sizes(t: Tensor) -> tuple[int, int, int, int]:

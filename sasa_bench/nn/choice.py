@@ -22,6 +22,7 @@ import torch
 from torch.autograd import forward_ad
 
 from sasa_bench import impls
+from sasa_bench.case import UserError
 from sasa_bench.impls import Impl, Window
 from sasa_bench.results.record import Record
 
@@ -33,14 +34,14 @@ COMMITTED = Path(__file__).with_name("choice.csv")
 class Use:
     """What is asked of a layer: on which tensors, and what is done with it.
 
-    exported     whether a program of torch's own operators is wanted
+    exported     "", or by what and how: "onnx", "fixed" for torch.export of one size, "open" for open sizes
     transformed  whether forward-mode derivatives or transforms of torch.func go through it
     """
 
     device: str
     dtype: torch.dtype
     grad: bool
-    exported: bool = False
+    exported: str = ""
     transformed: bool = False
 
 
@@ -54,8 +55,9 @@ class Choice:
 
 def own_file() -> Path:
     """Where the order that was measured on this machine is kept."""
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "sasa-bench" / "choice.csv"
+    if folder := os.environ.get("SASA_BENCH_CACHE"):
+        return Path(folder) / "choice.csv"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sasa-bench" / "choice.csv"
 
 
 def choose(use: Use, window: Window) -> Choice:
@@ -64,7 +66,8 @@ def choose(use: Use, window: Window) -> Choice:
     mode = "training" if use.grad else "forward"
     orders, source = _orders()
     passed: list[str] = []
-    for name in (*orders.get((device, mode), ()), *_all()):
+    first = orders.get(("onnx", "forward"), ()) if use.exported == "onnx" else ()
+    for name in dict.fromkeys((*first, *orders.get((device, mode), ()), *_all())):
         if reason := unfit(name, use, window):
             passed.append(f"{name}: {reason}")
         else:
@@ -83,6 +86,8 @@ def unfit(name: str, use: Use, window: Window) -> str | None:
         return "it prepares for one size"
     if use.exported and not core.portable:
         return "it is no program of torch's own operators"
+    if use.exported == "open" and not core.open_sizes:
+        return "torch.export would close open sizes"
     if use.transformed and not core.transforms:
         return "torch.func and forward-mode derivatives do not go through it"
     like = torch.empty(1, window.heads, 1, 1, dtype=use.dtype, device="meta")
@@ -110,7 +115,7 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
     """Store the order of implementations in rows of this machine; returns the file.
 
     In each case the time of each is divided by that of the fastest; the order is that of the geometric means, over the
-    cases where most of them ran. Raises ValueError where no row is a time of local attention at scope layer or core.
+    cases where most of them ran. Raises UserError where no row is a time of local attention at scope layer or core.
     """
     times: dict[tuple[str, str], dict[object, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -126,7 +131,7 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
         order = sorted(ratios, key=lambda name: statistics.mean(ratios[name]))
         found.append((device, mode, " ".join(order)))
     if not found:
-        raise ValueError("no row is a time of local attention on this machine: run a suite such as window here first")
+        raise UserError("no row is a time of local attention on this machine: run a suite such as window here first")
     file = file or own_file()
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from typing import Any
 
 import torch
@@ -117,22 +118,23 @@ class LocalAttention2d(WindowAttention):
         if self._forced is not None:
             return self._forced
         if torch.compiler.is_compiling():
-            exported = torch.compiler.is_exporting()
+            exported = _exported(x)
             grad = torch.is_grad_enabled()
             impl = READY[_ready_in_trace(self._impl, x.device.type, x.dtype, grad, exported, self.window)]
         else:
-            impl = self._eager(x)
-        to_onnx = not torch.compiler.is_dynamo_compiling() and torch.onnx.is_in_onnx_export()
-        if to_onnx and (impl.core is None or not impl.core.portable):
+            exported = "onnx" if torch.onnx.is_in_onnx_export() else ""
+            impl = self._eager(x, exported)
+        if exported == "open" and impl.core is not None and not impl.core.open_sizes:
+            raise RuntimeError(f"torch.export would close the open sizes with {impl.name!r}: export with impl = 'auto'")
+        if exported == "onnx" and (impl.core is None or not impl.core.portable):
             raise RuntimeError(f"{impl.name!r} has no ONNX operators: export with impl = 'auto' or sasa_bench.export")
         return impl
 
     _forced: Impl | None = None
     """What runs instead of `impl` while the layer is exported."""
 
-    def _eager(self, x: Tensor) -> Impl:
+    def _eager(self, x: Tensor, exported: str) -> Impl:
         name, window = self._impl, self.window
-        exported = torch.onnx.is_in_onnx_export()
         transformed = transforming(x, self.w_qkv, self.rel_row, self.rel_col)
         if name == AUTO:
             key = (x.device.type, x.dtype, torch.is_grad_enabled(), exported, transformed, window)
@@ -230,7 +232,27 @@ _CHOSEN: dict[Any, str] = {}
 
 
 @torch.compiler.assume_constant_result
-def _ready_in_trace(name: str, device: str, dtype: torch.dtype, grad: bool, exported: bool, window: Window) -> str:
+def _called_by(package: str) -> bool:
+    """Whether a function of that package is on the stack: torch.onnx.export traces by torch.export and sets no flag."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__", "").startswith(package):
+            return True
+    return False
+
+
+def _exported(x: Tensor) -> str:
+    """By what a traced call is exported: see choice.Use."""
+    if not torch.compiler.is_exporting():
+        return ""
+    if _called_by("torch.onnx"):
+        return "onnx"
+    return "open" if any(isinstance(n, torch.SymInt) for n in x.shape[2:]) else "fixed"
+
+
+@torch.compiler.assume_constant_result
+def _ready_in_trace(name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, window: Window) -> str:
     return ready(name, Use(device, dtype, grad, exported), window)
 
 

@@ -1,0 +1,70 @@
+"""What "auto" runs: the first of the order that can, the order of this machine before the committed one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from factory import record
+
+from sasa_bench import LocalAttention2d, impls
+from sasa_bench.case import Case, UserError
+from sasa_bench.nn import choice
+from sasa_bench.nn.choice import Use, choose
+
+WINDOW = impls.Window(7, 7, 8, "mask")
+
+
+@pytest.fixture(autouse=True)
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of this machine's choice that is empty."""
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
+    choice._orders.cache_clear()
+    yield tmp_path / "choice.csv"
+    choice._orders.cache_clear()
+
+
+def test_every_use_gets_an_implementation_that_takes_it() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        for exported in ("", "fixed", "open", "onnx"):
+            for transformed in (False, True):
+                for window in (WINDOW, impls.Window(3, 5, 2, "zero")):
+                    use = Use("cpu", dtype, True, exported, transformed)
+                    chosen = choose(use, window)
+                    assert choice.unfit(chosen.name, use, window) is None
+                    assert chosen.reason
+
+
+def test_the_committed_order_names_implementations() -> None:
+    for names in choice._orders()[0].values():
+        assert set(names) <= set(impls.names())
+
+
+def test_what_was_measured_here_comes_first(own: Path) -> None:
+    case = Case(threads=2)
+    rows = [record(name, seconds, case=case) for name, seconds in (("naive", 1e-3), ("unfold", 2e-3), ("fused", 3e-3))]
+    assert choice.learn(rows) == own
+    found = choose(Use("cpu", torch.float32, False), WINDOW)
+    assert found.name == "naive"
+    assert str(own) in found.reason
+    assert choose(Use("cpu", torch.float32, True), WINDOW).reason.startswith("the first of this machine's")
+
+
+def test_rows_without_a_time_of_local_attention_teach_nothing(own: Path) -> None:
+    with pytest.raises(UserError, match="run a suite"):
+        choice.learn([record("conv3x3")])
+    assert not own.exists()
+
+
+def test_the_reason_names_what_was_passed_over() -> None:
+    found = choose(Use("cpu", torch.float64, False), WINDOW)
+    assert "the fused kernel computes float32 and bfloat16, not float64" in found.reason
+
+
+def test_auto_is_the_default_and_one_of_several_may_be_named_later() -> None:
+    layer, x = LocalAttention2d(8, kernel_size=3, heads=2), torch.randn(1, 8, 5, 6)
+    assert layer.impl == "auto"
+    y = layer(x)
+    layer.impl = "naive"
+    torch.testing.assert_close(layer(x), y)

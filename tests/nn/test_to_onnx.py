@@ -1,0 +1,101 @@
+"""export(): a module as an ONNX file that computes what the module does, or a sentence and no file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import sasa_bench
+from sasa_bench.cli import cli
+from sasa_bench.nn import ExportError, to_onnx
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def model() -> nn.Module:
+    layer = sasa_bench.LocalAttention2d(8, kernel_size=3, heads=2, impl="fused", bias=True, proj=True, stride=2)
+    return nn.Sequential(layer, nn.BatchNorm2d(8), nn.ReLU(inplace=True)).eval()
+
+
+def run(path: Path, x: torch.Tensor) -> torch.Tensor:
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+
+
+def test_a_trained_module_is_exported_whatever_runs_it_here(tmp_path: Path) -> None:
+    trained, x = model(), torch.randn(2, 8, 7, 6)
+    made = sasa_bench.export(trained, x, tmp_path / "m.onnx")
+    with torch.no_grad():
+        torch.testing.assert_close(run(made.path, x), trained(x), rtol=1e-4, atol=1e-5)
+    assert made.max_abs_err <= made.err_budget
+    assert made.model_bytes == made.path.stat().st_size
+    assert not made.library
+    assert trained[0].impl == "fused"
+    assert list(tmp_path.iterdir()) == [made.path]
+
+
+def test_a_file_of_open_sizes_serves_them_all(tmp_path: Path) -> None:
+    layer = sasa_bench.LocalAttention2d(8, kernel_size=(3, 5), heads=2)
+    made = sasa_bench.export(layer, torch.randn(1, 8, 8, 8), tmp_path / "m.onnx", dynamic=True)
+    with torch.no_grad():
+        for shape in ((1, 8, 1, 1), (3, 8, 4, 12), (2, 8, 9, 5)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(run(made.path, x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"contains no LocalAttention2d: torch.onnx.export suits it"):
+        sasa_bench.export(nn.Conv2d(3, 8, 3), torch.randn(1, 3, 5, 5), tmp_path / "m.onnx")
+    with pytest.raises(ExportError, match=r"give images \[B, C, H, W\], float32 or float16"):
+        sasa_bench.export(model(), torch.randn(1, 8, 5, 5).double(), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_differs_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = to_onnx._run
+    monkeypatch.setattr(to_onnx, "_run", lambda *given: [y + 1e-3 for y in right(*given)])
+    with pytest.raises(ExportError, match=r"would differ from the module by 1.0\de-03"):
+        sasa_bench.export(model(), torch.randn(1, 8, 5, 5), tmp_path / "m.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_takes_a_saved_module_and_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called = []
+
+    def export(module: nn.Module, example: torch.Tensor, path: Path, **options: bool) -> to_onnx.Exported:
+        called.append((type(module), list(example.shape), options))
+        return to_onnx.Exported(path, "onnx", 3, 100, 1e-7, 1e-6, "")
+
+    monkeypatch.setattr(sasa_bench, "export", export, raising=False)
+    monkeypatch.chdir(tmp_path)
+    layer = sasa_bench.LocalAttention2d(8, kernel_size=3, heads=2)
+    torch.save(layer, "layer.pt")
+    Path("of_mine.py").write_text("import sasa_bench\n\ndef make():\n    return sasa_bench.network('resnet26')\n")
+    said = CliRunner().invoke(cli, ["export", "layer.pt", "--out", "a.onnx", "--dynamic"])
+    assert said.exit_code == 0, said.output
+    assert "attention as onnx" in said.output
+    said = CliRunner().invoke(cli, ["export", "of_mine:make", "--out", "b.onnx", "--shape", "2x3x64x64"])
+    assert said.exit_code == 0, said.output
+    assert called == [
+        (type(layer), [1, 8, 28, 28], {"dynamic": True, "library": False}),
+        (nn.Sequential, [2, 3, 64, 64], {"dynamic": False, "library": False}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("none.pt", "No such file"), ("missing_module:make", "gives no module"), ("evil.pt", "--trust")],
+)
+def test_the_command_refuses_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"f": Path}, "evil.pt")
+    said = CliRunner().invoke(cli, ["export", source, "--out", "m.onnx"])
+    assert said.exit_code != 0
+    assert words in said.output
