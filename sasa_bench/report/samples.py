@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from sasa_bench.case import AXES
 from sasa_bench.report.table import varying_axes
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.record import Record
@@ -31,12 +32,12 @@ def packed(records: Sequence[Record], table: pd.DataFrame) -> list[dict[str, Any
 
     `table` is the tidy table of `records`, in their order.
     """
-    axes = varying_axes(table)
+    axes = {suite: varying_axes(rows) for suite, rows in table.groupby("suite", sort=False)}
     timed = np.flatnonzero([record.status == "ok" and len(record.samples_s) > 1 for record in records])
     kept = (
         timed[np.unique(np.linspace(0, len(timed) - 1, min(MOST_ROWS, len(timed))).astype(int))] if len(timed) else []
     )
-    words = {axis: table[axis].astype(str).to_list() for axis in axes}
+    words = {axis: table[axis].astype(str).to_list() for axis in AXES}
     names = table["impl"].to_list()
     found = []
     for i in kept:
@@ -48,7 +49,8 @@ def packed(records: Sequence[Record], table: pd.DataFrame) -> list[dict[str, Any
             {
                 "suite": record.suite,
                 "impl": names[i],
-                "case": ", ".join(f"{COLUMNS[axis].label} {words[axis][i]}" for axis in axes) or "the only case",
+                "case": ", ".join(f"{COLUMNS[a].label} {words[a][i]}" for a in axes[record.suite]) or "the only case",
+                or "the only case",
                 "s": float(f"{median:.5g}"),
                 "of": np.round(thinned / median * 1e4).astype(int).tolist(),
                 "said": scatter(samples, int(record.extra.get("throttled_samples", 0) or 0)),
