@@ -50,7 +50,6 @@ def packed(records: Sequence[Record], table: pd.DataFrame) -> list[dict[str, Any
                 "suite": record.suite,
                 "impl": names[i],
                 "case": ", ".join(f"{COLUMNS[a].label} {words[a][i]}" for a in axes[record.suite]) or "the only case",
-                or "the only case",
                 "s": float(f"{median:.5g}"),
                 "of": np.round(thinned / median * 1e4).astype(int).tolist(),
                 "said": scatter(samples, int(record.extra.get("throttled_samples", 0) or 0)),
