@@ -30,7 +30,8 @@ int omp_get_num_threads();
 int omp_get_thread_num();
 }
 
-#define STEM_INLINE inline __attribute__((always_inline))
+#define STEM_CALLED __attribute__((always_inline))
+#define STEM_INLINE inline STEM_CALLED
 #define UNROLL _Pragma("GCC unroll 16")
 // The outer loop of a product: unrolled where 16 vectors stay in registers.
 #ifdef __AVX512F__
@@ -45,6 +46,7 @@ constexpr int SIDE = 4, PIXELS = 16, COLOURS = 3, OFFSETS = 2 * SIDE - 1, FORM =
 
 typedef float V __attribute__((vector_size(4 * PIXELS), may_alias));
 typedef int32_t VI __attribute__((vector_size(4 * PIXELS), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(PIXELS)));
 
 constexpr float LOG2E = 1.44269504088896340736f, LN2 = 0.69314718055994530942f;
 
@@ -215,8 +217,8 @@ STEM_INLINE V loaded(const Problem& p, const Block& b, int64_t channel, int64_t 
   return v;
 }
 
-void forward_row(const Problem& p, const Packed& packed, int64_t image, int64_t down, double* sums, float* line,
-                 uint8_t* marks) {
+void forward_row(const Problem& p, const Packed& packed, int64_t image, int64_t down, double* sums, V* totals,
+                 float* line, uint8_t* marks) {
   const int64_t across = (p.width + SIDE - 1) / SIDE, vectors = packed.vectors, groups = p.heads * vectors;
   for (int64_t at = 0; at < across; ++at) {
     const Block b(p, image, down, at);
@@ -241,7 +243,6 @@ void forward_row(const Problem& p, const Packed& packed, int64_t image, int64_t 
         }
         V top = splat(-__builtin_inff()), total = V{}, squares = V{};
         VI mark = VI{};
-        bool first = true;
         for (int i0 = 0; i0 < PIXELS; i0 += 8) {
           V y[8];
           UNROLL for (int i = 0; i < 8; ++i) y[i] = v[0] * a[i0 + i];
@@ -249,20 +250,23 @@ void forward_row(const Problem& p, const Packed& packed, int64_t image, int64_t 
             UNROLL for (int i = 0; i < 8; ++i) y[i] += v[j] * a[j * PIXELS + i0 + i];
           }
           if (!p.argmax && b.whole()) {
-            top = first ? y[0] : vmax(y[0], top);
-            UNROLL for (int i = 1; i < 8; ++i) top = vmax(y[i], top);
-            first = false;
+            if (i0 == 0) top = y[0];
+            UNROLL for (int i = 0; i < 8; ++i) top = vmax(y[i], top);
             continue;
           }
-          for (int i = 0; i < 8; ++i) {
-            if (!b.inside(i0 + i)) continue;
+          const auto take = [&](int i) STEM_CALLED {
             const V off = y[i] - packed.base[group];
             total += off;
             squares += off * off;
-            const VI larger = first ? (VI{} == VI{}) : (VI)(y[i] > top);
-            top = larger ? y[i] : top;
-            mark = larger ? (VI{} + (i0 + i)) : mark;
-            first = false;
+            const VI smaller = (VI)(y[i] <= top);  // false for NaN, which so takes the place of the largest
+            top = smaller ? top : y[i];
+            mark = smaller ? mark : VI{} + (i0 + i);
+          };
+          if (b.whole()) {
+            UNROLL for (int i = 0; i < 8; ++i) take(i);
+          } else {
+            for (int i = 0; i < 8; ++i)
+              if (b.inside(i0 + i)) take(i);
           }
         }
         if (p.shift) {
@@ -270,14 +274,14 @@ void forward_row(const Problem& p, const Packed& packed, int64_t image, int64_t 
           top = vmax(splat(0.0f), top);  // NaN stays NaN
         }
         std::memcpy(line + (at * groups + group) * PIXELS, &top, sizeof top);
-        if (p.argmax)
-          for (int c = 0; c < PIXELS; ++c) marks[(at * groups + group) * PIXELS + c] = uint8_t(mark[c]);
-        if (sums)
-          for (int64_t c = 0; c < count; ++c) {
-            const int64_t channel = h * p.channels + part * PIXELS + c;
-            sums[channel] += total[c];
-            sums[p.heads * p.channels + channel] += squares[c];
-          }
+        if (p.argmax) {
+          const Bytes narrow = __builtin_convertvector(mark, Bytes);
+          std::memcpy(marks + (at * groups + group) * PIXELS, &narrow, sizeof narrow);
+        }
+        if (sums) {
+          totals[2 * group] += total;
+          totals[2 * group + 1] += squares;
+        }
       }
     }
   }
@@ -288,6 +292,14 @@ void forward_row(const Problem& p, const Packed& packed, int64_t image, int64_t 
     for (int64_t part = 0; part < vectors; ++part) {
       const int64_t count = std::min<int64_t>(PIXELS, p.channels - part * PIXELS);
       const int64_t from = (h * vectors + part) * PIXELS, channel = h * p.channels + part * PIXELS;
+      if (sums) {
+        V* both = totals + 2 * (h * vectors + part);
+        for (int64_t c = 0; c < count; ++c) {
+          sums[channel + c] += both[0][c];
+          sums[p.heads * p.channels + channel + c] += both[1][c];
+        }
+        both[0] = both[1] = V{};
+      }
       if (p.top_channel == 1)
         for (int64_t at = 0; at < across; ++at)
           std::memcpy(to + at * p.top_block + channel, line + at * groups * PIXELS + from, count * sizeof(float));
@@ -515,9 +527,12 @@ extern "C" void sasa_stem_forward(const Problem* problem) {
   parallel(p.batch * rows, p.threads, [&](int64_t thread, int64_t begin, int64_t end) {
     std::vector<float> top(line);
     std::vector<uint8_t> marks(p.argmax ? line : 0);
+    std::vector<float> memory((2 * p.heads * packed.vectors + 1) * PIXELS);  // zeros, with room to align them
+    const auto at = (reinterpret_cast<uintptr_t>(memory.data()) + sizeof(V) - 1) / sizeof(V) * sizeof(V);
+    auto* totals = reinterpret_cast<V*>(at);
     double* sums = p.sums ? p.sums + thread * 2 * p.heads * p.channels : nullptr;
     for (int64_t row = begin; row < end; ++row)
-      forward_row(p, packed, row / rows, row % rows, sums, top.data(), marks.data());
+      forward_row(p, packed, row / rows, row % rows, sums, totals, top.data(), marks.data());
   });
 }
 
