@@ -33,8 +33,15 @@ AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma")
 
 # Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
 ISAS: dict[str, tuple[list[str], set[str]]] = {
+    # As avx512_wide, and products of bfloat16 matrices on tiles.
+    "avx512_amx": (
+        ["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512), "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
+        {*AVX512, "avx512_fp16", "avx512_bf16", "amx_tile", "amx_bf16"},
+    ),
     # Vectors of 512 bits. No flag says that there are two units for their products; avx512_fp16 stands for it.
     "avx512_wide": (["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512)], {*AVX512, "avx512_fp16"}),
+    # As avx512, and products of pairs of bfloat16, which are worth it where vectors of 512 bits are not.
+    "avx512_bf16": ([*(f"-m{flag}" for flag in AVX512), "-mavx512bf16"], {*AVX512, "avx512_bf16"}),
     "avx512": ([f"-m{flag}" for flag in AVX512], set(AVX512)),
     "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
     "portable": ([], set()),

@@ -6,29 +6,48 @@ kernels and says how they work, `csrc/fused.cpp` the torch operators `sasa_bench
 docs/fused.md what was measured.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _flops, _native, _stem, local_attention
+from sasa_bench.impls import Core, Impl, Window, _flops, _native, _stem, local_attention
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
+from sasa_bench.ops.tensors import Call, Tensors, add_absolute
 
 CSRC = Path(__file__).parent / "csrc"
 
 
-def _library(part: str) -> Library:
-    """The library of the torch operators, or of the kernels for one instruction set."""
-    name = f"fused_{part}"
-    if part != "operators":
-        flags = ("-O3", "-fno-math-errno", f"-DSASA_ISA={part}", *ISAS[part][0])
-        return Library(name, CSRC / "kernels.cpp", tuple(sorted(CSRC.glob("*.h"))), flags)
+SHARED_HEADERS = ("kernel_table", "vectors", "windows", "layout")
+HEADERS = {
+    "kernels": ("forward", "backward", "local_attention"),
+    "products": ("products", "packing", "products16", "amx"),
+}
+# Builds that share all but the products of matrices with another one.
+ATTENTION = {"avx512_amx": "avx512_wide", "avx512_bf16": "avx512"}
+
+
+def _kernels(isa: str) -> list[Library]:
+    """The libraries of one build: the attention, and the products of matrices."""
+
+    def library(kind: str, isa: str) -> Library:
+        headers = tuple(CSRC / f"{name}.h" for name in (*SHARED_HEADERS, *HEADERS[kind]))
+        flags = ("-O3", "-fno-math-errno", f"-DSASA_ISA={isa}", *ISAS[isa][0])
+        return Library(f"fused_{kind}_{isa}", CSRC / f"{kind}.cpp", headers, flags)
+
+    return [library("kernels", ATTENTION.get(isa, isa)), library("products", isa)]
+
+
+def _operators() -> Library:
+    """The library of the torch operators."""
     root = Path(torch.__file__).parent
     include = root / "include"
     return Library(
-        name,
+        "fused_operators",
         CSRC / "fused.cpp",
         (CSRC / "kernel_table.h", CSRC / "parallel.h"),
         ("-O2", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
@@ -43,12 +62,13 @@ def build(isas: list[str]) -> None:
 
     Raises RuntimeError with the compiler's words.
     """
-    _native.build([_library(part) for part in ("operators", *isas)])
+    parts = [_operators(), *(library for isa in isas for library in _kernels(isa))]
+    _native.build(list(dict.fromkeys(parts)))
 
 
 @cache
 def _load_operators() -> None:
-    torch.ops.load_library(str(_library("operators").path))
+    torch.ops.load_library(str(_operators().path))
     for name, formula in (
         ("fused_local_attention", _flops.forward),
         ("fused_local_attention_forward", _flops.forward),
@@ -70,7 +90,8 @@ def load(isa: str | None = None) -> None:
     isa = isa or chosen_isa()
     build([isa])
     _load_operators()
-    torch.ops.sasa_bench.fused_use_kernels(str(_library(isa).path))
+    if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in _kernels(isa))):
+        load(ATTENTION[isa])  # the operating system does not give this process the tiles
 
 
 def missing() -> str | None:
@@ -79,7 +100,8 @@ def missing() -> str | None:
 
     Compiles nothing. Raises the errors of `chosen_isa`.
     """
-    return _library("operators").missing() or _library(chosen_isa()).missing() or _stem.library().missing()
+    libraries = (_operators(), *_kernels(chosen_isa()), _stem.library())
+    return next((reason for library in libraries if (reason := library.missing())), None)
 
 
 def run(
@@ -107,6 +129,58 @@ def layer(window: Window, x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_
     return y
 
 
+def pack(
+    window: Window,
+    w_qkv: Tensor,
+    rel_row: Tensor | None,
+    rel_col: Tensor | None,
+    norm: nn.BatchNorm2d | None = None,
+    relu: bool = False,
+) -> Callable[[Tensor], Tensor]:
+    """The layer at inference, x [B, C, H, W] -> y: its weights packed once, and what stands behind it folded in.
+
+    A batch norm (its running statistics) becomes a factor of the rows of w_qkv that make values, because the layer is
+    linear in them, and a bias added to y in float32; `relu` applies to the result. Images may be channels-last, y is
+    then too. Changes of the parameters after the call have no effect; there is no gradient. Raises ValueError for a
+    batch norm without running statistics.
+    """
+    load()
+    operators = torch.ops.sasa_bench
+    weight, channels = w_qkv.detach(), w_qkv.shape[0] // 3
+    bias: Tensor | None = None
+    if norm is not None:
+        if norm.running_mean is None or norm.running_var is None:
+            raise ValueError("the batch norm has no running statistics to fold: use track_running_stats=True")
+        scale = (norm.running_var.float() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.detach().float()
+        bias = -norm.running_mean.float() * scale
+        if norm.bias is not None:
+            bias = bias + norm.bias.detach().float()
+        values = weight[2 * channels :].float() * scale[:, None]
+        weight = torch.cat([weight[: 2 * channels], values.to(weight.dtype)])
+    packed = operators.fused_pack_weights(weight, window.heads)
+    rel = [None if t is None else t.detach() for t in (rel_row, rel_col)]
+    rest = (bias, channels, window.rows, window.heads, window.border == "zero", relu)
+
+    def whole(x: Tensor) -> Tensor:
+        y: Tensor = operators.fused_attention_layer_packed.default(x, packed, *rel, *rest)
+        return y
+
+    return whole
+
+
+def _build_packed(case: Case, tensors: Tensors) -> Call:
+    whole = pack(Window.of(case), tensors["w_qkv"], tensors.get("rel_row"), tensors.get("rel_col"))
+    return lambda: whole(add_absolute(case, tensors))
+
+
+def _packable(case: Case) -> str | None:
+    if case.scope != "layer" or case.mode != "forward":
+        return "weights are packed ahead for inference: a layer's forward pass only"
+    return _supports(case)
+
+
 def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
     if window.rows != window.columns:
         return f"the fused kernel has square windows, not {window.rows} x {window.columns}"
@@ -132,7 +206,7 @@ def details() -> list[str]:
         if lacking := sorted(needed - cpu_flags()):
             state = f"not on this processor, which lacks {', '.join(lacking)}"
         else:
-            built = _library("operators").is_built() and _library(isa).is_built()
+            built = all(library.is_built() for library in (_operators(), *_kernels(isa)))
             state = "compiled" if built else "compiled at first use"
         lines.append(f"build {isa}: {state}{', in use' if isa == chosen else ''}")
     return lines
@@ -146,4 +220,13 @@ IMPL = local_attention(
     supports=_supports,
     missing=missing,
     details=details,
+)
+PACKED = Impl(
+    name="fused_packed",
+    op=ops.get("local_attention"),
+    summary="the native CPU kernel at inference: channels-last, weights packed ahead",
+    build=_build_packed,
+    supports=_packable,
+    missing=missing,
+    computes=lambda case: case.with_(memory_format="channels_last"),
 )

@@ -24,6 +24,7 @@ BUILTIN = {
     "blocked": "sasa_bench.impls.blocked:IMPL",
     "gathered": "sasa_bench.impls.gathered:IMPL",
     "fused": "sasa_bench.impls.fused:IMPL",
+    "fused_packed": "sasa_bench.impls.fused:PACKED",
     "cuda": "sasa_bench.impls.cuda:IMPL",
     "triton": "sasa_bench.impls.triton:IMPL",
     "onnx_unfold": "sasa_bench.impls.unfold:ONNX",

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch._prims_common import suggest_memory_format
 
-from sasa_bench.impls import _native, fused
+from sasa_bench.impls import Window, _native, fused
 
 CSRC = Path(fused.__file__).parent / "csrc"
 REASON = fused.missing()
@@ -31,8 +33,18 @@ def _built():
     fused.load()
 
 
-@pytest.fixture(params=_native.executable_isas())
+# The others differ from these in their products of matrices alone.
+ATTENTION_BUILDS = [build for build in _native.executable_isas() if build not in fused.ATTENTION]
+
+
+@pytest.fixture(params=ATTENTION_BUILDS)
 def isa(request):
+    fused.load(request.param)
+    return request.param
+
+
+@pytest.fixture(params=_native.executable_isas())
+def products(request):
     fused.load(request.param)
     return request.param
 
@@ -184,7 +196,7 @@ def test_large_logits_do_not_overflow(isa):
     half=st.integers(0, 9),
     relative=st.booleans(),
     zero_border=st.booleans(),
-    build=st.sampled_from(_native.executable_isas()),
+    build=st.sampled_from(ATTENTION_BUILDS),
 )
 def test_any_shape(batch, heads, d, height, width, half, relative, zero_border, build):
     fused.load(build)
@@ -375,6 +387,196 @@ def test_layer_projected_in_parts_equals_plain_attention(isa, heads, height, wid
         torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4 * b.abs().max().item())
 
 
+def projected(x, weight, row, col, kernel_size, heads, zero_border):
+    q, k, v = torch.einsum("oc,bchw->bohw", weight, x).chunk(3, dim=1)
+    return plain_attention(q, k, v, row, col, kernel_size, heads, zero_border)
+
+
+def layer_inputs(batch, inputs, heads, d, height, width, kernel_size, dtype):
+    """x, w_qkv, rel_row, rel_col and the gradient of y, fresh and random."""
+    shapes = [(batch, inputs, height, width), (3 * heads * d, inputs), (heads, d // 2, kernel_size)]
+    x, weight, row = (torch.randn(shape).to(dtype) for shape in shapes)
+    col, g = (
+        torch.randn(heads, d - d // 2, kernel_size).to(dtype),
+        torch.randn(batch, heads * d, height, width).to(dtype),
+    )
+    return [x, weight / max(1, inputs) ** 0.5, row, col], g
+
+
+def assert_layer_matches(tensors, g, kernel_size, heads, zero_border, channels_last, bias, relu):
+    """The layer with its gradients, at inference, and with packed weights, held to the budget of `assert_matches`."""
+    rest = (kernel_size, heads, zero_border)
+    exact = with_gradients(projected, [t.double() for t in tensors], g.double(), *rest)
+    plain = with_gradients(projected, tensors, g, *rest)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    x, *parameters = (t.contiguous(memory_format=memory_format) if t.dim() == 4 else t for t in tensors)
+    ops = torch.ops.sasa_bench
+    poison([g, *tensors])
+    got = with_gradients(ops.fused_attention_layer, [x, *parameters], g.contiguous(memory_format=memory_format), *rest)
+    weight, *rel = parameters
+    packed = ops.fused_pack_weights(weight, heads)
+    channels = g.shape[1]
+    stored = ops.fused_attention_layer_packed(x, packed, *rel, bias, channels, *rest, relu)
+    plainly = ops.fused_attention_layer_packed(x, packed, *rel, None, channels, *rest, False)
+    after = exact[0] if bias is None else exact[0] + bias.double()[:, None, None]
+    pairs = dict(zip(["y", "dx", "dw", "drel_row", "drel_col"], zip(got, exact, strict=True), strict=True))
+    pairs |= {"inference": (ops.fused_attention_layer(x, *parameters, *rest), exact[0]), "packed": (plainly, exact[0])}
+    pairs |= {"stored": (stored, after.relu() if relu else after)}
+    errors = dict(zip(pairs, plain, strict=False))
+    for name, (y, want) in pairs.items():
+        assert y.dtype == g.dtype, name
+        assert y.shape == want.shape, name
+        if y.dim() == 4:
+            assert y.is_contiguous(memory_format=suggest_memory_format(x)), name
+        if not want.numel():
+            continue
+        assert y.isfinite().all(), name
+        reference, true = (errors[name], want) if name in errors else (plain[0], exact[0])
+        rounding = torch.finfo(g.dtype).eps * want.abs().max().item()
+        budget = ERROR_FACTOR * max((reference.double() - true).abs().max().item(), rounding)
+        error = (y.double() - want).abs().max().item()
+        assert error <= budget, f"{name}: error {error:.2e}, budget {budget:.2e}"
+
+
+LAYERS = [  # batch, input channels, heads, head width, height, width, kernel_size
+    (2, 64, 8, 8, 9, 11, 7),
+    (1, 20, 16, 3, 30, 5, 5),
+    (3, 8, 8, 1, 5, 6, 9),
+    (2, 33, 8, 4, 33, 20, 5),
+    (1, 15, 3, 5, 4, 6, 3),
+    (0, 32, 8, 4, 3, 3, 3),
+    (2, 192, 24, 8, 28, 3, 7),
+    (2, 512, 8, 64, 7, 7, 7),  # weights too large for the cache: one product for the batch
+]
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", LAYERS, ids=str)
+def test_layer_equals_plain_attention(products, shape, dtype, channels_last):
+    tensors, g = layer_inputs(*shape, dtype)
+    heads, d = shape[2:4]
+    assert_layer_matches(tensors, g, shape[-1], heads, False, channels_last, torch.randn(heads * d), True)
+
+
+@settings(max_examples=40, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
+@given(
+    sizes=st.tuples(*(st.integers(1, most) for most in (3, 70))),
+    heads=st.sampled_from([1, 3, 4, 8, 16]),
+    d=st.integers(1, 9),
+    image=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    half=st.integers(0, 4),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    flags=st.tuples(*[st.booleans()] * 4),
+    build=st.sampled_from(_native.executable_isas()),
+)
+def test_any_layer(sizes, heads, d, image, half, dtype, flags, build):
+    fused.load(build)
+    zero_border, channels_last, biased, relu = flags
+    tensors, g = layer_inputs(*sizes, heads, d, *image, 2 * half + 1, dtype)
+    bias = torch.randn(heads * d) if biased else None
+    assert_layer_matches(tensors, g, 2 * half + 1, heads, zero_border, channels_last, bias, relu)
+
+
+def test_thread_count_does_not_change_a_bit_of_a_layer(products):
+    threads = torch.get_num_threads()
+    for dtype in (torch.float32, torch.bfloat16):
+        (x, weight, *rel), g = layer_inputs(2, 40, 8, 12, 9, 9, 5, dtype)
+        results = []
+        try:
+            for count in (1, 2, 5):
+                torch.set_num_threads(count)
+                results.append(
+                    with_gradients(torch.ops.sasa_bench.fused_attention_layer, [x, weight, *rel], g, 5, 8, False)
+                )
+        finally:
+            torch.set_num_threads(threads)
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("kind", fused.HEADERS)
+def test_a_build_is_named_after_every_header_that_it_includes(kind):
+    included, todo = set(), [CSRC / f"{kind}.cpp"]
+    while todo:
+        names = re.findall(r'#include "(\w+)\.h"', todo.pop().read_text())
+        todo += [CSRC / f"{name}.h" for name in set(names) - included]
+        included |= set(names)
+    assert included == {*fused.SHARED_HEADERS, *fused.HEADERS[kind]}
+
+
+@pytest.mark.parametrize("border", ["mask", "zero"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_and_relu_are_folded_in(affine, border):
+    (x, weight, *rel), _ = layer_inputs(2, 12, 8, 4, 9, 10, 5, torch.float32)
+    norm = torch.nn.BatchNorm2d(32, affine=affine)
+    norm(torch.randn(4, 32, 5, 5) * 3 + 1)
+    if affine:
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    norm.eval()
+    case = SimpleNamespace(kernel_size=5, heads=8, border=border)
+    whole = fused.pack(Window.of(case), weight, *rel, norm, True)
+    want = norm(fused.IMPL.layer(case)(x, weight, *rel)).relu()
+    torch.testing.assert_close(whole(x), want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="track_running_stats"):
+        fused.pack(Window.of(case), weight, *rel, torch.nn.BatchNorm2d(32, track_running_stats=False))
+
+
+def test_packed_weights_are_checked(kernel):
+    (x, weight, *rel), _ = layer_inputs(1, 12, 8, 4, 5, 6, 3, torch.float32)
+    packed = torch.ops.sasa_bench.fused_pack_weights(weight, 8)
+    layer = torch.ops.sasa_bench.fused_attention_layer_packed
+    torch.library.opcheck(layer.default, (x, packed, *rel, torch.randn(32), 32, 3, 8, False, True))
+    torch.library.opcheck(torch.ops.sasa_bench.fused_pack_weights.default, (weight, 8))
+    for w, channels, error, message in [
+        (packed[..., :31], 32, ValueError, "pack the weights again"),
+        (packed, 40, ValueError, "pack the weights again"),
+        (weight, 32, ValueError, "pack the weights again"),
+        (packed.bfloat16(), 32, TypeError, "x's dtype"),
+        (packed, 33, ValueError, "divide the channels"),
+    ]:
+        with pytest.raises(error, match=message):
+            layer(x, w, *rel, None, channels, 3, 8, False, False)
+    with pytest.raises(ValueError, match="bias must be"):
+        layer(x, packed, *rel, torch.randn(31), 32, 3, 8, False, False)
+    with pytest.raises(ValueError, match="multiple of heads"):
+        torch.ops.sasa_bench.fused_pack_weights(weight[:-1], 8)
+    with pytest.raises(TypeError, match="float32 or bfloat16"):
+        torch.ops.sasa_bench.fused_pack_weights(weight.double(), 8)
+
+
+def test_a_frozen_graph_packs_weights_once_and_copies_no_images(kernel):
+    import torch._inductor.config
+    from torch._inductor.utils import run_and_get_code
+
+    ops = torch.ops.sasa_bench
+
+    class Block(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.randn(96, 32) / 6)
+            self.row = torch.nn.Parameter(torch.randn(8, 2, 3))
+            self.col = torch.nn.Parameter(torch.randn(8, 2, 3))
+            self.before = torch.nn.Conv2d(32, 32, 3, padding=1)
+            self.after = torch.nn.Conv2d(32, 32, 3, padding=1)
+
+        def forward(self, x):
+            packed = ops.fused_pack_weights(self.weight, 8)
+            y = ops.fused_attention_layer_packed(
+                self.before(x), packed, self.row, self.col, None, 32, 3, 8, False, True
+            )
+            return self.after(y)
+
+    block, x = Block().eval(), torch.randn(2, 32, 9, 10).to(memory_format=torch.channels_last)
+    torch.compiler.reset()
+    with torch.no_grad(), torch._inductor.config.patch(freezing=True):
+        y, (code, *_) = run_and_get_code(torch.compile(block, fullgraph=True), x)
+    torch.testing.assert_close(y, block(x), rtol=1e-4, atol=1e-4)
+    assert "fused_attention_layer_packed" in code
+    assert "fused_pack_weights" not in code
+
+
 @pytest.mark.parametrize("relative", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_opcheck(kernel, relative, dtype):
@@ -496,7 +698,7 @@ def test_forced_build(monkeypatch):
         assert _native.chosen_isa() == build
         assert fused.missing() is None
     monkeypatch.setenv("SASA_BENCH_ISA", "neon")
-    with pytest.raises(ValueError, match="avx512_wide, avx512, avx2, portable"):
+    with pytest.raises(ValueError, match="avx512_amx, avx512_wide, avx512_bf16, avx512, avx2, portable"):
         _native.chosen_isa()
     monkeypatch.setattr(_native, "cpu_flags", lambda: frozenset({"avx2", "fma"}))
     monkeypatch.setenv("SASA_BENCH_ISA", "avx512")
@@ -520,7 +722,7 @@ def test_missing_names_the_command(monkeypatch, tmp_path):
 PEAK = """
 import resource, sys, torch
 sys.path.insert(0, {root!r})
-from sasa_bench.impls import fused
+from sasa_bench.impls import _native, fused
 fused.load()
 torch.set_num_threads(2)
 ops = torch.ops.sasa_bench
@@ -564,8 +766,26 @@ def test_memory_stays_under_a_quarter_of_qkv(kernel):
     assert max(shares) < 0.25, shares
 
 
+SHIMS = {"shim_amx": ["-DSASA_SHIM", "-DSASA_SHIM_TILES"], "shim_bf16": ["-DSASA_SHIM"]}
+"""Products on tiles and in pairs whose instructions are plain C++, for machines that have none."""
+
+
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to build the sanitized kernel with")
-@pytest.mark.parametrize("build", _native.executable_isas())
+@pytest.mark.parametrize("build", [*SHIMS, *_native.executable_isas()])
+def test_products_are_right_and_clean_under_sanitizers(tmp_path, build):
+    program = tmp_path / "products"
+    command = ["g++", "-std=c++20", "-O1", "-g1", "-Wno-psabi", "-Wno-ignored-attributes"]
+    command += ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DSASA_SANITIZE", f"-DSASA_ISA={build}"]
+    command += SHIMS.get(build) or _native.ISAS[build][0]
+    command += [f"-I{CSRC}", str(Path(__file__).parent / "sanitize_products.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True, timeout=300)
+    run = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "ok" in run.stdout
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to build the sanitized kernel with")
+@pytest.mark.parametrize("build", ATTENTION_BUILDS)
 def test_kernels_are_clean_under_sanitizers(tmp_path, build):
     program = tmp_path / "sanitized"
     subprocess.run(

@@ -7,14 +7,15 @@ namespace sasa {
 
 enum class Scalar : int32_t { float32, bfloat16 };
 
-// A tensor [images, heads * channels, H, W] whose rows are contiguous; strides in elements. data may be null.
-// Where `pixel` is not 0, the tensor is interleaved instead, as the kernels compute: float32
-// [images, H * W, heads / lanes, ..., channels, lanes], `pixel` elements from pixel to pixel, `group` from group to group.
+// A tensor [images, heads * channels, H, W], strides in elements: its pixels lie one behind the other, `column` elements
+// apart, which is 1, or more where the channels of a pixel are contiguous (channel = 1). data may be null.
+// Where `pixel` is not 0, the tensor is interleaved instead, as the kernels compute: [images, H * W, heads / lanes, ..., channels, lanes], `pixel` elements from pixel to pixel, `group` from group to group.
 struct Planes {
   void* data = nullptr;
   int64_t image = 0, channel = 0;
   Scalar scalar = Scalar::float32;
   int64_t pixel = 0, group = 0;
+  int64_t column = 1;
 };
 
 struct Problem {
@@ -27,6 +28,9 @@ struct Problem {
   // elements from pixel to pixel, as they are needed. Where q.data is null too, rows are dropped after use.
   void (*project)(const void* context, int64_t group, int64_t from, int64_t to, float* out, int64_t pixel) = nullptr;
   const void* context = nullptr;
+  // Applied to y as it is stored, forward only: one summand a channel (null: none), then max(0, .).
+  const float* bias = nullptr;
+  bool relu = false;
   // Of each query's softmax, [images, heads, H, W] float32: the largest logit times log2(e), and the sum of
   // exp(logit - largest). Null if not wanted.
   Planes top, sum;
@@ -34,6 +38,32 @@ struct Problem {
   Planes dy, dq, dk, dv;
   void *drel_row = nullptr, *drel_col = nullptr;
   void* drel_parts = nullptr;  // [groups, row blocks, K * channels, lanes] float32
+};
+
+constexpr int64_t PANEL = 32;  // columns of a packed matrix that lie together
+
+// out[g][i][j] (+)= sum_k a[g][i][k] b[k][j] for g < groups, i < rows, j < columns, k < depth, summed in float32.
+// Strides in elements.
+struct Product {
+  int64_t groups = 1, rows = 0, columns = 0, depth = 0;
+  const void* a = nullptr;
+  Scalar scalar = Scalar::float32;  // of a, and of what b was packed from
+  int64_t a_group = 0, a_row = 0, a_k = 0;
+  const float* b = nullptr;  // [panel][Table::packed_rows][PANEL], four bytes each, by `pack` or `pack_pixels`
+  void* out = nullptr;
+  Scalar out_scalar = Scalar::float32;
+  int64_t out_group = 0, out_row = 0, out_column = 1;
+  const int64_t* out_at = nullptr;  // if not null, where row i is, instead of i * out_row
+  bool add = false;
+};
+
+// A matrix b[k][j] to be packed: column j is the `depth` elements from b + at[j] on, side by side.
+struct Pack {
+  int64_t columns = 0, depth = 0;
+  const void* b = nullptr;
+  Scalar scalar = Scalar::float32;
+  const int64_t* at = nullptr;  // [columns], in elements
+  float* out = nullptr;
 };
 
 struct Table {
@@ -46,6 +76,25 @@ struct Table {
   void (*reduce_relative)(const Problem&, int64_t head);
 };
 
-constexpr int32_t TABLE_VERSION = 2;
+// Products of matrices, in builds of their own: processors differ in them where the kernels above are the same.
+struct Products {
+  int32_t version;
+  int32_t tile_rows;
+  // Tiles [tile, tile_end) of rows, tiles_of() each group, and panels [panel, panel_end). Every element of the result is
+  // the same sum whatever the ranges.
+  void (*product)(const Product&, int64_t tile, int64_t tile_end, int64_t panel, int64_t panel_end);
+  // Rows of a panel that is `depth` deep: float32, or pairs of bfloat16 one below the other where the processor
+  // multiplies those.
+  int64_t (*packed_rows)(int64_t depth, Scalar);
+  void (*pack)(const Pack&, int64_t panel);
+  // `count` channels of the pixels of one image, from `channel` on, as a panel, zeros beyond `count`.
+  void (*pack_pixels)(const Planes&, int64_t image, int64_t channel, int64_t count, int64_t pixels, float* out);
+};
+
+// Tiles that the rows of a group are cut into.
+inline int64_t tiles_of(const Product& p, int64_t tile_rows) { return (p.rows + tile_rows - 1) / tile_rows; }
+inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
+
+constexpr int32_t TABLE_VERSION = 3;
 
 }  // namespace sasa

@@ -2,7 +2,7 @@
 #include "local_attention.h"
 
 extern "C" const sasa::Table* sasa_kernel_table() {
-  static const sasa::Table table{sasa::TABLE_VERSION, SASA_ISA::LANES,    SASA_ISA::ROWS,
-                                 SASA_ISA::forward,   SASA_ISA::backward, SASA_ISA::reduce_relative};
+  using namespace SASA_ISA;
+  static const sasa::Table table{sasa::TABLE_VERSION, LANES, ROWS, forward, backward, reduce_relative};
   return &table;
 }

@@ -1,0 +1,438 @@
+// Planes in memory, interleaved and back, and the working memory of a task.
+#pragma once
+
+#include "windows.h"
+
+namespace SASA_ISA {
+
+SASA_INLINE float widen(float x) { return x; }
+SASA_INLINE float widen(uint16_t x) {
+  uint32_t bits = uint32_t(x) << 16;
+  float out;
+  std::memcpy(&out, &bits, 4);
+  return out;
+}
+template <class T>
+SASA_INLINE T narrow(float x);
+template <>
+SASA_INLINE float narrow<float>(float x) {
+  return x;
+}
+template <>
+SASA_INLINE uint16_t narrow<uint16_t>(float x) {  // to bfloat16, to nearest even
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  if (x != x) return uint16_t((bits >> 16) | 0x40);
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+// Lanes of a and b in turns of h: those that a transposition by blocks of h x h puts into its first or second vector.
+template <int h, bool second>
+constexpr int transposed_lane(int l) {
+  return second ? ((l & h) ? LANES + l : l + h) : ((l & h) ? LANES + l - h : l);
+}
+
+template <int h, bool second, int... l>
+SASA_INLINE V take_turns(V a, V b, std::integer_sequence<int, l...>) {
+#ifdef __clang__
+  return __builtin_shufflevector(a, b, transposed_lane<h, second>(l)...);
+#else
+  return __builtin_shuffle(a, b, VI{transposed_lane<h, second>(l)...});
+#endif
+}
+
+SASA_INLINE void transpose(V (&r)[LANES]) {
+  auto stage = [&](auto step) SASA_ALWAYS_INLINE {
+    constexpr int h = 1 << step;
+    constexpr auto all = std::make_integer_sequence<int, LANES>();
+    unroll<LANES>([&](auto i) SASA_ALWAYS_INLINE {
+      if constexpr ((i & h) == 0) {
+        V a = r[i], b = r[i + h];
+        r[i] = take_turns<h, false>(a, b, all);
+        r[i + h] = take_turns<h, true>(a, b, all);
+      }
+    });
+  };
+  unroll<(LANES == 8 ? 3 : 2)>(stage);
+}
+
+template <class T>
+SASA_INLINE V load_pixels(const T* p) {
+  if constexpr (sizeof(T) == 4) {
+    V out;
+    std::memcpy(&out, p, sizeof out);
+    return out;
+  } else {
+    typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+    H h;
+    std::memcpy(&h, p, sizeof h);
+    return (V)(__builtin_convertvector(h, VI) << 16);
+  }
+}
+
+template <class T>
+SASA_INLINE void store_pixels(T* p, V v) {
+  if constexpr (sizeof(T) == 4) {
+    std::memcpy(p, &v, sizeof v);
+  } else {
+    typedef uint16_t H __attribute__((vector_size(2 * LANES)));
+    typedef uint32_t U __attribute__((vector_size(4 * LANES)));
+    const U bits = (U)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const H h = __builtin_convertvector(v == v ? rounded : (bits >> 16) | 0x40, H);
+    std::memcpy(p, &h, sizeof h);
+  }
+}
+
+// The addresses of a tensor's LANES planes from `first` on. Lanes past the last plane repeat it.
+template <class T>
+struct Lanes {
+  T* base[LANES];
+  int64_t channel;
+  int count;
+  Lanes(const Planes& t, const Problem& p, int64_t first, int64_t channels) : channel(t.channel) {
+    count = int(std::min<int64_t>(LANES, p.planes - first));
+    for (int l = 0; l < LANES; ++l) {
+      int64_t plane = first + std::min(l, count - 1);
+      base[l] = static_cast<T*>(t.data) + (plane / p.heads) * t.image + (plane % p.heads) * channels * t.channel;
+    }
+  }
+};
+
+// f(c, n) for pieces of n = LANES channels from c on, or of one where there are fewer than LANES. The last piece may
+// overlap the one before it.
+template <class F>
+SASA_INLINE void by_channel_blocks(int64_t channels, F f) {
+  if (channels < LANES) {
+    for (int64_t c = 0; c < channels; ++c) f(c, std::integral_constant<int, 1>{});
+    return;
+  }
+  for (int64_t c = 0;; c = std::min(c + LANES, channels - LANES)) {
+    f(c, std::integral_constant<int, LANES>{});
+    if (c + LANES >= channels) return;
+  }
+}
+
+// As interleave_as, where the channels of a pixel lie side by side.
+template <class T>
+void interleave_pixels(const Planes& t, const Lanes<T>& lanes, int64_t channels, int64_t from, int64_t count, V* out,
+                       float scale) {
+  for (int64_t i = 0; i < count; ++i)
+    by_channel_blocks(channels, [&](int64_t c, auto n) SASA_ALWAYS_INLINE {
+      V r[LANES];
+      const int64_t at = (from + i) * t.column + c;
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE {
+        if constexpr (n == 1)
+          r[0][int(l)] = widen(lanes.base[l][at]);
+        else
+          r[l] = load_pixels(lanes.base[l] + at);
+      });
+      if constexpr (n > 1) transpose(r);
+      unroll<n>([&](auto l) SASA_ALWAYS_INLINE { out[i * channels + c + l] = r[l] * scale; });
+    });
+}
+
+// The inverse of interleave_pixels.
+template <class T>
+void separate_pixels(const Planes& t, const Lanes<T>& lanes, int64_t channels, int64_t from, int64_t count, const V* in,
+                     float scale) {
+  for (int64_t i = 0; i < count; ++i)
+    by_channel_blocks(channels, [&](int64_t c, auto n) SASA_ALWAYS_INLINE {
+      V r[LANES];
+      const int64_t at = (from + i) * t.column + c;
+      unroll<n>([&](auto l) SASA_ALWAYS_INLINE { r[l] = in[i * channels + c + l] * scale; });
+      if constexpr (n > 1) transpose(r);
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE {
+        if (l >= lanes.count) return;
+        if constexpr (n == 1)
+          lanes.base[l][at] = narrow<T>(r[0][int(l)]);
+        else
+          store_pixels(lanes.base[l] + at, r[l]);
+      });
+    });
+}
+
+// Pixels [from, from + count) of `channels` channels of LANES planes -> out[pixel][channel], times scale.
+template <class T>
+void interleave_as(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
+                   V* out, float scale) {
+  Lanes<T> lanes(t, p, first, channels);
+  if (t.column != 1) return interleave_pixels(t, lanes, channels, from, count, out, scale);
+  if (count < LANES) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < count; ++i) {
+        V v;
+        for (int l = 0; l < LANES; ++l) v[l] = widen(lanes.base[l][c * lanes.channel + from + i]);
+        out[i * channels + c] = v * scale;
+      }
+    return;
+  }
+  for (int64_t i = 0;; i = std::min(i + LANES, count - LANES)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      V r[LANES];
+      const int64_t at = c * lanes.channel + from + i;
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE {
+        r[l] = load_pixels(lanes.base[l] + at);
+        // LANES * channels streams are more than the hardware prefetcher follows.
+        __builtin_prefetch(lanes.base[l] + at + 64);
+      });
+      transpose(r);
+      V* o = out + i * channels + c;
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE { o[l * channels] = r[l] * scale; });
+    }
+    if (i + LANES >= count) return;
+  }
+}
+
+// The inverse of interleave_as; lanes past the last plane are dropped.
+template <class T>
+void separate_as(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
+                 const V* in, float scale) {
+  Lanes<T> lanes(t, p, first, channels);
+  if (t.column != 1) return separate_pixels(t, lanes, channels, from, count, in, scale);
+  if (count < LANES) {
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t i = 0; i < count; ++i) {
+        V v = in[i * channels + c] * scale;
+        for (int l = 0; l < lanes.count; ++l) lanes.base[l][c * lanes.channel + from + i] = narrow<T>(v[l]);
+      }
+    return;
+  }
+  for (int64_t i = 0;; i = std::min(i + LANES, count - LANES)) {
+    for (int64_t c = 0; c < channels; ++c) {
+      V r[LANES];
+      const V* o = in + i * channels + c;
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE { r[l] = o[l * channels] * scale; });
+      transpose(r);
+      const int64_t at = c * lanes.channel + from + i;
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE {
+        if (l < lanes.count) store_pixels(lanes.base[l] + at, r[l]);
+      });
+    }
+    if (i + LANES >= count) return;
+  }
+}
+
+// Whether the kernels compute in this tensor's own memory.
+SASA_INLINE bool in_place(const Planes& t) { return t.pixel && t.data && t.scalar == Scalar::float32; }
+
+// Where the group of planes from `first` on begins in an interleaved tensor, and the same in vectors of float32.
+template <class T>
+SASA_INLINE T* group_of(const Planes& t, const Problem& p, int64_t first) {
+  return static_cast<T*>(t.data) + (first / p.heads) * t.image + (first % p.heads) / LANES * t.group;
+}
+SASA_INLINE V* interleaved(const Planes& t, const Problem& p, int64_t first) {
+  return reinterpret_cast<V*>(group_of<float>(t, p, first));
+}
+
+inline void interleave(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from,
+                       int64_t count, V* out, float scale = 1.0f) {
+  if (t.pixel) {
+    const uint16_t* in = group_of<uint16_t>(t, p, first) + from * t.pixel;
+    for (int64_t i = 0; i < count; ++i, in += t.pixel)
+      for (int64_t c = 0; c < channels; ++c) *out++ = load_pixels(in + c * LANES) * scale;
+    return;
+  }
+  if (t.scalar == Scalar::bfloat16)
+    interleave_as<uint16_t>(t, p, first, channels, from, count, out, scale);
+  else
+    interleave_as<float>(t, p, first, channels, from, count, out, scale);
+}
+
+inline void separate(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
+                     const V* in, float scale = 1.0f) {
+  if (t.pixel) {
+    uint16_t* out = group_of<uint16_t>(t, p, first) + from * t.pixel;
+    for (int64_t i = 0; i < count; ++i, out += t.pixel)
+      for (int64_t c = 0; c < channels; ++c) store_pixels(out + c * LANES, *in++ * scale);
+    return;
+  }
+  if (t.scalar == Scalar::bfloat16)
+    separate_as<uint16_t>(t, p, first, channels, from, count, in, scale);
+  else
+    separate_as<float>(t, p, first, channels, from, count, in, scale);
+}
+
+// count pixels of d vectors, ts apart -> out[pixel][channel], os apart, times scale.
+SASA_INLINE void copy_pixels(const V* t, int64_t ts, V* out, int64_t os, int64_t count, int64_t d, float scale = 1.0f) {
+  for (int64_t i = 0; i < count; ++i)
+    for (int64_t c = 0; c < d; ++c) out[i * os + c] = t[i * ts + c] * scale;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// Working memory
+
+// Rows of interleaved pixels. Row y lives in slot y % slots, so a window of `slots` rows can slide over a plane.
+struct Rows {
+  V* base = nullptr;
+  int64_t slots = 1, row = 0;  // row: vectors per row
+  V* operator()(int64_t y) const { return base + (y % slots) * row; }
+  // f(y, count, address) for every run of rows in [from, to) that is contiguous.
+  template <class F>
+  void runs(int64_t from, int64_t to, F f) const {
+    while (from < to) {
+      int64_t count = std::min(to - from, slots - from % slots);
+      f(from, count, (*this)(from));
+      from += count;
+    }
+  }
+};
+
+// One growing block per thread. Kept between calls while it is small, because fresh pages cost more than the kernel.
+class Arena {
+ public:
+  ~Arena() { std::free(block_); }
+  void reserve(int64_t vectors) {
+    used_ = 0;
+    int64_t bytes = (vectors * int64_t(sizeof(V)) + 4095) / 4096 * 4096;
+    if (bytes > size_ || size_ > KEEP) {
+      std::free(block_);
+      size_ = 0;
+      block_ = std::aligned_alloc(4096, size_t(std::max<int64_t>(bytes, 4096)));
+      if (!block_) throw std::bad_alloc();
+      size_ = bytes;
+    }
+#ifdef SASA_SANITIZE
+    std::memset(block_, 0xff, size_t(bytes));
+#endif
+  }
+  V* take(int64_t vectors) {
+    V* out = static_cast<V*>(block_) + used_;
+    used_ += vectors;
+    return out;
+  }
+  void release_large() {
+    if (size_ > KEEP) {
+      std::free(block_);
+      block_ = nullptr;
+      size_ = 0;
+    }
+  }
+
+ private:
+  static constexpr int64_t KEEP = int64_t(4) << 20;
+  void* block_ = nullptr;
+  int64_t size_ = 0, used_ = 0;
+};
+
+inline Arena& arena() {
+  static thread_local Arena a;
+  return a;
+}
+
+// Rows projected at once: enough pixels for an efficient product, few enough to stay in cache.
+inline int64_t projected_rows(const Problem& p) { return std::max<int64_t>(ROWS, (448 + p.width - 1) / p.width); }
+
+// Keys and values slide through a ring of so many rows, unless they are interleaved in memory already.
+inline int64_t ring_rows(const Problem& p) {
+  if (in_place(p.k)) return 0;
+  return std::min<int64_t>(p.height, p.kernel + ROWS - 1 + (p.project ? projected_rows(p) : 0));
+}
+// Vectors from key to key: in memory, in a ring of projected rows (queries, keys and values side by side), in a ring of keys.
+inline int64_t key_stride(const Problem& p) {
+  if (in_place(p.k)) return p.k.pixel / LANES;
+  return (p.project ? 3 : 1) * p.channels;
+}
+inline int64_t logit_keys(const Problem& p) {
+  return std::max<int64_t>(CHUNK, std::min<int64_t>(p.kernel, p.width));
+}
+
+// What one task shares between its blocks.
+struct Task {
+  const Problem& p;
+  int64_t first;  // plane in lane 0
+  int64_t d, dr, dc, W, H, K, r;
+  int64_t ks;  // vectors from key to key
+  V *rel_row = nullptr, *rel_col = nullptr;  // [K][dr], [K][dc]
+  V *row_logit, *col_logit;                  // [ROWS][K]: of the block at hand
+  V* bias = nullptr;                         // [d]
+
+  Task(const Problem& p_, int64_t group)
+      : p(p_), first(group * LANES), d(p_.channels), dr(p_.channels / 2), dc(p_.channels - p_.channels / 2),
+        W(p_.width), H(p_.height), K(p_.kernel), r(p_.kernel / 2), ks(key_stride(p_)) {}
+
+  // Rows of keys, values or a gradient of them: those of an interleaved tensor, or else a ring.
+  Rows rows(const Planes& t, Arena& a) const {
+    if (in_place(t)) return {interleaved(t, p, first), H, W * ks};
+    const int64_t slots = ring_rows(p);
+    return {a.take(slots * W * d), slots, W * d};
+  }
+
+  // Rows of interleaved queries, keys and values side by side, as a projection writes them.
+  Rows projected(Arena& a) const {
+    if (p.q.data) return {interleaved(p.q, p, first), H, W * ks};
+    const int64_t slots = ring_rows(p);
+    return {a.take(slots * W * ks), slots, W * ks};
+  }
+
+  static int64_t vectors(const Problem& p) {
+    return p.kernel * p.channels + 2 * ROWS * p.kernel + (p.bias ? p.channels : 0);
+  }
+
+  void setup(Arena& a) {
+    rel_row = a.take(K * dr);
+    rel_col = a.take(K * dc);
+    row_logit = a.take(ROWS * K);
+    col_logit = a.take(ROWS * K);
+    if (p.bias) {
+      bias = a.take(d);
+      for (int l = 0; l < LANES; ++l)
+        for (int64_t c = 0; c < d; ++c) bias[c][l] = p.bias[std::min(first + l, p.planes - 1) % p.heads * d + c];
+    }
+    if (!p.relative) {
+      std::memset(static_cast<void*>(row_logit), 0, size_t(2 * ROWS * K) * sizeof(V));
+      return;
+    }
+    for (int l = 0; l < LANES; ++l) {
+      int64_t head = std::min(first + l, p.planes - 1) % p.heads;
+      auto fill = [&](const void* src, V* out, int64_t n) {
+        for (int64_t c = 0; c < n; ++c)
+          for (int64_t o = 0; o < K; ++o) {
+            int64_t at = (head * n + c) * K + o;
+            out[o * n + c][l] = p.scalar == Scalar::bfloat16 ? widen(static_cast<const uint16_t*>(src)[at])
+                                                             : static_cast<const float*>(src)[at];
+          }
+      };
+      fill(p.rel_row, rel_row, dr);
+      fill(p.rel_col, rel_col, dc);
+    }
+  }
+
+  // Queries of nq rows from y0 on, times log2(e) -> out[query][channel].
+  void load_queries(int64_t y0, int nq, V* out) const {
+    if (in_place(p.q))
+      copy_pixels(interleaved(p.q, p, first) + y0 * W * ks, ks, out, d, nq * W, d, LOG2E);
+    else
+      interleave(p.q, p, first, d, y0 * W, nq * W, out, LOG2E);
+  }
+
+  // Row and column logits of the nq queries at q.
+  template <int D>
+  void relative_logits(const V* const* q, int nq) const {
+    if (!p.relative) return;
+    with_count(nq, [&](auto na) {
+      constexpr int NA = decltype(na)::value;
+      auto half = [&](const V* rel, int64_t from, int64_t n, V* out) {
+        const V* qc[NA];
+        for (int i = 0; i < NA; ++i) qc[i] = q[i] + from;
+        dot<D / 2, NA>(
+            qc, rel, n, K, n, {},
+            [&](int i, int64_t o, auto s) { store(out + i * K + o, s); });
+      };
+      if (dr) half(rel_row, 0, dr, row_logit);
+      else std::memset(static_cast<void*>(row_logit), 0, size_t(NA * K) * sizeof(V));
+      half(rel_col, dr, dc, col_logit);
+    });
+  }
+
+  // f(row offset, column offset) for every offset of the window of query (y, x) that lies outside the image.
+  template <class F>
+  void outside(int64_t y, int64_t x, F f) const {
+    for (int64_t a = 0; a < K; ++a) {
+      bool row_inside = y + a - r >= 0 && y + a - r < H;
+      for (int64_t b = 0; b < K; ++b)
+        if (!row_inside || x + b - r < 0 || x + b - r >= W) f(a, b);
+    }
+  }
+};
+
+}  // namespace SASA_ISA

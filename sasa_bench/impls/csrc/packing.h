@@ -1,0 +1,105 @@
+// Right operands of products in panels of PANEL columns, four bytes an element.
+#pragma once
+
+#include "products.h"
+
+namespace SASA_ISA {
+
+// Whether bfloat16 stays as it is, two elements of a column to four bytes; else it is widened.
+#ifdef SASA_PAIRS
+constexpr bool PAIRS = true;
+#else
+constexpr bool PAIRS = false;
+#endif
+constexpr int64_t TILE_PAIRS = 16;  // rows of a tile of AMX
+
+inline int64_t packed_rows(int64_t depth, Scalar scalar) {
+  if (scalar == Scalar::float32 || !PAIRS) return depth;
+  return (depth + 2 * TILE_PAIRS - 1) / (2 * TILE_PAIRS) * TILE_PAIRS;
+}
+
+// PANEL columns of `rows` whole elements each, T widened to four bytes, from[j] null for a column of zeros.
+template <class T>
+void pack_columns(const T* const* from, int64_t rows, float* out) {
+  const int64_t whole = rows / LANES * LANES;
+  for (int64_t j = 0; j < PANEL; j += LANES) {
+    for (int64_t k = 0; k < whole; k += LANES) {
+      V r[LANES];
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE { r[l] = from[j + l] ? load_pixels(from[j + l] + k) : V{}; });
+      transpose(r);
+      unroll<LANES>([&](auto l) SASA_ALWAYS_INLINE { std::memcpy(out + (k + l) * PANEL + j, &r[l], sizeof(V)); });
+    }
+    for (int64_t k = whole; k < rows; ++k)
+      for (int64_t l = 0; l < LANES; ++l) {
+        T x{};
+        if (from[j + l]) std::memcpy(&x, from[j + l] + k, sizeof x);
+        out[k * PANEL + j + l] = widen(x);
+      }
+  }
+}
+
+// The last element of columns of odd depth, and zeros below it, in a panel of pairs.
+inline void end_pairs(const uint16_t* const* from, int64_t depth, float* out) {
+  for (int64_t k = depth / 2; k < packed_rows(depth, Scalar::bfloat16); ++k)
+    for (int64_t j = 0; j < PANEL; ++j) {
+      const uint32_t word = 2 * k < depth && from[j] ? from[j][2 * k] : 0;
+      std::memcpy(out + k * PANEL + j, &word, 4);
+    }
+}
+
+inline void pack(const Pack& p, int64_t panel) {
+  float* out = p.out + panel * packed_rows(p.depth, p.scalar) * PANEL;
+  auto columns = [&]<class T>(const T* b, const T* (&from)[PANEL]) {
+    for (int64_t j = 0; j < PANEL; ++j)
+      from[j] = panel * PANEL + j < p.columns ? b + p.at[panel * PANEL + j] : nullptr;
+  };
+  if (p.scalar == Scalar::float32) {
+    const float* from[PANEL];
+    columns(static_cast<const float*>(p.b), from);
+    return pack_columns(from, p.depth, out);
+  }
+  const uint16_t* from[PANEL];
+  columns(static_cast<const uint16_t*>(p.b), from);
+  if constexpr (PAIRS) {
+    const float* words[PANEL];
+    for (int64_t j = 0; j < PANEL; ++j) words[j] = reinterpret_cast<const float*>(from[j]);
+    pack_columns(words, p.depth / 2, out);
+    end_pairs(from, p.depth, out);
+  } else {
+    pack_columns(from, p.depth, out);
+  }
+}
+
+// A panel whose rows b[k] lie `stride` apart, the first `count` columns of which exist.
+template <class T>
+void pack_rows(const T* from, int64_t stride, int64_t count, int64_t depth, float* out) {
+  const int64_t rows = packed_rows(depth, sizeof(T) == 2 ? Scalar::bfloat16 : Scalar::float32);
+  constexpr int64_t together = PAIRS && sizeof(T) == 2 ? 2 : 1;
+  for (int64_t k = 0; k < rows; ++k, out += PANEL)
+    for (int64_t j = 0; j < PANEL; ++j) {
+      if constexpr (together == 1) {
+        out[j] = j < count ? widen(from[k * stride + j]) : 0.0f;
+      } else {
+        uint32_t word = 0;
+        for (int64_t h = 0; h < 2; ++h)
+          if (j < count && 2 * k + h < depth) word |= uint32_t(from[(2 * k + h) * stride + j]) << (16 * h);
+        std::memcpy(out + j, &word, 4);
+      }
+    }
+}
+
+inline void pack_pixels(const Planes& t, int64_t image, int64_t channel, int64_t count, int64_t pixels, float* out) {
+  const int64_t first = image * t.image + channel * t.channel;
+  auto as = [&]<class T>(const T* from) {
+    if (t.column != 1) return pack_rows(from, t.column, count, pixels, out);
+    int64_t at[PANEL];
+    for (int64_t j = 0; j < count; ++j) at[j] = j * t.channel;
+    pack({count, pixels, from, t.scalar, at, out}, 0);
+  };
+  if (t.scalar == Scalar::bfloat16)
+    as(static_cast<const uint16_t*>(t.data) + first);
+  else
+    as(static_cast<const float*>(t.data) + first);
+}
+
+}  // namespace SASA_ISA

@@ -1,0 +1,198 @@
+// Vectors of LANES planes, and what the kernels compute with them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <new>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#if defined(__AVX512VL__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#ifndef SASA_ISA
+#error "SASA_ISA must name the build"
+#endif
+
+#include "kernel_table.h"
+
+// Everything inlines into one loop nest, except under a sanitizer, which would take minutes to compile that.
+#ifdef SASA_SANITIZE
+#define SASA_ALWAYS_INLINE
+#else
+#define SASA_ALWAYS_INLINE __attribute__((always_inline))
+#endif
+#define SASA_INLINE inline SASA_ALWAYS_INLINE
+
+namespace SASA_ISA {
+
+using sasa::Planes;
+using sasa::Problem;
+using sasa::Scalar;
+
+#if defined(__AVX512VL__)
+constexpr int LANES = 8, ROWS = 4, KEYS = 4, CHANNELS = 4;
+#elif defined(__AVX2__)
+constexpr int LANES = 8, ROWS = 4, KEYS = 2, CHANNELS = 2;
+#else
+constexpr int LANES = 4, ROWS = 4, KEYS = 2, CHANNELS = 2;
+#endif
+constexpr int64_t CHUNK = 80;  // keys per query whose logits are held at once: ROWS * CHUNK vectors fit in L1
+
+typedef float V __attribute__((vector_size(4 * LANES), may_alias));
+typedef int32_t VI __attribute__((vector_size(4 * LANES), may_alias));
+
+constexpr float LOG2E = 1.44269504088896340736f;
+constexpr float LN2 = 0.69314718055994530942f;
+
+SASA_INLINE V splat(float x) { return x - V{}; }
+
+// The larger of the two; b where either is NaN.
+SASA_INLINE V vmax(V a, V b) {
+#if defined(__AVX2__)
+  return (V)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+#if defined(__AVX512VL__)
+SASA_INLINE V nearest(V x) { return (V)_mm256_roundscale_ps((__m256)x, 0); }
+SASA_INLINE V times_exp2(V x, V n) { return (V)_mm256_scalef_ps((__m256)x, (__m256)n); }
+#endif
+
+// Wide: what the products, the maxima and the exponentials are computed in. SASA_WIDE makes it two vectors side by side,
+// two channels of a pixel or two keys of a query; the layout of the data stays the same.
+#ifdef SASA_WIDE
+typedef float Wide __attribute__((vector_size(8 * LANES)));
+constexpr int WIDTH = 2;
+
+SASA_INLINE Wide vmax(Wide a, Wide b) { return (Wide)_mm512_max_ps((__m512)a, (__m512)b); }
+SASA_INLINE Wide nearest(Wide x) { return (Wide)_mm512_roundscale_ps((__m512)x, 0); }
+SASA_INLINE Wide times_exp2(Wide x, Wide n) { return (Wide)_mm512_scalef_ps((__m512)x, (__m512)n); }
+
+SASA_INLINE V low(Wide a) { return (V)_mm512_castps512_ps256((__m512)a); }
+SASA_INLINE V high(Wide a) { return (V)_mm512_extractf32x8_ps((__m512)a, 1); }
+// The halves of a added, beside those of b. One shuffle, since the products wait for the unit that shuffles.
+SASA_INLINE Wide halves_added(Wide a, Wide b) {
+  return (Wide)_mm512_mask_blend_ps(0xff00, (__m512)a, (__m512)b) +
+         (Wide)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x4e);
+}
+
+SASA_INLINE V sum_of(Wide a) { return low(a) + high(a); }
+SASA_INLINE V largest_of(Wide a) { return vmax(low(a), high(a)); }
+#else
+typedef V Wide;
+constexpr int WIDTH = 1;
+#endif
+
+SASA_INLINE V sum_of(V a) { return a; }
+SASA_INLINE V largest_of(V a) { return a; }
+
+template <class T>
+constexpr int PARTS = sizeof(T) / sizeof(V);  // vectors in a T
+
+// A T with x in every part, and one with x in the first.
+template <class T>
+SASA_INLINE T spread(V x) {
+  return x;
+}
+template <class T>
+SASA_INLINE T and_zero(V x) {
+  return x;
+}
+#ifdef SASA_WIDE
+template <>
+SASA_INLINE Wide spread<Wide>(V x) {
+  return (Wide)_mm512_broadcast_f32x8((__m256)x);
+}
+template <>
+SASA_INLINE Wide and_zero<Wide>(V x) {
+  return (Wide)_mm512_zextps256_ps512((__m256)x);
+}
+#endif
+
+template <class T>
+SASA_INLINE void add(Wide& sum, T x) {
+  if constexpr (sizeof x == sizeof sum)
+    sum += x;
+  else
+    sum += and_zero<Wide>(x);
+}
+template <class T>
+SASA_INLINE void raise(Wide& top, T x) {
+  if constexpr (sizeof x == sizeof top)
+    top = vmax(x, top);
+  else
+    top = vmax(spread<Wide>(x), top);
+}
+
+template <class T>
+SASA_INLINE T load(const V* p) {
+  T x;
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+template <class T>
+SASA_INLINE void store(V* p, T x) { std::memcpy(p, &x, sizeof x); }
+
+// 2^x for x <= 128, relative error below 2.2e-7; 0 (or under 2^-125) for very negative x; NaN for NaN.
+// Minimax polynomial of degree 5 on [-1/2, 1/2] after splitting off the nearest integer.
+template <class T>
+SASA_INLINE T exp2v(T x) {
+  x = vmax(T{} - 126.0f, x);
+#if defined(__AVX512VL__)
+  T n = nearest(x);
+#else
+  T shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
+  T n = shifted - 12582912.0f;
+#endif
+  T f = x - n;
+  T p = f * 0x1.5c08e6p-10f + 0x1.3d0c52p-7f;
+  p = p * f + 0x1.c6b6e4p-5f;
+  p = p * f + 0x1.ebf918p-3f;
+  p = p * f + 0x1.62e428p-1f;
+  p = p * f + 1.0f;
+#if defined(__AVX512VL__)
+  return times_exp2(p, n);
+#else
+  return (T)((VI)p + ((VI)shifted << 23));
+#endif
+}
+
+template <int N, class F>
+SASA_INLINE void unroll(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) SASA_ALWAYS_INLINE {
+    (f(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// Whether D channels, known in advance, are computed as Wide.
+template <int D>
+constexpr bool wide = WIDTH > 1 && D > 0 && D % (2 * WIDTH) == 0;
+
+template <class T, int N>
+struct Piece {};  // N vectors T of channels
+
+// f(piece, c) over the d channels in the largest pieces that registers allow, then one by one.
+template <int D, class F>
+SASA_INLINE void by_channels(int64_t d, F f) {
+  if constexpr (wide<D>) {
+    constexpr int N = std::min(CHANNELS, D / WIDTH);
+    static_assert(D % (N * WIDTH) == 0);
+    for (int64_t c = 0; c < D; c += N * WIDTH) f(Piece<Wide, N>{}, c);
+  } else {
+    int64_t c = 0;
+    for (; c + CHANNELS <= d; c += CHANNELS) f(Piece<V, CHANNELS>{}, c);
+    if constexpr (D % CHANNELS != 0 || D == 0)
+      for (; c < d; ++c) f(Piece<V, 1>{}, c);
+  }
+}
+
+}  // namespace SASA_ISA

@@ -1,0 +1,99 @@
+// Runs the products of matrices on odd shapes in heap blocks of exactly the right size, for the address and
+// undefined-behaviour sanitizers, and compares every element with the same sum in double precision.
+#include "products16.h"
+
+#include <cmath>
+#include <cstdio>
+#include <memory>
+#include <random>
+
+using namespace SASA_ISA;
+
+static std::mt19937 generator(7);
+
+struct Matrix {
+  std::vector<float> values;
+  std::vector<uint16_t> halves;
+  std::unique_ptr<char[]> data;  // exactly as long as it must be
+  Matrix(int64_t n, bool narrow_) : values(size_t(n)), halves(size_t(n)), data(new char[size_t(n) * (narrow_ ? 2 : 4)]) {
+    std::normal_distribution<float> normal;
+    for (size_t i = 0; i < values.size(); ++i) {
+      halves[i] = narrow<uint16_t>(normal(generator));
+      values[i] = widen(halves[i]);
+      std::memcpy(data.get() + i * (narrow_ ? 2 : 4), narrow_ ? static_cast<void*>(&halves[i]) : &values[i], narrow_ ? 2 : 4);
+    }
+  }
+};
+
+struct Shape {
+  int64_t groups, rows, columns, depth;
+  bool planes, out_planes, narrow, narrow_out, permuted, add;
+};
+
+static bool right(const Shape& s) {
+  const Scalar scalar = s.narrow ? Scalar::bfloat16 : Scalar::float32;
+  const Matrix a(s.groups * s.rows * s.depth, s.narrow), b(s.columns * s.depth, s.narrow);
+  const int64_t panels = sasa::panels_of(s.columns), packed = panels * packed_rows(s.depth, scalar) * PANEL;
+  std::unique_ptr<float, decltype(&std::free)> words(static_cast<float*>(std::aligned_alloc(64, size_t(packed) * 4)),
+                                                     &std::free);
+  std::vector<int64_t> at, order;
+  for (int64_t j = 0; j < s.columns; ++j) at.push_back(j * s.depth);
+  for (int64_t i = 0; i < s.rows; ++i) order.push_back((s.rows - 1 - i) * s.columns);
+  for (int64_t j = 0; j < panels; ++j) pack({s.columns, s.depth, b.data.get(), scalar, at.data(), words.get()}, j);
+  const int64_t size = s.groups * s.rows * s.columns;
+  std::unique_ptr<char[]> out(new char[size_t(size) * (s.narrow_out ? 2 : 4)]());
+  Product p;
+  p.groups = s.groups;
+  p.rows = s.rows;
+  p.columns = s.columns;
+  p.depth = s.depth;
+  p.a = a.data.get();
+  p.scalar = scalar;
+  p.a_group = s.rows * s.depth;
+  p.a_row = s.planes ? 1 : s.depth;
+  p.a_k = s.planes ? s.rows : 1;
+  p.b = words.get();
+  p.out = out.get();
+  p.out_scalar = s.narrow_out ? Scalar::bfloat16 : Scalar::float32;
+  p.out_group = s.rows * s.columns;
+  p.out_row = s.out_planes ? 1 : s.columns;
+  p.out_column = s.out_planes ? s.rows : 1;
+  if (s.permuted) p.out_at = order.data();
+  p.add = s.add;
+  const int64_t tiles = s.groups * sasa::tiles_of(p, TILE_ROWS);
+  const std::array<int64_t, 3> row_cuts{0, tiles / 2, tiles}, panel_cuts{0, panels / 2, panels};
+  for (size_t t = 0; t < 2; ++t)
+    for (size_t j = 0; j < 2; ++j) product(p, row_cuts[t], row_cuts[t + 1], panel_cuts[j], panel_cuts[j + 1]);
+  for (int64_t g = 0; g < s.groups; ++g)
+    for (int64_t i = 0; i < s.rows; ++i)
+      for (int64_t j = 0; j < s.columns; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < s.depth; ++k)
+          sum += double(a.values[size_t(g * p.a_group + i * p.a_row + k * p.a_k)]) * b.values[size_t(j * s.depth + k)];
+        const int64_t to = g * p.out_group + (s.permuted ? order[size_t(i)] : i * p.out_row) + j * p.out_column;
+        float got;
+        uint16_t half;
+        std::memcpy(&half, out.get() + to * 2, 2);
+        std::memcpy(&got, out.get() + to * (s.narrow_out ? 2 : 4), s.narrow_out ? 2 : 4);
+        if (s.narrow_out) got = widen(half);
+        const double budget = s.narrow_out ? std::fabs(sum) / 200 + 1e-3 : 1e-5 * std::sqrt(double(s.depth));
+        if (!(std::fabs(got - sum) <= budget)) return false;
+      }
+  return true;
+}
+
+int main() {
+  const int64_t sizes[][4] = {{1, 5, 40, 7},  {3, 9, 33, 33}, {2, 49, 72, 65}, {1, 130, 64, 100},
+                              {1, 17, 32, 2500}, {2, 16, 96, 64}, {1, 1, 1, 1},   {1, 40, 320, 31}};
+  for (auto& n : sizes)
+    for (int flags = 0; flags < 64; ++flags) {
+      const Shape s{n[0], n[1], n[2], n[3], bool(flags & 1), bool(flags & 2), bool(flags & 4), bool(flags & 8),
+                    bool(flags & 16) && !(flags & 2) && n[0] == 1, bool(flags & 32)};
+      if (s.narrow_out && (!s.narrow || s.add)) continue;  // no such use
+      if (!right(s)) {
+        std::printf("wrong: %ld %ld %ld %ld flags %d\n", n[0], n[1], n[2], n[3], flags);
+        return 1;
+      }
+    }
+  std::puts("ok");
+}
