@@ -83,6 +83,12 @@ static bool right(const Shape& s) {
 }
 
 int main() {
+#ifdef SASA_TILES
+  if (!may_use_tiles()) {
+    std::puts("the operating system refuses this process the tiles");
+    return 77;
+  }
+#endif
   const int64_t sizes[][4] = {{1, 5, 40, 7},  {3, 9, 33, 33}, {2, 49, 72, 65}, {1, 130, 64, 100},
                               {1, 17, 32, 2500}, {2, 16, 96, 64}, {1, 1, 1, 1},   {1, 40, 320, 31}};
   for (auto& n : sizes)

@@ -780,6 +780,8 @@ def test_products_are_right_and_clean_under_sanitizers(tmp_path, build):
     command += [f"-I{CSRC}", str(Path(__file__).parent / "sanitize_products.cpp"), "-o", str(program)]
     subprocess.run(command, check=True, timeout=300)
     run = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    if run.returncode == 77:
+        pytest.skip(run.stdout.strip())
     assert run.returncode == 0, run.stdout + run.stderr
     assert "ok" in run.stdout
 
