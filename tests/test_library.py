@@ -136,15 +136,18 @@ def test_every_public_name_is_listed_and_there() -> None:
         sasa_bench.magic  # noqa: B018
 
 
-def test_the_wheel_holds_what_the_package_needs_besides_its_modules(tmp_path: Path) -> None:
+def test_the_wheel_holds_every_file_of_the_package_and_the_suites(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    shutil.copytree(ROOT / "sasa_bench", source / "sasa_bench", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
+    for name in ("sasa_bench", "suites"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True)
+    command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(tmp_path)]
+    subprocess.run(command, check=True, cwd=source)
     (wheel,) = tmp_path.glob("*.whl")
     files = set(zipfile.ZipFile(wheel).namelist())
-    assert "sasa_bench/py.typed" in files
-    assert {"sasa_bench/impls/template.py", "sasa_bench/report/templates/base.html"} <= files
-    assert {f"sasa_bench/{path.name}" for path in (ROOT / "sasa_bench").glob("*.py")} <= files
+    package = {str(path.relative_to(source)) for path in (source / "sasa_bench").rglob("*") if path.is_file()}
+    suites = {f"sasa_bench/suites/{path.name}" for path in (source / "suites").glob("*.toml")}
+    assert len(suites) > 10
+    assert package | suites <= files
+    assert any(name.endswith("/LICENSE") for name in files)
