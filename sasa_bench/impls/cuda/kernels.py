@@ -31,7 +31,7 @@ CHOICES = (
 )
 # Floats that a thread holds for each of its pixels, per channel and per window column.
 HELD = {"forward": (2, 2), "backward_queries": (3, 4), "backward_keys": (5, 2)}
-OTHER_REGISTERS = {"forward": 60, "backward_queries": 66, "backward_keys": 57}
+OTHER_REGISTERS = {"forward": 66, "backward_queries": 66, "backward_keys": 57}
 SHUFFLE_REGISTERS = 8
 
 
