@@ -91,7 +91,10 @@ def unfit(name: str, use: Use, window: Window) -> str | None:
     if use.transformed and not core.transforms:
         return "torch.func and forward-mode derivatives do not go through it"
     like = torch.empty(1, window.heads, 1, 1, dtype=use.dtype, device="meta")
-    return core.refuses(window, _Like(use.device, like), False) or impl.missing()  # type: ignore[arg-type]
+    try:
+        return core.refuses(window, _Like(use.device, like), False) or impl.missing()  # type: ignore[arg-type]
+    except Exception as error:  # whatever keeps one implementation from saying leaves the others to choose from
+        return str(error)
 
 
 class _Like:

@@ -38,6 +38,8 @@ ROW = {
     "err_budget": 1,
 }
 QUICK = Rules(screen_pairs=7, confirm_pairs=21)
+SIZES = "    batch, channels, height, width = sizes(q)\n"
+"""A line of `unfold` that every call passes."""
 
 
 def checkout(folder: Path, edit: Callable[[Path], None] = lambda package: None) -> Path:
@@ -285,7 +287,7 @@ def test_the_reports_say_what_happened(played: Played, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
     folder = tmp_path_factory.mktemp("arms")
-    slow = substitute("impls/unfold.py", "    def core(", "    import time\n\n    time.sleep(0)\n\n    def core(")
+    slow = substitute("impls/unfold.py", SIZES, f"    import time\n\n    time.sleep(0)\n{SIZES}")
     return set_up(str(checkout(folder / "b")), str(checkout(folder / "h", slow)), folder / "out")
 
 
@@ -338,9 +340,7 @@ def test_exact_figures_of_live_arms_repeat_exactly(arms: list[Arm]) -> None:
     [
         (substitute("impls/unfold.py", "return (weights", "return 1.01 * (weights"), "wrong"),
         (
-            substitute(
-                "impls/unfold.py", "    def core(", "    import os\n\n    os.kill(os.getpid(), 9)\n\n    def core("
-            ),
+            substitute("impls/unfold.py", SIZES, f"    import os\n\n    os.kill(os.getpid(), 9)\n{SIZES}"),
             "error",
         ),
         (substitute("impls/unfold.py", "IMPL = ", "NOTHING = "), "error"),

@@ -52,11 +52,11 @@ SLOW_DOWNS = (
         "unfold copies its windows once more",
         "unfold",
         "impls/unfold.py",
-        "F.unfold(t, window, padding=radius)\n",
-        "F.unfold(t, window, padding=radius).clone()\n",
+        "F.unfold(t, (window.rows, window.columns), padding=window.radii)\n",
+        "F.unfold(t, (window.rows, window.columns), padding=window.radii).clone()\n",
     ),
     SlowDown(
-        "fused is built without vector instructions", "fused", "impls/fused.py", "or runnable[0]", 'or "portable"'
+        "fused is built without vector instructions", "fused", "impls/_native.py", "or runnable[0]", 'or "portable"'
     ),
     SlowDown(
         "the convolution leaves oneDNN",
