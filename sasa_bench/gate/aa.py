@@ -186,7 +186,7 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
         pairs = [
             {"head": line["head"], "floor": line["floor"], "beside": line.get("beside", "idle")}
             for line in _lines(path)
-            if "run" not in line and line.get("ratio", 1.0) == 1 and not line["phase"].endswith("replaced")
+            if "run" not in line and line.get("ratio", 1.0) == 1 and not line.get("phase", "").endswith("replaced")
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise JournalError(f"{path} is not a journal of gate pairs: {error}") from None
