@@ -24,7 +24,7 @@ endif
 endif
 endif
 
-.PHONY: setup setup-dev setup-gpu lock resolve bench bench-gpu gpu-check report reference reference-pages tensorboard api peers \
+.PHONY: setup setup-dev setup-gpu lock resolve bench bench-gpu gpu-check report reference reference-pages tensorboard docs peers \
     gate gate-validation test test-slurm lint check dist clean
 
 setup: $(VENV)/.ready
@@ -96,8 +96,9 @@ tensorboard: setup
 	.ci/install $(PYTHON) $(VENV) tensorboard
 	$(BIN)/tensorboard --logdir $(lastword $(sort $(wildcard reports/profile-*)))/traces
 
-api: setup-dev
-	$(BIN)/python docs/api.py docs/api.html
+# The documentation site, in site/.
+docs: setup-dev
+	$(BIN)/python -m mkdocs build --strict --quiet
 
 test: setup-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -126,4 +127,4 @@ dist: setup-dev
 	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,9 +1,6 @@
-"""Write the page of the public functions and classes from their docstrings: python docs/api.py docs/api.html"""
+"""The page of the public functions and classes, from their docstrings."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pdoc.doc
 import pdoc.render
@@ -25,7 +22,3 @@ def page() -> str:
 def _as_written(docstring: str) -> str:
     # Docstrings here align what they list, and Markdown would run the lines together.
     return Markup('<pre style="white-space: pre-wrap; font-size: 0.85em">{}</pre>').format(docstring)
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The page of the public functions and classes, as `make api` writes it."""
+"""The page of the public functions and classes, as the documentation site shows it."""
 
 from __future__ import annotations
 

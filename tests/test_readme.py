@@ -7,10 +7,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
 from sasa_bench import impls, suite
-from sasa_bench.cli import cli, starter
+from sasa_bench.cli import starter
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,21 +51,3 @@ def test_the_script_it_shows_runs(
     *table, seconds = capsys.readouterr().out.splitlines()
     assert [line.split()[1:3] for line in table[1:]] == [["my_kernel", "ok"], ["conv3x3", "ok"]]
     assert float(seconds) > 0
-
-
-def test_every_command_and_option_it_shows_exists() -> None:
-    commands = re.findall(r"(?:^|`)sasa-bench ([a-z]+)((?: [^`\n#]+)?)", README, re.MULTILINE)
-    assert {verb for verb, _ in commands} >= {"run", "table", "report", "list", "doctor"}
-    for verb, rest in commands:
-        assert verb in cli.commands, (verb, rest)
-        shown = CliRunner().invoke(cli, [verb, "--help"]).output
-        for option in re.findall(r"(?<!\S)--?[a-z-]+", rest):
-            assert option in shown, (verb, option)
-        for path in re.findall(r"suites/\S+\.toml", rest):
-            assert (ROOT / path).exists()
-
-
-def test_every_make_target_it_shows_exists() -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([a-z-]+)(?=[ `]* |`)", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

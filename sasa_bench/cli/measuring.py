@@ -237,15 +237,18 @@ def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> Non
 @click.argument("suites", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="As for run.")
 @CASE
-@click.option("--markdown", is_flag=True, help="Only the implementations, as the table of the README.")
+@click.option("--markdown", is_flag=True, help="As the tables of the documentation: suites, axes, implementations.")
 def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...], markdown: bool) -> None:
     """Show suites and the rows each will give, axes, implementations and whether they run here."""
     from sasa_bench.suite import load, shipped
 
+    chosen = [load(path, overrides(pairs)) for path in suites or shipped().values()]
     if markdown:
-        _list_as_markdown(impls)
+        from sasa_bench.cli import listing
+
+        click.echo("\n\n".join((listing.suites(chosen), listing.axes(), listing.implementations(impls))))
         return
-    for suite in [load(path, overrides(pairs)) for path in suites or shipped().values()]:
+    for suite in chosen:
         names = impls or suite.impls
         swept = ", ".join(suite.axes) or "nothing"
         rows = len(suite.cases) * len(names)
@@ -253,16 +256,6 @@ def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ..
         click.echo(f"  {len(suite.cases)} cases × {len(names)} implementations = {rows} rows; sweeps {swept}")
         click.echo(f"  {', '.join(names)}")
     _list_axes_and_implementations(impls)
-
-
-def _list_as_markdown(impls: Sequence[str]) -> None:
-    from sasa_bench.cli.doctor import implementations
-    from sasa_bench.results.record import DIFFERS
-
-    click.echo("| implementation | computes | how |\n|---|---|---|")
-    for info, _ in implementations(impls):
-        mark, how = (f" {DIFFERS}", f" ({DIFFERS} {info.differs})") if info.differs else ("", "")
-        click.echo(f"| `{info.name}`{mark} | {info.op.replace('_', ' ')} | {info.summary}{how} |")
 
 
 def _list_axes_and_implementations(impls: Sequence[str]) -> None:

@@ -1,0 +1,105 @@
+"""The documentation site, as `make docs` builds it, and the commands on its pages."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from sasa_bench.cli import cli, listing
+from sasa_bench.suite import load, shipped
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command) of every line of a shell block that calls sasa-bench."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:sh)?\n(.*?)```", page.read_text(), re.DOTALL):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, line.strip()) for line in lines if re.match(r"\s*sasa-bench \w", line)]
+    return found
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_a_command_on_a_page_is_one_that_the_program_takes(
+    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its verb, options and values are parsed as the program parses them; files of the reader's own need not exist."""
+    monkeypatch.chdir(tmp_path)
+    verb, *arguments = shlex.split(command, comments=True)[1:]
+    try:
+        cli.commands[verb].make_context(verb, arguments)
+    except click.BadParameter as error:
+        if "does not exist" not in str(error):
+            pytest.fail(f"{page}: {command}: {error}")
+    for suite in re.findall(r"(?<!\S)suites/(\w+)\.toml", command):
+        assert suite in shipped(), page
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted({path for page in PAGES for path in re.findall(r"`(suites/\w+\.toml|tests/[\w/]+\.py)`", page.read_text())}),
+)
+def test_a_file_of_the_repository_that_a_page_names_exists(path: str) -> None:
+    assert (ROOT / path).exists()
+
+
+@pytest.mark.parametrize(
+    "target", sorted({t for page in PAGES for t in re.findall(r"`make ([a-z][a-z-]+)", page.read_text())})
+)
+def test_a_make_target_that_a_page_names_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("page", "table"),
+    [
+        ("suites.md", lambda: listing.suites([load(path) for path in shipped().values()])),
+        ("suites.md", listing.axes),
+        ("implementations.md", listing.implementations),
+    ],
+)
+def test_a_table_is_the_generated_one(page: str, table: object) -> None:
+    assert callable(table)
+    assert f"\n{table()}\n" in (ROOT / "docs" / page).read_text(), "python -m sasa_bench list --markdown prints it"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("docs") / "site"
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert built.returncode == 0, built.stderr
+    return folder
+
+
+def test_the_site_builds_without_a_warning_and_has_every_page(site: Path) -> None:
+    missing = [page for page in (ROOT / "docs").glob("*.md") if not (site / f"{page.stem}.html").exists()]
+    assert not missing
+    assert (site / "api.html").exists()
+
+
+def test_it_holds_the_reference_results_and_their_index(site: Path) -> None:
+    committed = {path.name for path in (ROOT / "reports/reference").glob("*.html")}
+    assert committed
+    assert committed <= {path.name for path in (site / "reference").iterdir()}
+
+
+def test_its_pages_load_nothing_from_elsewhere(site: Path) -> None:
+    for page in site.glob("*.html"):
+        loaded = re.findall(
+            r'<(?:script|img|iframe)[^>]+src="([^"]+)"|<link[^>]+rel="stylesheet"[^>]+href="([^"]+)"', page.read_text()
+        )
+        assert not [source for pair in loaded for source in pair if source.startswith(("http", "//"))], page
