@@ -16,6 +16,7 @@ import click
 from sasa_bench.cli.options import CASE, SLURM, duration, overrides, stamped
 from sasa_bench.cli.progress import progress
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
+from sasa_bench.gate.relink import BUILT, LAYOUTS, PAIR
 from sasa_bench.results.environment import require_unbound
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Asked:
     timeout_s: float
     slurm: tuple[str, ...]
     out: Path | None
+    relink: bool
     base_python: str | None
     head_python: str | None
 
@@ -76,6 +78,9 @@ class Asked:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for arms and reports; under reports/ by default.")
 @click.option("--base-python", metavar="EXE", help="Python of the base arm, to gate a library upgrade.")
 @click.option("--head-python", metavar="EXE", help="Python of the head arm.")
+@click.option(
+    "--relink/--no-relink", default=True, show_default=True, help="Link native code in another order for each pair."
+)
 def gate(**given: Any) -> int:
     """Compare two revisions in one job: exit status 0 pass, 2 regression, 3 inconclusive or contaminated.
 
@@ -106,13 +111,20 @@ def _prepared(asked: Asked, folder: Path) -> tuple[list[Arm], list[Point]]:
 
 
 def _gate_here(asked: Asked, folder: Path, budget_s: float) -> Result:
-    from sasa_bench.gate.run import run
+    from sasa_bench.gate.profiles import profile, to_profile
+    from sasa_bench.gate.run import Gate
     from sasa_bench.gate.verdicts import Rules
 
     arms, points = _prepared(asked, folder)
     rules = Rules(allow_not_run=asked.allow_not_run)
+    journal = folder / "journal.jsonl"
+    layout = PAIR if asked.relink else BUILT
     with phases() as say:
-        return run(arms, points, rules, budget_s, asked.timeout_s, say, folder / "journal.jsonl")
+        result = Gate(arms, points, rules, budget_s, asked.timeout_s, say, journal, layout=layout).run()
+        by_key = {point.key: point for point in points}
+        looked_at = [by_key[key] for key in to_profile(result.cases)]
+        result.profiles = profile(arms, looked_at, folder / "profiles", asked.timeout_s, say)
+    return result
 
 
 @contextmanager
@@ -143,7 +155,8 @@ def _gate_on_slurm(asked: Asked, folder: Path, budget_s: float) -> Result:
     require_slurm()
     arms, points = _prepared(asked, folder)
     rules = Rules(allow_not_run=asked.allow_not_run)
-    return _watch_tasks(prepare(folder, arms, points, rules, options, budget_s, asked.timeout_s), options)
+    layout = PAIR if asked.relink else BUILT
+    return _watch_tasks(prepare(folder, arms, points, rules, options, budget_s, asked.timeout_s, layout), options)
 
 
 def _watch_tasks(plan: Plan, options: Options) -> Result:
@@ -171,11 +184,13 @@ class AskedOfAA:
 
     suite: Path
     runs: int
-    resample: int
+    record: bool
+    replay: bool
     ratio: float
     inject_cases: int
     journal: Path | None
     beside: str
+    relink: str
     impls: tuple[str, ...]
     pairs: tuple[str, ...]
     budget: str
@@ -185,12 +200,20 @@ class AskedOfAA:
 @click.command()
 @SUITE
 @click.option("--runs", default=0, help="Live gate runs on identical code.")
-@click.option("--resample", default=0, help="Gate runs resampled from the journal, after the live ones.")
+@click.option("--record", is_flag=True, help="Decide nothing in these runs: all fresh pairs for every case, to replay.")
+@click.option("--replay", is_flag=True, help="Decide the recorded runs of the journal again, each case slowed alone.")
 @click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
 @click.option("--inject-cases", default=1, show_default=True, help="How many random cases each run slows.")
 @click.option("--journal", type=click.Path(path_type=Path), help="Where pairs are kept; under reports/ by default.")
 @click.option(
     "--beside", default=IDLE, show_default=True, type=click.Choice([IDLE, *NEIGHBOURS]), help="Disturb the live runs."
+)
+@click.option(
+    "--relink",
+    default=PAIR,
+    show_default=True,
+    type=click.Choice(LAYOUTS),
+    help="Native code as built; linked once, head in another order (what layout alone does); or for each pair.",
 )
 @IMPLS
 @CASE
@@ -198,27 +221,25 @@ class AskedOfAA:
 @TIMEOUT
 def aa(**given: Any) -> None:
     """Measure the gate itself on this machine: false alarms on identical code, power on slow-downs made on purpose."""
-    from sasa_bench.gate.aa import Rates, read_journal, resample, scatter, write_page
+    from sasa_bench.gate.aa_page import write_page
     from sasa_bench.gate.verdicts import Rules
 
     asked = AskedOfAA(**given)
-    if asked.runs < 1 and asked.resample < 1:
-        raise click.UsageError("nothing to do: give --runs N for live runs, --resample N for runs drawn from a journal")
+    if asked.runs < 1 and not asked.replay:
+        raise click.UsageError(
+            "nothing to do: give --runs N for live runs, --replay for the recorded ones of a journal"
+        )
     if asked.ratio < 1:
         raise click.UsageError(f"--inject {asked.ratio}: give a ratio of 1 or more, such as 1.05")
+    if asked.record and asked.ratio > 1:
+        raise click.UsageError("--record keeps identical code, so it takes no --inject: --replay slows each case")
     points = _points(asked.suite, asked.impls, asked.pairs)
     if not 1 <= asked.inject_cases <= len(points):
         raise click.UsageError(f"--inject-cases {asked.inject_cases}: give a number from 1 to {len(points)}")
     path = asked.journal or stamped("aa-{}.jsonl")
     if asked.runs:
         _live(asked, points, path)
-    if asked.resample:
-        drawn = read_journal(path)
-        click.echo(scatter(drawn))
-        runs = resample(drawn, asked.resample, Rules(), asked.ratio, asked.inject_cases)
-        for line in Rates.of(runs).lines():
-            click.echo(f"resampled: {line}")
-    click.echo(f"journal: {path}, its tables: {write_page(path, Rules(), asked.resample)}")
+    click.echo(f"journal: {path}, its tables: {write_page(path, Rules(), asked.replay)}")
 
 
 def _live(asked: AskedOfAA, points: Sequence[Point], path: Path) -> None:
@@ -236,7 +257,9 @@ def _live(asked: AskedOfAA, points: Sequence[Point], path: Path) -> None:
         asked.ratio,
         asked.inject_cases,
         asked.beside,
+        asked.relink,
+        asked.record,
         lambda line: click.echo(line),
     )
-    for line in Rates.of(done).lines():
+    for line in Rates.of(done).lines() if done else ():
         click.echo(line)

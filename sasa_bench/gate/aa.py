@@ -1,44 +1,31 @@
-"""The gate's own error rates: whole runs on identical code, live or resampled from a journal of real pairs."""
+"""The gate's own error rates: whole runs on identical code, live, or recorded and decided again with a case slowed."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import secrets
 import shutil
-import statistics
+import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from scipy import stats
-from tabulate import tabulate
 
 from sasa_bench.case import UserError
-from sasa_bench.gate import run as gate
-from sasa_bench.gate.arms import PACKAGE, set_up
+from sasa_bench.gate.arms import PACKAGE, Arm, set_up
+from sasa_bench.gate.evidence import Evidence
+from sasa_bench.gate.neighbours import IDLE
 from sasa_bench.gate.neighbours import beside as neighbour
-from sasa_bench.gate.pairs import Counts, Point
-from sasa_bench.gate.statistics import against_both, location
-from sasa_bench.gate.verdicts import (
-    CONTAMINATED,
-    EQUIVALENT,
-    IMPROVED,
-    INCONCLUSIVE,
-    PASS,
-    REGRESSION,
-    Rules,
-    confirm,
-    contaminated,
-    screen,
-    worth_more,
-)
-
-LEAST_PAIRS = 20
-"""Pairs over all cases that a journal must hold before runs are drawn from it."""
+from sasa_bench.gate.pairs import Counts, Pair, Point
+from sasa_bench.gate.relink import BUILT
+from sasa_bench.gate.run import Gate, decide
+from sasa_bench.gate.verdicts import REGRESSION, Rules
 
 
 class JournalError(UserError):
@@ -50,9 +37,11 @@ class Run:
     """One gate run on identical code.
 
     beside   the neighbour that disturbed it, a key of neighbours.NEIGHBOURS or "idle"
+    layout   how native code was linked, one of relink.LAYOUTS
+    rules    the rules that decided it, in words; runs of different rules are never counted together
     ratio    how much longer the cases in `slowed` were made to take in head; 1 for none
     flagged  cases that the gate called slower
-    seconds  of wall time; 0 for a run that was resampled
+    seconds  of wall time; 0 for a recorded run that was decided again
     """
 
     beside: str
@@ -62,6 +51,8 @@ class Run:
     verdict: str
     seconds: float = 0.0
     at: str = ""
+    layout: str = BUILT
+    rules: str = ""
 
     @property
     def false_alarm(self) -> bool:
@@ -129,12 +120,15 @@ def live(
     journal: Path,
     ratio: float = 1.0,
     inject_cases: int = 1,
-    beside: str = "idle",
+    beside: str = IDLE,
+    layout: str = BUILT,
+    record: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Run]:
     """Run the gate `runs` times with this package in every arm, next to a neighbour; see Run.
 
-    `ratio` slows `inject_cases` random cases in head. The journal gets a line for each pair and for each run.
+    `ratio` slows `inject_cases` random cases in head. The journal gets a line for each pair and for each run. With
+    `record` every case gets all fresh pairs of a suspect and nothing is decided, see replay; no Run comes of it.
     """
     source = folder / "source"
     shutil.rmtree(source, ignore_errors=True)
@@ -150,17 +144,33 @@ def live(
                 slowed += random.sample(list(counts.seconds), min(inject_cases, len(counts.seconds)))
             return {key: (ratio - 1) * counts.seconds[key] for key in slowed}
 
-        label = {"beside": beside, "ratio": ratio}
+        label = {"beside": beside, "ratio": ratio, "layout": layout, "of": secrets.token_hex(4), "recorded": record}
+        used = replace(rules, suspect=-0.5, look_pairs=rules.confirm_pairs) if record else rules
         with neighbour(beside):
-            result = gate.run(arms, points, rules, budget_s, timeout_s, journal=journal, label=label, spin=spin)
+            gate = Gate(arms, points, used, budget_s, timeout_s, journal=journal, label=label, spin=spin, layout=layout)
+            result = gate.run()
+        words = f"run {number + 1} of {runs}: {'recorded' if record else result.verdict} in {result.spent_s:.0f} s"
         flagged = [case.key for case in result.cases if case.verdict == REGRESSION]
+        say(words + (f", flagged {', '.join(sorted(flagged))}" if flagged and not record else ""))
+        for note in result.notes:
+            say(f"  {note}")
+        if record:
+            continue
         at = datetime.now(UTC).isoformat(timespec="seconds")
-        run = Run(beside, ratio, tuple(slowed), tuple(flagged), result.verdict, round(result.spent_s, 1), at)
+        run = Run(
+            beside,
+            ratio,
+            tuple(slowed),
+            tuple(flagged),
+            result.verdict,
+            round(result.spent_s, 1),
+            at,
+            layout,
+            in_words(rules),
+        )
         with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"run": asdict(run)}) + "\n")
         done.append(run)
-        words = f"run {number + 1} of {runs}: {result.verdict} in {result.spent_s:.0f} s"
-        say(words + (f", flagged {', '.join(sorted(flagged))}" if flagged else ""))
     return done
 
 
@@ -180,159 +190,116 @@ def read_runs(path: Path) -> list[Run]:
         raise JournalError(f"{path} holds a run that cannot be read: {error}") from None
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The pairs of a journal that cover every case of identical code; raises JournalError where there are too few."""
-    try:
-        pairs = [
-            {"head": line["head"], "floor": line["floor"], "beside": line.get("beside", "idle")}
-            for line in _lines(path)
-            if "run" not in line and line.get("ratio", 1.0) == 1 and not line.get("phase", "").endswith("replaced")
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise JournalError(f"{path} is not a journal of gate pairs: {error}") from None
+def _pair_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of pairs of identical code that count; raises JournalError for what is no journal."""
+    for line in _lines(path):
+        try:
+            if "run" in line or line.get("ratio", 1.0) != 1 or line.get("phase", "").endswith("replaced"):
+                continue
+            yield (
+                {"beside": IDLE, "layout": BUILT, "of": "", "recorded": False, "phase": ""}
+                | {"head": dict(line["head"]), "floor": dict(line["floor"])}
+                | line
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise JournalError(f"{path} is not a journal of gate pairs: {error}") from None
+
+
+def whole_pairs(path: Path) -> list[dict[str, Any]]:
+    """The pairs of a journal that cover every case of identical code."""
+    pairs = list(_pair_lines(path))
     most = max((len(pair["head"]) for pair in pairs), default=0)
-    whole = [pair for pair in pairs if len(pair["head"]) == most]
-    if len(whole) < LEAST_PAIRS:
+    return [pair for pair in pairs if len(pair["head"]) == most]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A run on identical code in which every case has all fresh pairs of a suspect, as it was measured."""
+
+    beside: str
+    layout: str
+    screened: tuple[Pair, ...]
+    fresh: tuple[Pair, ...]
+
+    def decided(self, rules: Rules, ratio: float = 1.0, slowed: str = "") -> Run:
+        """What the gate decides on these pairs in their order, where head took `ratio` times as long in one case.
+
+        The decision is that of a live run. What differs: a suspect has the blocks of a pair over all cases, which are
+        fewer than those of a pair over suspects alone.
+        """
+        keys = list(self.screened[0].head)
+        row = {"status": "ok", "reason": ""}
+        loaded = {arm.name: {"digest": arm.name, "torch": ""} for arm in _ARMS}
+        found = Evidence(keys, loaded, {arm: {key: dict(row) for key in keys} for arm in ("base", "head")})
+        extra = {slowed: math.log(ratio)}
+        found.pairs = [("screen", _of(pair, keys, extra)) for pair in self.screened[: rules.screen_pairs]]
+        for pair in self.fresh[: rules.confirm_pairs]:
+            undecided = found.undecided(rules)
+            if not undecided:
+                break
+            found.pairs.append(("confirm", _of(pair, undecided, extra)))
+        result = decide(_ARMS, {0: found}, rules, 0.0)
+        flagged = tuple(case.key for case in result.cases if case.verdict == REGRESSION)
+        return Run(
+            self.beside,
+            ratio,
+            (slowed,) if slowed else (),
+            flagged,
+            result.verdict,
+            layout=self.layout,
+            rules=in_words(rules),
+        )
+
+
+_ARMS = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
+
+
+def _of(pair: Pair, keys: Sequence[str], extra: Mapping[str, float]) -> Pair:
+    return Pair(
+        {key: pair.head[key] + extra.get(key, 0.0) for key in keys},
+        {key: pair.floor[key] for key in keys},
+        {key: pair.seconds[key] for key in keys},
+        {},
+    )
+
+
+def recordings(path: Path, rules: Rules) -> list[Recording]:
+    """The recorded runs of a journal that are long enough for `rules`; raises JournalError where there is none."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for line in _pair_lines(path):
+        if line["recorded"]:
+            runs.setdefault(line["of"], []).append(line)
+    found = []
+    for lines in runs.values():
+        screened, fresh = (
+            tuple(Pair(line["head"], line["floor"], line["seconds"], {}) for line in lines if line["phase"] == phase)
+            for phase in ("screen", "confirm")
+        )
+        if len(screened) >= rules.screen_pairs and len(fresh) >= rules.confirm_pairs:
+            found.append(Recording(lines[0]["beside"], lines[0]["layout"], screened, fresh))
+    if not found:
         raise JournalError(
-            f"{path} holds {len(whole)} pairs over all cases: resampling needs {LEAST_PAIRS} or more, --runs adds some"
+            f"{path} holds no recorded run of {rules.screen_pairs} and {rules.confirm_pairs} pairs: "
+            "--runs 1 --record adds one"
         )
-    return whole
+    return found
 
 
-def resample(
-    pairs: Sequence[Mapping[str, Any]],
-    runs: int,
-    rules: Rules,
-    ratio: float = 1.0,
-    inject_cases: int = 1,
-    seed: int | None = None,
-) -> list[Run]:
-    """Gate runs on pairs drawn with replacement from a journal of identical code.
+def replay(recorded: Sequence[Recording], rules: Rules, ratio: float = 1.0) -> list[Run]:
+    """Each recorded run decided again: as it is, or with `ratio` once for each of its cases, slowed alone.
 
-    `ratio` multiplies the head times of `inject_cases` random cases. The pairs of a run come from one kind of
-    neighbour. Whole pairs are drawn, so that what disturbed the cases of a pair together does so here too; a
-    coin decides which of head and copy plays head, since both are base.
+    Pairs of different runs are never mixed, none is drawn twice, and head stays head, so what lasted a run, or leans
+    to the side of head, counts in full. The trials of one run share its noise: they are not independent.
     """
-    rng = random.Random(seed)
-    keys = list(pairs[0]["head"])
-    kinds = [pair.get("beside", "idle") for pair in pairs]
-    enough = {kind: count for kind, count in Counter(kinds).items() if count >= LEAST_PAIRS // 2}
-    if not enough:
-        raise JournalError(f"no neighbour has {LEAST_PAIRS // 2} pairs over all cases: --runs adds some")
-    done = []
-    for number in range(runs):
-        kind = list(enough)[number % len(enough)]
-        own = [pair for pair, its in zip(pairs, kinds, strict=True) if its == kind]
-        chosen = rng.sample(keys, inject_cases) if ratio > 1 else []
-        extra = {key: math.log(ratio) if key in chosen else 0.0 for key in keys}
-        head, _ = _draw(own, keys, rules.screen_pairs, extra, rng)
-        suspects = screen(head, rules)
-        flagged: set[str] = set()
-        verdict = PASS
-        if suspects:
-            head, floor = _draw(own, suspects, rules.confirm_pairs, extra, rng)
-            for key in suspects:
-                counts = range(1, rules.confirm_pairs + 1)
-                used = next(count for count in counts if not worth_more(head[key][:count], rules))
-                head[key], floor[key] = head[key][:used], floor[key][:used]
-            judged = confirm(head, floor, rules)
-            flagged = {key for key, case in judged.items() if case.verdict == REGRESSION}
-            if contaminated(floor, rules):
-                verdict, flagged = CONTAMINATED, set()
-            elif flagged:
-                verdict = REGRESSION
-            elif any(case.verdict not in (IMPROVED, EQUIVALENT) for case in judged.values()):
-                verdict = INCONCLUSIVE
-        done.append(Run(kind, ratio, tuple(chosen), tuple(sorted(flagged)), verdict))
-    return done
+    return [
+        run.decided(rules, ratio, slowed)
+        for run in recorded
+        for slowed in (run.screened[0].head if ratio > 1 else [""])
+    ]
 
 
-def _draw(
-    pairs: Sequence[Mapping[str, Any]],
-    keys: Sequence[str],
-    count: int,
-    extra: Mapping[str, float],
-    rng: random.Random,
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    head: dict[str, list[float]] = {key: [] for key in keys}
-    floor: dict[str, list[float]] = {key: [] for key in keys}
-    for _ in range(count):
-        pair = rng.choice(pairs)
-        first, second = ("head", "floor") if rng.random() < 0.5 else ("floor", "head")
-        for key in keys:
-            head[key].append(pair[first][key] + extra[key])
-            floor[key].append(pair[second][key])
-    return {key: against_both(head[key], floor[key]) for key in keys}, floor
-
-
-def scatter(pairs: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown: how quiet the pairs of identical code are beside each neighbour.
-
-    Quantiles of |log(head / base)|, and the case whose head over both bases is furthest from 1 over all pairs, base and
-    copy in either part: what noise that leans to one side does to the signed-rank test, which the margin must cover.
-    """
-    shown = []
-    for kind in sorted({pair["beside"] for pair in pairs}):
-        own = [pair for pair in pairs if pair["beside"] == kind]
-        values = [abs(value) for pair in own for which in ("head", "floor") for value in pair[which].values()]
-        cuts = statistics.quantiles(values, n=100)
-        off = {}
-        for key in own[0]["head"]:
-            head, copy = [pair["head"][key] for pair in own], [pair["floor"][key] for pair in own]
-            off[key] = location(against_both(head, copy) + against_both(copy, head))
-        furthest = max(off, key=lambda key: abs(off[key]))
-        quantiles = {f"p{percent}": f"{cuts[percent - 1]:.4f}" for percent in (50, 90, 99)}
-        place = {"furthest case": furthest, "its head / both": f"{math.exp(off[furthest]):.3f}"}
-        shown.append({"beside": kind, "pairs": len(own)} | quantiles | place)
-    return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
-
-
-def table(runs: Sequence[Run]) -> str:
-    """Markdown: a line for each slow-down and neighbour, with exact 95 % intervals."""
-    groups: dict[tuple[float, str], list[Run]] = {}
-    for run in runs:
-        groups.setdefault((run.ratio, run.beside), []).append(run)
-    shown = []
-    for (ratio, beside), own in sorted(groups.items()):
-        rates = Rates.of(own)
-        minutes = [run.seconds / 60 for run in own if run.seconds]
-        shown.append(
-            {
-                "head is slower by": f"{ratio - 1:.0%}" if ratio > 1 else "nothing",
-                "beside": beside,
-                "runs": rates.runs,
-                "verdicts": ", ".join(f"{count} {verdict}" for verdict, count in rates.verdicts.items()),
-                "false alarms": interval(rates.false, rates.runs),
-                "slow-downs found": f"{rates.found} of {rates.slowed}, {interval(rates.found, rates.slowed)}"
-                if rates.slowed
-                else "",
-                "minutes": f"{statistics.median(minutes):.1f}, at most {max(minutes):.1f}" if minutes else "",
-            }
-        )
-    return tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
-
-
-RATIOS = (1.0, 1.05, 1.10)
-"""Slow-downs that the page of a journal draws runs for."""
-
-
-def write_page(journal: Path, rules: Rules, resamples: int = 0) -> Path:
-    """Write the tables of a journal beside it, as Markdown; `resamples` runs are drawn for each of RATIOS."""
-    runs = read_runs(journal)
-    parts = [f"# Error rates of the gate, from {journal.name}", f"Rules: {_words(rules)}."]
-    if runs:
-        period = f"{min(run.at for run in runs)} to {max(run.at for run in runs)}"
-        parts += [f"## Live runs, {period}", table(runs)]
-    if resamples:
-        pairs = read_journal(journal)
-        drawn = [run for ratio in RATIOS for run in resample(pairs, resamples, rules, ratio)]
-        parts += ["## Runs drawn from the pairs of this journal", scatter(pairs), table(drawn)]
-    page = journal.with_suffix(".md")
-    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    return page
-
-
-def _words(rules: Rules) -> str:
+def in_words(rules: Rules) -> str:
+    """The rules in a sentence."""
     return (
         f"{rules.screen_pairs} pairs to screen, suspect beyond {rules.suspect:.1%}, {rules.confirm_pairs} fresh pairs "
         f"to confirm, {rules.look_pairs} or more where a suspect no longer looks changed, margin {rules.margin:.1%} or "

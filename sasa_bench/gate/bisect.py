@@ -24,8 +24,7 @@ from sasa_bench.gate.arms import set_up
 from sasa_bench.gate.evidence import head_over_both
 from sasa_bench.gate.git import Repository
 from sasa_bench.gate.pairs import Counts, Point, exact_rows, measure_pair
-from sasa_bench.gate.run import Say
-from sasa_bench.gate.run import run as run_gate
+from sasa_bench.gate.run import Gate, Say
 from sasa_bench.gate.statistics import location
 from sasa_bench.gate.verdicts import REGRESSION, Rules
 
@@ -248,7 +247,7 @@ def _compare_ends(
     impls: Sequence[str],
     say: Say,
 ) -> dict[str, Any]:
-    result = run_gate(set_up(good, bad, out, impls=impls), points, rules, budget_s, timeout_s, say)
+    result = Gate(set_up(good, bad, out, impls=impls), points, rules, budget_s, timeout_s, say).run()
     slower = [case for case in result.cases if case.verdict == REGRESSION and case.ratio is not None]
     if not slower:
         exact = [case for case in result.cases if case.verdict != "EQUIVALENT"]

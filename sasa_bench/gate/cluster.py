@@ -22,7 +22,8 @@ from sasa_bench.case import from_dict
 from sasa_bench.gate.arms import Arm, verify
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, require_known, start, survey
-from sasa_bench.gate.run import Result, decide, measure
+from sasa_bench.gate.relink import BUILT
+from sasa_bench.gate.run import Gate, Result, decide
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep.cluster import (
     MOST_TASKS,
@@ -60,6 +61,7 @@ class Plan:
     rules: Rules
     budget_s: float
     timeout_s: float
+    layout: str = BUILT
 
     def file(self, index: int) -> Path:
         """The evidence of a task: there whole or not at all."""
@@ -78,6 +80,7 @@ class Plan:
             "rules": asdict(self.rules),
             "budget_s": self.budget_s,
             "timeout_s": self.timeout_s,
+            "layout": self.layout,
         }
 
 
@@ -92,6 +95,7 @@ def load(folder: Path) -> Plan:
         Rules(**plan["rules"]),
         plan["budget_s"],
         plan["timeout_s"],
+        plan["layout"],
     )
 
 
@@ -114,6 +118,7 @@ def prepare(
     options: Options,
     budget_s: float,
     timeout_s: float,
+    layout: str = BUILT,
 ) -> Plan:
     """Spread the points over tasks and write the plan to `folder`/tasks."""
     ops = _ops(arms, list(dict.fromkeys(point.impl for point in points)), timeout_s)
@@ -123,7 +128,7 @@ def prepare(
     dealt = spread(points, count, lambda point: costs[point.key])
     shards = tuple(tuple(shard) for shard in dealt if shard)
     name = f"sasa-bench-gate-{uuid.uuid4().hex[:8]}"
-    plan = Plan((folder / "tasks").absolute(), name, tuple(arms), shards, rules, budget_s, timeout_s)
+    plan = Plan((folder / "tasks").absolute(), name, tuple(arms), shards, rules, budget_s, timeout_s, layout)
     plan.folder.mkdir(parents=True)
     write_whole(plan.folder / "plan.json", plan.to_dict())
     return plan
@@ -179,7 +184,10 @@ class Task:
                 point if point.case.threads else replace(point, case=point.case.with_(threads=cores))
                 for point in plan.shards[index]
             ]
-            found = measure(plan.arms, points, plan.rules, plan.budget_s, plan.timeout_s, journal=journal)
+            gate = Gate(
+                plan.arms, points, plan.rules, plan.budget_s, plan.timeout_s, journal=journal, layout=plan.layout
+            )
+            found = gate.measure()
             found.node, found.machine = platform.node(), detect().hardware_id
             write_whole(path, found.to_dict())
 

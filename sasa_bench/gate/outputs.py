@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import os
@@ -13,14 +11,13 @@ from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
-from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from sasa_bench.gate.evidence import Share, column, head_over_both
+from sasa_bench.gate import page
+from sasa_bench.gate.evidence import Share
+from sasa_bench.gate.names import short_names
 from sasa_bench.gate.run import Result
-from sasa_bench.gate.statistics import BIAS_FACTOR
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
-from sasa_bench.report import page
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import seconds
 
@@ -85,20 +82,6 @@ def run_link(environment: Mapping[str, str]) -> str:
     return environment.get("CI_JOB_URL", "")
 
 
-def short_names(keys: Sequence[str]) -> dict[str, str]:
-    """key -> the implementation with the axes that differ among the keys; every name stays unique."""
-    parsed = {}
-    for key in keys:
-        impl, _, rest = key.partition(" ")
-        parsed[key] = impl, dict(word.partition("=")[::2] for word in rest.split() if "=" in word)
-    axes = list(dict.fromkeys(name for _, values in parsed.values() for name in values))
-    differ = [axis for axis in axes if len({values.get(axis) for _, values in parsed.values()}) > 1]
-    return {
-        key: " ".join([impl, *(f"{axis}={values[axis]}" for axis in differ if axis in values)])
-        for key, (impl, values) in parsed.items()
-    }
-
-
 def measured_by(result: Result) -> list[str]:
     """A line for each node that measured, where the cases were spread over machines."""
     nodes: dict[tuple[str, str], list[Share]] = defaultdict(list)
@@ -155,17 +138,8 @@ def to_json(result: Result) -> str:
 
 
 def html(result: Result) -> str:
-    """One page that opens offline: the summary, every case, and the paired ratios of each one that was confirmed."""
-    confirmed = {key for phase, pair in result.pairs if phase == "confirm" for key in pair.head}
-    return page.render(
-        "gate.html",
-        result=result,
-        meaning=MEANING[result.verdict],
-        bias_factor=BIAS_FACTOR,
-        rows=_rows(result, result.cases),
-        nodes=measured_by(result),
-        plots={case.key: _plot(result, case.key) for case in result.cases if case.key in confirmed},
-    )
+    """The page, see page.html."""
+    return page.html(result, MEANING[result.verdict], _rows(result, result.cases), measured_by(result))
 
 
 def write_all(result: Result, folder: Path) -> list[Path]:
@@ -208,27 +182,6 @@ def _ratio(case: CaseVerdict) -> str:
     if case.low is not None and case.high is not None:
         bounds = f" [{case.low:.3f}, {case.high:.3f}]"
     return f"{case.ratio:.3f}{bounds}"
-
-
-def _plot(result: Result, key: str) -> str:
-    figure = Figure(figsize=(7, 1.8), layout="constrained")
-    axes = figure.subplots()
-    screened, fresh = ([pair for at, pair in result.pairs if at == phase] for phase in ("screen", "confirm"))
-    drawn = (
-        ("copy / base", column("floor", fresh, [key]), "#999933"),
-        ("head / both", head_over_both(fresh, [key]), "#332288"),
-        ("screen", head_over_both(screened, [key]), "#332288"),
-    )
-    for height, (label, logs, color) in enumerate(drawn):
-        axes.plot([math.exp(log) for log in logs[key]], [height] * len(logs[key]), "|", ms=14, color=color)
-        axes.text(1.01, height, label, transform=axes.get_yaxis_transform(), va="center", fontsize=8)
-    axes.axvline(1, color="black", lw=0.8)
-    axes.set_yticks([])
-    axes.set_ylim(-0.6, 2.6)
-    axes.set_xlabel("ratio of times, one mark a pair", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _plain(value: object) -> object:

@@ -15,6 +15,7 @@ from typing import Any
 from sasa_bench.case import Case
 from sasa_bench.gate import clock
 from sasa_bench.gate.arms import Arm, ArmError, verify
+from sasa_bench.gate.layout import Layout
 from sasa_bench.results.environment import EXPORTS, WORKER_ENVIRONMENT
 from sasa_bench.timing import host
 from sasa_bench.timing.process import Worker, WorkerDied, WorkerRefused
@@ -79,6 +80,7 @@ class Pair:
     seconds: key -> median seconds per call of base.
     blocks: key -> log(head / base) of each block.
     disturbed: share of the processors that others had while the blocks were timed, see timing.host.
+    at_s: seconds from the start of the run to that of the pair.
     """
 
     head: dict[str, float]
@@ -86,9 +88,12 @@ class Pair:
     seconds: dict[str, float]
     blocks: dict[str, list[float]]
     disturbed: float = 0.0
+    at_s: float = 0.0
 
 
-def exact_rows(arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str, dict[str, Any]]:
+def exact_rows(
+    arm: Arm, points: Sequence[Point], timeout_s: float, layout: Layout | None = None
+) -> dict[str, dict[str, Any]]:
     """key -> fields of a Record, with `operator_count` and `allocated_bytes`, judged against the reference.
 
     Runs in a fresh process, which also compiles what needs compiling. A case that kills it gets an error row.
@@ -98,7 +103,7 @@ def exact_rows(arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str,
     try:
         for point in points:
             if worker is None:
-                worker = start(arm, timeout_s)
+                worker = start(arm, timeout_s, layout)
                 verify(arm, worker.ask("loaded"))
             try:
                 rows |= worker.ask("stand", cases={point.key: point.request(arm)}, seed=SEED, exact=True)
@@ -119,6 +124,7 @@ def measure_pair(
     timeout_s: float,
     blocks: int | None = None,
     spin: Spin = nothing,
+    layout: Layout | None = None,
 ) -> Pair:
     """Start a fresh process for each arm, in random order, and let them take turns over every point.
 
@@ -128,7 +134,7 @@ def measure_pair(
     workers: dict[str, Worker] = {}
     try:
         for arm in random.sample(list(arms), len(arms)):
-            workers[arm.name] = start(arm, timeout_s)
+            workers[arm.name] = start(arm, timeout_s, layout)
         cases = [point.key for point in points]
         requests = {arm.name: {point.key: point.request(arm) for point in points} for arm in arms}
         for answer in [w.send("stand", cases=requests[n], seed=SEED, exact=False) for n, w in workers.items()]:
@@ -147,6 +153,8 @@ def measure_pair(
     finally:
         for worker in workers.values():
             worker.close()
+        if layout:
+            layout.settle()
 
 
 def _take_turns(
@@ -212,8 +220,8 @@ def require_known(unknown: Sequence[Mapping[str, str]]) -> None:
             raise ArmError(f"neither arm has {impl!r}: {unknown[-1][impl]}")
 
 
-def start(arm: Arm, timeout_s: float) -> Worker:
-    """A fresh process of an arm. Hash seed and size of the environment differ each time, as layouts do."""
+def start(arm: Arm, timeout_s: float, layout: Layout | None = None) -> Worker:
+    """A fresh process of an arm. Hash seed and size of the environment differ each time; native code as in `layout`."""
     beside = [os.path.dirname(kernel.path) for kernel in arm.kernels.values()]
     environment = ENVIRONMENT | {
         "PYTHONPATH": os.pathsep.join([str(arm.package_folder), *dict.fromkeys(beside)]),
@@ -221,4 +229,6 @@ def start(arm: Arm, timeout_s: float) -> Worker:
         EXPORTS: str(arm.folder / "exports"),
         "SASA_BENCH_PADDING": secrets.token_hex(random.randrange(1, 2048)),
     }
+    if layout:
+        environment |= layout.environment(arm.name)
     return Worker(timeout_s, (arm.python, "-c", inspect.getsource(clock)), environment, cwd=arm.folder)

@@ -18,7 +18,10 @@ from typing import Any
 
 from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.evidence import Evidence, Share, column, environment_difference, head_over_both, same_code
+from sasa_bench.gate.layout import Layout, laid_out
 from sasa_bench.gate.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, require_known, survey
+from sasa_bench.gate.profiles import Profile
+from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.statistics import detectable, location, lower_bound
 from sasa_bench.gate.verdicts import (
     EQUIVALENT,
@@ -50,6 +53,7 @@ class Result:
     arms      what each arm was made from and what it really loaded
     pairs     (phase, pair) in the order they were measured; the evidence
     shares    who measured what, where the cases were spread over machines
+    profiles  of the flagged cases, base against head
     """
 
     verdict: str
@@ -61,6 +65,7 @@ class Result:
     rules: Rules
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
+    profiles: list[Profile] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
@@ -73,63 +78,36 @@ class Result:
         return {key: share.node for share in self.shares for key in share.keys}
 
 
-def run(
-    arms: Sequence[Arm],
-    points: Sequence[Point],
-    rules: Rules,
-    budget_s: float,
-    timeout_s: float,
-    say: Say = lambda phase, done, total: None,
-    journal: Path | None = None,
-    label: Mapping[str, Any] | None = None,
-    spin: Spin = nothing,
-) -> Result:
-    """Gate `head` against `base` on every point; `arms` are base, head and a copy of base.
+@dataclass
+class Gate:
+    """A gate of `head` against `base` on every point; `arms` are base, head and a copy of base.
 
-    `journal` gets a line for each pair, with what is in `label`. `spin` slows head on purpose. Raises ArmError for an
-    arm that runs something else than it should.
+    journal  gets a line for each pair, with what is in `label`
+    spin     slows head on purpose
+    layout   how native code of the arms is linked, one of relink.LAYOUTS
     """
-    found = measure(arms, points, rules, budget_s, timeout_s, say, journal, label, spin)
-    return decide(arms, {0: found}, rules, found.spent_s)
 
+    arms: Sequence[Arm]
+    points: Sequence[Point]
+    rules: Rules
+    budget_s: float
+    timeout_s: float
+    say: Say = lambda phase, done, total: None
+    journal: Path | None = None
+    label: Mapping[str, Any] = field(default_factory=dict)
+    spin: Spin = nothing
+    layout: str = BUILT
 
-def measure(
-    arms: Sequence[Arm],
-    points: Sequence[Point],
-    rules: Rules,
-    budget_s: float,
-    timeout_s: float,
-    say: Say = lambda phase, done, total: None,
-    journal: Path | None = None,
-    label: Mapping[str, Any] | None = None,
-    spin: Spin = nothing,
-) -> Evidence:
-    """The evidence on these points: exact figures, the screen, and fresh pairs over its suspects; see run."""
-    gate = _Gate(arms, budget_s, timeout_s, say, journal, label or {}, spin)
-    say("exact figures", 0, 2)
-    with ThreadPoolExecutor() as pool:  # nothing is timed yet
-        impls = [point.impl for point in points]
-        surveys = list(pool.map(lambda arm: survey(arm, impls, timeout_s), arms))
-        require_known([unknown for _, unknown in surveys[:2]])
-        loaded = {arm.name: found for arm, (found, _) in zip(arms, surveys, strict=True)}
-        exact = pool.map(lambda arm: exact_rows(arm, points, timeout_s), arms[:2])
-        found = Evidence([p.key for p in points], loaded, dict(zip(("base", "head"), exact, strict=True)))
-    found.pairs, found.notes = gate.pairs, gate.notes
-    say("exact figures", 2, 2)
-    phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.undecided, rules.confirm_pairs))
-    for phase, open_keys, count in phases:
+    def run(self) -> Result:
+        """Measure, then decide. Raises ArmError for an arm that runs something else than it should."""
+        found = self.measure()
+        return decide(self.arms, {0: found}, self.rules, found.spent_s)
 
-        def chosen(open_keys: Callable[[Rules], list[str]] = open_keys) -> list[Point]:
-            keys = set(open_keys(rules))
-            return [point for point in points if point.key in keys]
-
-        if not gate.measure(phase, chosen, count, rules):
-            found.stopped = gate.why_stopped()
-            break
-    if gate.replaced:
-        gate.notes.append(f"{gate.replaced} pairs were measured again because others used the processors")
-    found.spent_s = time.monotonic() - gate.started
-    return found
+    def measure(self) -> Evidence:
+        """Exact figures, the screen, and fresh pairs over its suspects; raises as run."""
+        beside = self.arms[0].folder.parent
+        with laid_out(self.layout, beside) as layout:
+            return _Measurement(self, layout).whole()
 
 
 def decide(
@@ -211,14 +189,9 @@ def _loaded(arms: Sequence[Arm], evidence: Mapping[int, Evidence]) -> dict[str, 
 
 
 @dataclass
-class _Gate:
-    arms: Sequence[Arm]
-    budget_s: float
-    timeout_s: float
-    say: Say
-    journal: Path | None
-    label: Mapping[str, Any]
-    spin: Spin
+class _Measurement:
+    gate: Gate
+    layout: Layout
     started: float = field(default_factory=time.monotonic)
     counts: Counts = field(default_factory=Counts)
     notes: list[str] = field(default_factory=list)
@@ -226,48 +199,83 @@ class _Gate:
     lost: int = 0
     replaced: int = 0
 
-    def measure(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int, rules: Rules) -> bool:
+    def whole(self) -> Evidence:
+        gate, rules = self.gate, self.gate.rules
+        found = self.exact()
+        found.pairs, found.notes = self.pairs, self.notes
+        phases = (("screen", found.timed, rules.screen_pairs), ("confirm", found.undecided, rules.confirm_pairs))
+        for phase, open_keys, count in phases:
+
+            def chosen(open_keys: Callable[[Rules], list[str]] = open_keys) -> list[Point]:
+                keys = set(open_keys(rules))
+                return [point for point in gate.points if point.key in keys]
+
+            if not self.phase(phase, chosen, count):
+                found.stopped = self.why_stopped()
+                break
+        if self.replaced:
+            self.notes.append(f"{self.replaced} pairs were measured again because others used the processors")
+        if said := self.layout.note():
+            self.notes.append(said)
+        found.spent_s = time.monotonic() - self.started
+        return found
+
+    def exact(self) -> Evidence:
+        gate, arms = self.gate, self.gate.arms
+        gate.say("exact figures", 0, 2)
+        with ThreadPoolExecutor() as pool:  # nothing is timed yet
+            impls = [point.impl for point in gate.points]
+            surveys = list(pool.map(lambda arm: survey(arm, impls, gate.timeout_s), arms))
+            require_known([unknown for _, unknown in surveys[:2]])
+            loaded = {arm.name: found for arm, (found, _) in zip(arms, surveys, strict=True)}
+            rows = pool.map(lambda arm: exact_rows(arm, gate.points, gate.timeout_s, self.layout), arms[:2])
+            exact = dict(zip(("base", "head"), rows, strict=True))
+        gate.say("exact figures", 2, 2)
+        return Evidence([point.key for point in gate.points], loaded, exact)
+
+    def phase(self, phase: str, chosen: Callable[[], Sequence[Point]], count: int) -> bool:
         """Up to `count` pairs of what is chosen before each; False where the budget ended or too many were lost."""
-        done = 0
-        longest = 0.0
+        gate, done, longest = self.gate, 0, 0.0
         while done < count and (points := chosen()):
-            self.say(phase, done, count)
+            gate.say(phase, done, count)
             begun = time.monotonic()
             if self.lost > MOST_LOST:
                 return False
-            if begun - self.started + longest > self.budget_s:
-                self.notes.append(f"the time budget of {self.budget_s:g} s ended after {done} {phase} pairs")
+            if begun - self.started + longest > gate.budget_s:
+                self.notes.append(f"the time budget of {gate.budget_s:g} s ended after {done} {phase} pairs")
                 return False
             try:
-                pair = measure_pair(self.arms, points, self.counts, self.timeout_s, spin=self.spin)
+                pair = measure_pair(gate.arms, points, self.counts, gate.timeout_s, spin=gate.spin, layout=self.layout)
             except WorkerDied as death:
                 self.lost += 1
                 self.notes.append(f"a {phase} pair was lost: {death}")
                 continue
             longest = max(longest, time.monotonic() - begun)
+            pair = replace(pair, at_s=begun - self.started)
             # Whether a pair counts is decided without a look at its times.
-            if pair.disturbed > rules.disturbed and self.replaced < MOST_REPLACED:
+            if pair.disturbed > gate.rules.disturbed and self.replaced < MOST_REPLACED:
                 self.replaced += 1
                 self.write(f"{phase}, replaced", pair)
                 continue
             done += 1
             self.pairs.append((phase, pair))
             self.write(phase, pair)
-            self.say(phase, done, count)
+            gate.say(phase, done, count)
         return True
 
     def why_stopped(self) -> str:
         if self.lost > MOST_LOST:
             return f"{self.lost} pairs were lost to a dying process"
-        return f"the time budget of {self.budget_s:g} s ended first; --budget allows more"
+        return f"the time budget of {self.gate.budget_s:g} s ended first; --budget allows more"
 
     def write(self, phase: str, pair: Pair) -> None:
-        if self.journal is None:
+        journal = self.gate.journal
+        if journal is None:
             return
-        line = {"phase": phase, "at": datetime.now(UTC).isoformat(timespec="seconds")} | dict(self.label)
+        line = {"phase": phase, "at": datetime.now(UTC).isoformat(timespec="seconds")} | dict(self.gate.label)
         figures = {"head": pair.head, "floor": pair.floor, "seconds": pair.seconds, "disturbed": pair.disturbed}
-        self.journal.parent.mkdir(parents=True, exist_ok=True)
-        with self.journal.open("a", encoding="utf-8") as file:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        with journal.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line | figures) + "\n")
 
 

@@ -37,7 +37,7 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
     infos = {s["name"]: ImplInfo.from_dict(s) for s in summaries}
     styles = style(infos, list(infos))
     traces = {s["name"]: trace.read(folder / s["trace"], s["calls"]) for s in summaries}
-    stages = _stages(folder, summaries)
+    stages = pd.DataFrame(stage_shares(folder, summaries))
     operators = pd.concat([_operators(s, traces[s["name"]]) for s in summaries], ignore_index=True)
     kernels = pd.DataFrame(
         [
@@ -79,7 +79,8 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
     )
 
 
-def _stages(folder: Path, summaries: Sequence[Summary]) -> pd.DataFrame:
+def stage_shares(folder: Path, summaries: Sequence[Summary]) -> list[dict[str, Any]]:
+    """impl, stage, ms a call and share of each stage, from the traces that the summaries name; raises TraceError."""
     rows = []
     for about in summaries:
         if about["stages"]:
@@ -90,7 +91,7 @@ def _stages(folder: Path, summaries: Sequence[Summary]) -> pd.DataFrame:
                 for stage, spent in found.items()
                 if whole and stage in charts.STAGE_COLOURS and spent >= 0.001 * whole
             ]
-    return pd.DataFrame(rows)
+    return rows
 
 
 def _side_by_side(stages: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -97,12 +97,14 @@ class Worker:
         return lambda: self._answer(do, self._events())
 
     def _answer(self, do: str, events: Iterator[dict[str, Any]]) -> Any:
-        answer = None
-        for event in events:
+        answer, refusal = None, None
+        for event in events:  # to their end, or the next question would get what is left of this one
             if event["event"] == "answer":
                 answer = event["answer"]
             elif event["event"] == "failed":
-                raise WorkerRefused(event["reason"])
+                refusal = event["reason"]
+        if refusal is not None:
+            raise WorkerRefused(refusal)
         if answer is not None:
             return answer
         raise WorkerDied("error", f"the worker gave no answer to {do!r}", None, "start")

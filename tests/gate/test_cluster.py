@@ -147,7 +147,7 @@ class Cluster:
         for module in (through, gate_slurm):
             monkeypatch.setattr(module, "require_slurm", lambda: None, raising=False)
         monkeypatch.setattr(gate_slurm, "cancel", self.cancelled.append)
-        monkeypatch.setattr(gate_slurm, "measure", self.measure)
+        monkeypatch.setattr(gate.Gate, "measure", lambda gate: self.measure(gate.points, gate.rules))
         monkeypatch.setattr(gate_slurm.platform, "node", lambda: f"node{len(self.submissions)}")
 
     def sleep(self, seconds: float) -> None:
@@ -170,7 +170,7 @@ class Cluster:
         self.queued |= new
         return new
 
-    def measure(self, arms: object, points: Sequence[Point], rules: Rules, *rest: Any, **more: Any) -> Evidence:
+    def measure(self, points: Sequence[Point], rules: Rules) -> Evidence:
         found = played([point.key for point in points], self.shift, rules)
         if self.digests:
             found.loaded = found.loaded | {"head": LOADED["head"] | {"digest": self.digests.pop()}}
@@ -267,12 +267,12 @@ def test_a_task_that_is_started_again_measures_anew_and_a_finished_one_does_not(
     journal.write_text("a pair of another node\n")
     seen: list[Point] = []
 
-    def measure(arms: object, points: Sequence[Point], *rest: Any, **more: Any) -> Evidence:
+    def measure(gate: gate.Gate) -> Evidence:
         assert not journal.exists()
-        seen.extend(points)
-        return played([point.key for point in points], {})
+        seen.extend(gate.points)
+        return played([point.key for point in gate.points], {})
 
-    monkeypatch.setattr(gate_slurm, "measure", measure)
+    monkeypatch.setattr(gate.Gate, "measure", measure)
     monkeypatch.setattr(gate_slurm, "available_cores", lambda: 48)
     Task(plan.folder)(0)
     assert plan.missing() == {index: len(plan.shards[index]) for index in (1, 2)}

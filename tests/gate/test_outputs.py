@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sasa_bench.case import Case
-from sasa_bench.gate.outputs import MOST_ROWS, markdown, run_link, short_names
+from sasa_bench.gate.names import shared_axes, short_names
+from sasa_bench.gate.outputs import MOST_ROWS, markdown, run_link
 from sasa_bench.gate.pairs import Point
 from sasa_bench.gate.run import Result
 from sasa_bench.gate.verdicts import CaseVerdict, Rules
@@ -27,6 +28,8 @@ def test_short_names_stay_unique_and_hold_only_what_differs(points: list[Point])
     for axis in ("kernel_size", "channels", "mode"):
         if len({getattr(point.case, axis) for point in points}) == 1:
             assert not any(f" {axis}=" in name for name in names.values())
+        else:
+            assert f"{axis}=" not in shared_axes(keys)
 
 
 def test_a_comment_on_a_pull_request_is_short_and_links_to_the_rest() -> None:

@@ -21,6 +21,8 @@ from sasa_bench.cli import main
 from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import Arm, ArmError, set_up, verify
+from sasa_bench.gate.layout import Layout
+from sasa_bench.gate.names import short_names
 from sasa_bench.gate.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.timing.process import WorkerDied
@@ -82,12 +84,12 @@ class Played:
         loaded = {"digest": arm.name, "torch": libraries["torch"], "libraries": libraries, "python": "p"}
         return loaded, self.unknown.get(arm.name, {})
 
-    def exact(self, arm: Arm, points: Sequence[Point], timeout_s: float) -> dict[str, dict[str, Any]]:
+    def exact(self, arm: Arm, points: Sequence[Point], timeout_s: float, layout: Layout) -> dict[str, dict[str, Any]]:
         rows = {p.key: dict(ROW) for p in points}
         return rows | self.head_rows if arm.name == "head" else rows
 
     def pair(
-        self, arms: object, points: Sequence[Point], counts: Counts, timeout_s: float, spin: object = None
+        self, arms: object, points: Sequence[Point], counts: Counts, timeout_s: float, spin: object, layout: Layout
     ) -> Pair:
         if self.deaths:
             self.deaths -= 1
@@ -104,7 +106,7 @@ class Played:
 
     def run(self, budget_s: float = 600.0, **changes: Any) -> gate.Result:
         arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
-        return gate.run(arms, POINTS, QUICK, budget_s, 10.0, **changes)
+        return gate.Gate(arms, POINTS, QUICK, budget_s, 10.0, **changes).run()
 
 
 @pytest.fixture
@@ -270,7 +272,7 @@ def test_the_reports_say_what_happened(played: Played, tmp_path: Path) -> None:
     paths = gate_report.write_all(result, tmp_path)
     assert {p.suffix for p in paths} == {".txt", ".md", ".xml", ".json", ".html"}
     shown = (tmp_path / "gate.txt").read_text()
-    assert 0 < shown.index("WRONG") < shown.index(gate_report.short_names([p.key for p in POINTS])[POINTS[1].key])
+    assert 0 < shown.index("WRONG") < shown.index(short_names([p.key for p in POINTS])[POINTS[1].key])
     assert "## Performance gate: REGRESSION" in (tmp_path / "gate.md").read_text()
     suite = ElementTree.fromstring((tmp_path / "gate.xml").read_text())
     assert (suite.get("failures"), suite.get("errors"), suite.get("tests")) == ("2", "0", "4")
@@ -278,7 +280,8 @@ def test_the_reports_say_what_happened(played: Played, tmp_path: Path) -> None:
     assert (values["verdict"], values["exit_status"], len(values["cases"])) == ("REGRESSION", 2, 4)
     page = (tmp_path / "gate.html").read_text()
     assert "&lt;off&gt; &amp; bad" in page
-    assert "data:image/svg+xml" in page
+    assert "chart-paired-1" in page
+    assert "What to look at" in page
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert len(lines) == played.pairs
     assert set(json.loads(lines[0])["head"]) == {p.key for p in POINTS if p.key != POINTS[2].key}

@@ -217,7 +217,7 @@ def by_gate(job: Job) -> tuple[list[str], str, float]:
         return {key: (job.ratio - 1) * counts.seconds[key] for key in keys if key in counts.seconds}
 
     rules = Rules()
-    result = gate.run(arms, list(job.points.values()), rules, job.seconds, 120.0, spin=spin)
+    result = gate.Gate(arms, list(job.points.values()), rules, job.seconds, 120.0, spin=spin).run()
     flagged = {case.key for case in result.cases if case.verdict == REGRESSION}
     settings = f"{rules.screen_pairs} + {rules.confirm_pairs} pairs, margin {rules.margin:.1%}, level {rules.alpha:.0%}"
     return [name for name, point in job.points.items() if point.key in flagged], settings, 1.0

@@ -8,23 +8,42 @@ from pathlib import Path
 
 import gate_slowdowns
 import pytest
-from gate_slowdowns import SLOW_DOWNS, Outcome, SlowDown
+from gate_mutants import ROUNDS, SlowDown
+from gate_slowdowns import Apart, Found
 
 import sasa_bench
 from sasa_bench.case import Case
 from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.pairs import Point, exact_rows
 
+PACKAGE = Path(sasa_bench.__file__).parent
 TINY = Case(channels=16, kernel_size=3, resolution=6, batch=1, threads=1, heads=2)
 
 
-@pytest.mark.parametrize("slow_down", SLOW_DOWNS, ids=lambda s: s.impl)
-def test_edited_code_computes_the_same(tmp_path: Path, slow_down: SlowDown) -> None:
-    shutil.copytree(Path(sasa_bench.__file__).parent, tmp_path / "sasa_bench")
-    slow_down.apply(tmp_path / "sasa_bench")
-    point = Point(slow_down.impl, TINY.with_(mode="training"))
-    rows = exact_rows(Arm("head", tmp_path, "edited", sys.executable), [point], 120.0)
-    assert rows[point.key]["status"] == "ok", rows[point.key]["reason"]
+def test_there_are_a_dozen_mutants_and_each_changes_a_file_that_still_parses(tmp_path: Path) -> None:
+    mutants = [mutant for mutants in ROUNDS for mutant in mutants]
+    assert len(mutants) >= 12
+    assert len({(mutant.words, mutant.impl) for mutant in mutants}) == len(mutants)
+    for number, mutant in enumerate(mutants):
+        copy = tmp_path / str(number) / mutant.file
+        copy.parent.mkdir(parents=True)
+        shutil.copy(PACKAGE / mutant.file, copy)
+        mutant.apply(tmp_path / str(number))
+        assert copy.read_text() != (PACKAGE / mutant.file).read_text()
+        compile(copy.read_text(), mutant.file, "exec")
+    for mutants in ROUNDS:
+        assert len({mutant.impl for mutant in mutants}) == len(mutants)
+
+
+@pytest.mark.parametrize("mutants", ROUNDS, ids=range(len(ROUNDS)))
+def test_edited_code_computes_the_same(tmp_path: Path, mutants: tuple[SlowDown, ...]) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "sasa_bench", ignore=shutil.ignore_patterns("__pycache__"))
+    interpreted = [mutant for mutant in mutants if mutant.impl != "fused"]  # its builds take a minute each
+    for mutant in interpreted:
+        mutant.apply(tmp_path / "sasa_bench")
+    points = [Point(mutant.impl, TINY) for mutant in interpreted]
+    rows = exact_rows(Arm("head", tmp_path, "edited", sys.executable), points, 120.0)
+    assert {key: row["reason"] for key, row in rows.items() if row["status"] != "ok"} == {}
 
 
 def test_an_edit_that_no_longer_applies_says_so(tmp_path: Path) -> None:
@@ -33,9 +52,44 @@ def test_an_edit_that_no_longer_applies_says_so(tmp_path: Path) -> None:
         SlowDown("words", "unfold", "a.py", "y = 1", "y = 2").apply(tmp_path)
 
 
-def test_the_table_tells_time_from_exact_figures() -> None:
-    one = Outcome("an extra copy", "REGRESSION", 12, 3, 9, ["fused x"], 1.08, 240.0, "2026-01-01")
-    shown = gate_slowdowns.table([one])
-    assert [cell.strip() for cell in shown.splitlines()[2].split("|")[1:-1]] == [
-        *("an extra copy", "REGRESSION", "12", "3", "9", "1", "8%", "4.0"),
+def test_the_score_counts_what_is_slower_apart_from_the_gate_and_names_what_was_missed() -> None:
+    about = {"machine": "m", "threads": 1, "beside": "idle", "at": "2026"}
+    ratios = {"copy": 1.2, "loop": 1.05, "nothing": 1.01}
+    measured = [Apart(words, "unfold", {"case": ratio}, "", **about) for words, ratio in ratios.items()]
+    flagged = {"copy": ([], ["case"]), "loop": ([], []), "nothing": (["case"], [])}
+    found = [
+        Found(words, "unfold", "REGRESSION", 4, *cases, [], 240.0, layout="pair", **about)
+        for words, cases in flagged.items()
     ]
+    shown = gate_slowdowns.table(measured, found)
+    assert "Found: 1 of 2 mutants that are 3% slower or more." in shown
+    assert "Not found: `unfold`, loop." in shown
+    assert len(shown.splitlines()) == 4 + 2 + 3
+
+
+def test_a_stopped_study_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, int]] = []
+    about = {"machine": "m", "threads": 1, "beside": "idle", "at": "2026"}
+
+    def apart(mutants: list[SlowDown], *rest: object) -> list[Apart]:
+        calls.append(("apart", len(mutants)))
+        return [Apart(one.words, one.impl, {"case": 1.1}, "", **about) for one in mutants]
+
+    def gated(mutants: list[SlowDown], *rest: object) -> list[Found]:
+        calls.append(("gate", len(mutants)))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return [Found(one.words, one.impl, "PASS", 4, [], ["case"], [], 9.0, layout="pair", **about) for one in mutants]
+
+    monkeypatch.setattr(gate_slowdowns, "apart", apart)
+    monkeypatch.setattr(gate_slowdowns, "gated", gated)
+    monkeypatch.setattr(sys, "argv", ["gate_slowdowns.py", "--out", str(tmp_path / "s")])
+    with pytest.raises(KeyboardInterrupt):
+        gate_slowdowns.main()
+    assert gate_slowdowns.main() == 0
+    count = sum(map(len, ROUNDS))
+    assert [sum(n for kind, n in calls if kind == which) for which in ("apart", "gate")] == [
+        count,
+        count + len(ROUNDS[1]),
+    ]
+    assert f"Found: {count} of {count} mutants" in (tmp_path / "s.md").read_text()

@@ -15,6 +15,9 @@ Spec = dict[str, Any]
 RUN = "run"
 """The column that tells results files apart where several are compared."""
 
+FONT = 'system-ui, -apple-system, "Segoe UI", sans-serif'
+"""That of the pages: long labels are measured in the font that they are shown in."""
+
 FIT = alt.AutoSizeParams(type="fit-x", contains="padding", resize=True)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import altair as alt
 import pandas as pd
 
-from sasa_bench.report.charts.parts import FIT, Spec, by_impl, chart_of, legend, toggles, tooltip, zoom
+from sasa_bench.report.charts.parts import FIT, FONT, Spec, by_impl, chart_of, legend, toggles, tooltip, zoom
 from sasa_bench.report.styles import Style
 from sasa_bench.results.columns import BYTES, TIME
 
@@ -138,12 +138,14 @@ def growth(rows: pd.DataFrame) -> Spec:
     shown = tooltip({"title": "datum.what", "growth": "format(datum.ms, '+.3~r') + ' ms'"})
     sign = alt.condition("datum.ms > 0", alt.value("#d55e00"), alt.value("#009e73"))
     names = list(rows["what"])
+    limit = alt.ExprRef("min(300, 0.5 * containerSize()[0])")
+    names_axis = alt.Axis(labelLimit=limit, labelFont=FONT, ticks=False)
     chart = (
         chart_of(rows)
         .mark_bar(tooltip=shown)
         .encode(
             x=alt.X("ms:Q", title="ms more", axis=alt.Axis(tickCount=6)),
-            y=alt.Y("what:N", title=None, sort=names, axis=alt.Axis(labelLimit=240, ticks=False)),
+            y=alt.Y("what:N", title=None, sort=names, axis=names_axis),
             color=sign,
         )
         .properties(width="container", height=24 * len(names), autosize=FIT)

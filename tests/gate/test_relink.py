@@ -1,0 +1,121 @@
+"""The launcher that links one object in many orders, and the layouts that a gate gives its arms."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import pytest
+
+from sasa_bench.gate import relink
+from sasa_bench.gate.layout import laid_out
+from sasa_bench.impls._native import Library, missing_compiler
+
+pytestmark = pytest.mark.skipif(
+    bool(relink.missing() or missing_compiler()), reason=str(relink.missing() or missing_compiler())
+)
+
+FUNCTIONS = [f"function_{i}" for i in range(12)]
+SOURCE = "#include <outside.h>\n" + "".join(
+    f'extern "C" int {name}() {{ return {i} + OUTSIDE; }}\n' for i, name in enumerate(FUNCTIONS)
+)
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Library:
+    for name, text in (("own/a.cpp", SOURCE), ("headers/outside.h", "#define OUTSIDE 0\n")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    return Library("a", tmp_path / "own/a.cpp", flags=("-O2", f"-I{tmp_path / 'headers'}"))
+
+
+def linked(
+    library: Library, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[list[str], list[int]]:
+    """The functions of a library that is built in this environment, by address, and what they return."""
+    with monkeypatch.context() as patched:
+        for name, value in environment.items():
+            patched.setenv(name, value)
+        loaded = ctypes.CDLL(str(library.build()))
+    address = {name: ctypes.cast(getattr(loaded, name), ctypes.c_void_p).value or 0 for name in FUNCTIONS}
+    return sorted(FUNCTIONS, key=address.__getitem__), [getattr(loaded, name)() for name in FUNCTIONS]
+
+
+def test_an_object_is_compiled_once_and_linked_in_another_order_for_each_pair(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
+    orders = []
+    with laid_out(relink.PAIR, tmp_path) as layout:
+        assert layout.why == ""
+        for _ in range(2):
+            order, values = linked(library, layout.environment("head"), monkeypatch)
+            assert values == list(range(len(FUNCTIONS)))
+            orders.append(order)
+            layout.settle()
+        assert layout.linked == {"head": 1}
+        assert "for each pair: base 0, head 1, copy 0" in layout.note()
+    assert len({tuple(order) for order in [*orders, FUNCTIONS]}) == 3
+    assert len(list((tmp_path / "cache/objects").glob("*.o"))) == 1
+    assert not list(tmp_path.glob("layouts-*"))
+
+    (tmp_path / "headers/outside.h").write_text("#define OUTSIDE 100\n")
+    with laid_out(relink.PAIR, tmp_path) as layout:
+        assert linked(library, layout.environment("head"), monkeypatch)[1][0] == 100
+
+
+def test_linked_for_a_run_head_differs_from_base_and_base_from_its_copy_does_not(tmp_path: Path) -> None:
+    with laid_out(relink.RUN, tmp_path) as layout:
+        seeds = [layout.environment(arm)[relink.SEED] for arm in ("base", "copy", "head", "head")]
+    assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
+
+
+def test_a_checkout_elsewhere_with_the_same_files_shares_the_object(tmp_path: Path) -> None:
+    keys = []
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        source = tmp_path / name / "a.cpp"
+        source.write_text(SOURCE)
+        keys.append(relink.key_of(["g++", f"-I{source.parent}", str(source)], str(source)))
+    assert keys[0] == keys[1]
+    (tmp_path / "y/header.h").write_text("// beside it\n")
+    assert relink.key_of(["g++", f"-I{source.parent}", str(source)], str(source)) != keys[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["g++", "--version"], ["g++", "-c", "a.cpp", "-o", "a.o"], ["g++", "-shared", "a.cpp", "b.cpp", "-o", "l.so"]],
+)
+def test_other_commands_of_a_compiler_are_left_alone(words: list[str]) -> None:
+    assert relink.source_of(words) is None
+
+
+def test_gaps_keep_functions_aligned_and_below_the_largest() -> None:
+    gaps = [gap for _, gap in relink.order([f".text.{i}" for i in range(200)], "seed")]
+    assert {gap % 16 for gap in gaps} == {0}
+    assert 0 <= min(gaps) < max(gaps) < relink.LARGEST_GAP
+
+
+def test_what_does_not_compile_ends_with_the_words_of_the_compiler(
+    library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library.source.write_text("int broken( {\n")
+    with laid_out(relink.PAIR, tmp_path) as layout:
+        for name, value in layout.environment("base").items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv(relink.OBJECTS, str(tmp_path / "objects"))
+        with pytest.raises(RuntimeError, match=r"cannot compile a\.cpp: .*error"):
+            library.build()
+
+
+def test_a_machine_whose_linker_cannot_order_functions_keeps_code_as_it_was_built_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relink, "LINKER", "ld.nothing_like_it")
+    with laid_out(relink.PAIR, tmp_path) as layout:
+        assert (layout.kind, layout.environment("head")) == (relink.BUILT, {})
+        assert layout.note().startswith("layout: native code as it was built, because ld.nothing_like_it is not")
+    monkeypatch.undo()
+    monkeypatch.setenv("CXX", "g++ --no-such-option")
+    with laid_out(relink.PAIR, tmp_path) as layout:
+        assert "no-such-option" in layout.note()
