@@ -7,7 +7,7 @@ by time or by an exact figure.
 
 Each measurement is a line of OUT.jsonl, from which OUT.md is made; stopped, the same command goes on where it was.
 
-    python tests/studies/gate_slowdowns.py --out reports/reference/gate/slowdowns
+    python tests/studies/gate_slowdowns.py --out reports/reference/gate/mutants
 """
 
 from __future__ import annotations
@@ -190,7 +190,7 @@ def table(measured: Sequence[Apart], found: Sequence[Found]) -> str:
 def main() -> int:
     """Measure what is missing, append, write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "reports/reference/gate/slowdowns")
+    parser.add_argument("--out", type=Path, default=ROOT / "reports/reference/gate/mutants")
     parser.add_argument("--suite", type=Path, default=ROOT / "suites/gate.toml")
     parser.add_argument("--budget", type=float, default=600.0, help="seconds a gate may take")
     parser.add_argument("--threads", type=int, default=0, help="0: every core")
