@@ -113,7 +113,9 @@ def _pairs(result: Result, names: dict[str, str]) -> Section | None:
 
 
 def _figure(result: Result, case: CaseVerdict, name: str) -> dict[str, Any]:
-    marks, medians, blocks = [], [], []
+    marks: list[dict[str, Any]] = []
+    medians: list[dict[str, Any]] = []
+    blocks: list[dict[str, Any]] = []
     of_phase = {charts.SCREEN: "screen", charts.FRESH: "confirm"}
     for kind, phase in of_phase.items():
         pairs = [pair for at, pair in result.pairs if at == phase and case.key in pair.head]

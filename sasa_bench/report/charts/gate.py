@@ -129,6 +129,6 @@ def over_time(blocks: pd.DataFrame, pairs: pd.DataFrame) -> Spec:
 
 def _middle(ratios: pd.Series) -> list[float]:
     """What the axis shows: nearly all of the blocks, so that single ones do not flatten the rest, and always 1."""
-    low, high = ratios.quantile(0.01), ratios.quantile(0.99)
+    low, high = float(ratios.quantile(0.01)), float(ratios.quantile(0.99))
     room = 0.1 * (high - low) + 0.005
-    return [min(float(low), 1.0) - room, max(float(high), 1.0) + room]
+    return [min(low, 1.0) - room, max(high, 1.0) + room]
