@@ -119,7 +119,9 @@ def _current(found: Path, signature: Path) -> bool:
 def order(sections: Sequence[str], seed: str) -> list[tuple[str, int]]:
     """The sections in random order, each with the bytes of the gap before it."""
     draw = random.Random(seed)
-    return [(section, 16 * draw.randrange(LARGEST_GAP // 16)) for section in draw.sample(list(sections), len(sections))]
+    return [
+        (section, 16 * draw.randrange(1, LARGEST_GAP // 16)) for section in draw.sample(list(sections), len(sections))
+    ]
 
 
 def link(words: Sequence[str], source: str, compiled_object: Path, seed: str) -> int:
