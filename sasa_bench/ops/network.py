@@ -56,7 +56,9 @@ class _ReferenceKernel:
         return reference
 
     def attend(self, case: Case) -> Callable[..., Tensor]:
-        from sasa_bench.ops import local_attention
+        from sasa_bench import ops
+
+        local_attention = ops.get("local_attention")
 
         def core(q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
             tensors = {"q": q, "k": k, "v": v}
