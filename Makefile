@@ -101,7 +101,7 @@ docs: setup-dev
 	$(BIN)/python -m mkdocs build --strict --quiet
 
 test: setup-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
 
 test-slurm: setup-dev
 	tests/slurm/install.sh

@@ -11,7 +11,7 @@ TEXT = (ROOT / "docs/architecture.md").read_text()
 
 def rooms() -> set[str]:
     """The folders and files of the package, as the table of rooms writes them."""
-    hidden = {"__init__.py", "__main__.py", "py.typed", "__pycache__"}
+    hidden = {"__init__.py", "__init__.pyi", "__main__.py", "py.typed", "__pycache__"}
     entries = [path for path in (ROOT / "sasa_bench").iterdir() if path.name not in hidden]
     return {f"sasa_bench/{path.name}{'/' * path.is_dir()}" for path in entries}
 

@@ -14,7 +14,7 @@ import pytest
 INSTALL = Path(__file__).parents[1] / ".ci" / "install"
 
 # pip asks it for the dependencies of the project; it needs no package that pip would have to fetch.
-BACKEND = '''
+BACKEND = """
 from pathlib import Path
 
 def prepare_metadata_for_build_editable(folder, settings=None):
@@ -28,7 +28,7 @@ def prepare_metadata_for_build_editable(folder, settings=None):
 
 def build_editable(folder, settings=None, metadata=None):
     raise AssertionError("nothing is built")
-'''
+"""
 
 
 def script(path: Path, text: str) -> Path:

@@ -11,8 +11,10 @@ import threading
 from pathlib import Path
 
 import pytest
+from agreement import agree
 
-from sasa_bench.impls import _native
+from sasa_bench.case import Case
+from sasa_bench.impls import _native, onnx_fused
 from sasa_bench.impls._native import Library
 
 CSRC = Path(_native.__file__).parent / "csrc"
@@ -75,6 +77,30 @@ def test_any_compiler_that_is_here_builds(name: str, library: Library, monkeypat
     assert call(library.build()) == 7
     assert _native.describe_compiler().startswith(f"{name}, ")
     assert _native.bare_compiler() == name.split()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "mark"), [("clang++", b"clang version"), ("ccache g++", b"GCC: (")])
+def test_the_operator_for_onnx_runtime_is_built_by(
+    name: str, mark: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not all(map(shutil.which, name.split())):
+        reason = f"{name} is not installed (apt-get install clang libomp-dev ccache)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    monkeypatch.setenv("CXX", name)
+    monkeypatch.setenv("SASA_BENCH_ISA", "portable")
+    monkeypatch.setenv("CCACHE_DIR", str(folder / "ccache"))
+    onnx_fused.library.cache_clear()
+    try:
+        agree("onnx_fused", Case(channels=8, heads=2, batch=2, kernel_size=5, resolution="4x7"))
+        built = Path(onnx_fused.library())
+    finally:
+        onnx_fused.library.cache_clear()
+    assert folder in built.parents
+    assert mark in built.read_bytes()
+    assert (folder / "ccache").exists() == name.startswith("ccache")
 
 
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="clang++ is not installed")
