@@ -114,6 +114,7 @@ lint: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/actionlint
+	$(BIN)/codespell
 
 # The daily loop: lint, and the tests of what needs no worker, no browser and no compiler.
 QUICK_TESTS = tests/test_case.py tests/test_suite.py tests/test_docs.py tests/ops tests/results tests/sweep/test_shard.py \

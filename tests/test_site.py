@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 import pytest
+import textstat
 
 from sasa_bench.cli import cli, listing
 from sasa_bench.suite import load, shipped
@@ -103,3 +104,43 @@ def test_its_pages_load_nothing_from_elsewhere(site: Path) -> None:
             r'<(?:script|img|iframe)[^>]+src="([^"]+)"|<link[^>]+rel="stylesheet"[^>]+href="([^"]+)"', page.read_text()
         )
         assert not [source for pair in loaded for source in pair if source.startswith(("http", "//"))], page
+
+
+def prose(page: Path) -> str:
+    """The sentences of a page, without code, tables, headings and addresses."""
+    text = re.sub(
+        r"```.*?```|<!--.*?-->|^\|.*?$|^#.*?$|^!?\[.*?\]\(http.*?\)$",
+        "",
+        page.read_text(),
+        flags=re.DOTALL | re.MULTILINE,
+    )
+    text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    text = re.sub(r"`[^`]*`", "code", text)
+    return re.sub(r"\n\s*- ", ". ", text).replace("*", "")
+
+
+GUIDES = [
+    "index.md",
+    "start.md",
+    "report.md",
+    "tutorial.md",
+    "layer.md",
+    "profile.md",
+    "gate.md",
+    "slurm.md",
+    "library.md",
+]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs" / name for name in GUIDES)], ids=lambda p: p.name)
+def test_a_guide_reads_easily(page: Path) -> None:
+    """Grade 11 of Flesch and Kincaid at most."""
+    words = re.sub(r"[^A-Za-z.,;:?!' \n-]", " ", re.sub(r"\S*\d\S*", "ten", prose(page)))
+    assert textstat.flesch_kincaid_grade(words) <= 11
+
+
+def test_the_readme_is_short() -> None:
+    readme = ROOT / "README.md"
+    assert len(readme.read_text().split()) <= 700
+    sentences = re.split(r"(?<=[.:;?!])\s+", prose(readme))
+    assert not [sentence for sentence in sentences if len(sentence.split()) > 30]
