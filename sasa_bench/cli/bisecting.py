@@ -9,6 +9,7 @@ import click
 
 from sasa_bench.cli.gating import IMPLS, SUITE, TIMEOUT, phases
 from sasa_bench.cli.options import CASE, duration, overrides, stamped
+from sasa_bench.gate.relink import PAIR
 
 if TYPE_CHECKING:
     from sasa_bench.gate.git import Repository
@@ -34,7 +35,7 @@ def bisect(
     The gate compares both ends first, then asks commits in between on a few fresh pairs each. Commits that do not
     build are skipped.
     """
-    from sasa_bench.gate.bisect import bisect as find
+    from sasa_bench.gate.bisect import Bisection
     from sasa_bench.gate.verdicts import Rules
 
     if not 0.5 <= given["confidence"] < 1:
@@ -44,7 +45,8 @@ def bisect(
     folder = out or stamped("bisect-{}")
     limits = duration(given["budget"]), given["timeout_s"], given["confidence"]
     with phases() as say:
-        found = find(repository, good, bad, points, folder, Rules(), *limits, impls=given["impls"], say=say)
+        search = Bisection(repository, good, bad, points, folder, Rules(), *limits, given["impls"], say, PAIR)
+        found = search.run()
     click.echo(found.text(), nl=False)
     click.echo(f"{folder}: --out {folder} goes on from here")
     return 0 if max(found.p) >= given["confidence"] else 3

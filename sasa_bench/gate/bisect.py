@@ -23,10 +23,13 @@ from sasa_bench.case import UserError
 from sasa_bench.gate.arms import set_up
 from sasa_bench.gate.evidence import head_over_both
 from sasa_bench.gate.git import Repository
+from sasa_bench.gate.layout import laid_out
 from sasa_bench.gate.pairs import Counts, Point, exact_rows, measure_pair
+from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.run import Gate, Say
 from sasa_bench.gate.statistics import location
 from sasa_bench.gate.verdicts import REGRESSION, Rules
+from sasa_bench.timing.process import WorkerDied
 
 PAIRS = 5
 """Fresh pairs a question."""
@@ -36,7 +39,7 @@ SURPRISE = 0.02
 answer can settle the search."""
 
 LEAST_SCATTER = 0.003
-"""Log ratios of a question scatter by at least this: what lasts a question, such as code layout, shows in no pair."""
+"""Log ratios of a question scatter by at least this: what lasts a question shows in no pair."""
 
 
 class BisectError(UserError):
@@ -164,122 +167,114 @@ class Found:
         return "\n".join(lines) + "\n"
 
 
-def bisect(
-    repository: Repository,
-    good: str,
-    bad: str,
-    points: Sequence[Point],
-    out: Path,
-    rules: Rules,
-    budget_s: float,
-    timeout_s: float,
-    confidence: float = 0.95,
-    impls: Sequence[str] = (),
-    say: Say = lambda phase, done, total: None,
-) -> Found:
-    """Find the commit after `good`, up to `bad`, that made one of the points slower.
+@dataclass
+class Bisection:
+    """A search for the commit after `good`, up to `bad`, that made one of the points slower.
 
-    First the gate compares the two ends; the case that it flags with the largest ratio is searched. `out` holds the
-    arms and journal.jsonl, from which a search that was stopped goes on.
-
-    Raises GitError for ends that do not follow each other, BisectError where the gate finds nothing slower, or where
-    `out` belongs to another search.
+    out     holds the arms and journal.jsonl, from which a search that was stopped goes on
+    impls   as given on the command line: kernel files among them belong to the arms
+    layout  how native code of the arms is linked, one of relink.LAYOUTS
     """
-    commits = repository.between(good, bad)
-    if not commits:
-        raise BisectError(f"there is no commit between {good} and {bad}")
-    journal = _Journal(out / "journal.jsonl")
-    begun = time.monotonic()
-    ends = {"good": repository.commit(good), "bad": repository.commit(bad), "impls": list(impls)}
-    before_s = sum(line.get("spent_s", 0.0) for line in journal.lines)
-    header = journal.header(ends)
-    if header is None:
-        header = ends | _compare_ends(good, bad, points, out, rules, budget_s, timeout_s, impls, say)
-        journal.append(header | {"spent_s": time.monotonic() - begun})
-    slowdown = Slowdown(header["size"], header["scatter"])
-    point = next((p for p in points if p.key == header["key"]), None)
-    if point is None:
-        raise BisectError(f"{out} belongs to a search over {header['key']!r}: name its suite, or give another --out")
-    counts = Counts()
 
-    def ask(index: int) -> Answer:
-        started = time.monotonic()
-        answer = _ask(index, commits[index], good, point, out, counts, timeout_s, impls)
-        journal.append(
-            {
-                "commit": commits[index],
-                "ratios": answer.ratios,
-                "reason": answer.reason,
-                "spent_s": time.monotonic() - started,
-            }
+    repository: Repository
+    good: str
+    bad: str
+    points: Sequence[Point]
+    out: Path
+    rules: Rules
+    budget_s: float
+    timeout_s: float
+    confidence: float = 0.95
+    impls: Sequence[str] = ()
+    say: Say = lambda phase, done, total: None
+    layout: str = BUILT
+
+    def run(self) -> Found:
+        """First the gate compares the two ends; the case that it flags with the largest ratio is searched.
+
+        Raises GitError for ends that do not follow each other, BisectError where the gate finds nothing slower, or
+        where `out` belongs to another search.
+        """
+        commits = self.repository.between(self.good, self.bad)
+        if not commits:
+            raise BisectError(f"there is no commit between {self.good} and {self.bad}")
+        journal = _Journal(self.out / "journal.jsonl")
+        begun = time.monotonic()
+        before_s = sum(line.get("spent_s", 0.0) for line in journal.lines)
+        ends = {
+            "good": self.repository.commit(self.good),
+            "bad": self.repository.commit(self.bad),
+            "impls": list(self.impls),
+        }
+        header = journal.header(ends)
+        if header is None:
+            header = ends | self.compare_ends()
+            journal.append(header | {"spent_s": time.monotonic() - begun})
+        slowdown = Slowdown(header["size"], header["scatter"])
+        point = next((p for p in self.points if p.key == header["key"]), None)
+        if point is None:
+            raise BisectError(
+                f"{self.out} belongs to a search over {header['key']!r}: name its suite, or give another --out"
+            )
+        counts = Counts()
+
+        def ask(index: int) -> Answer:
+            started = time.monotonic()
+            answer = self.ask(index, commits[index], point, counts)
+            spent_s = time.monotonic() - started
+            said = {"commit": commits[index], "ratios": answer.ratios, "reason": answer.reason}
+            journal.append(said | {"spent_s": spent_s})
+            return answer
+
+        belief = Belief(len(commits))
+        answers = journal.answers(commits)
+        for answer in answers:
+            belief.take(answer, slowdown)
+        for answer in search(belief, ask, slowdown, self.confidence):
+            answers.append(answer)
+            self.say("bisect", len(answers), len(answers) + 1)
+            if time.monotonic() - begun > self.budget_s:
+                break
+        return Found(
+            key=point.key,
+            slowdown=slowdown,
+            commits=commits,
+            subjects=[self.repository.subject(commit) for commit in commits],
+            p=[float(p) for p in belief.p],
+            candidates=belief.candidates(self.confidence),
+            answers=answers,
+            spent_s=before_s + time.monotonic() - begun,
         )
-        return answer
 
-    belief = Belief(len(commits))
-    answers = journal.answers(commits)
-    for answer in answers:
-        belief.take(answer, slowdown)
-    for answer in search(belief, ask, slowdown, confidence):
-        answers.append(answer)
-        say("bisect", len(answers), len(answers) + 1)
-        if time.monotonic() - begun > budget_s:
-            break
-    return Found(
-        key=point.key,
-        slowdown=slowdown,
-        commits=commits,
-        subjects=[repository.subject(commit) for commit in commits],
-        p=[float(p) for p in belief.p],
-        candidates=belief.candidates(confidence),
-        answers=answers,
-        spent_s=before_s + time.monotonic() - begun,
-    )
+    def compare_ends(self) -> dict[str, Any]:
+        """The case to search, its log ratio over the ends, and the scatter of one pair. Raises BisectError."""
+        arms = set_up(self.good, self.bad, self.out, impls=self.impls)
+        gate = Gate(arms, self.points, self.rules, self.budget_s, self.timeout_s, self.say, layout=self.layout)
+        result = gate.run()
+        slower = [case for case in result.cases if case.verdict == REGRESSION and case.ratio is not None]
+        if not slower:
+            exact = [case for case in result.cases if case.verdict != "EQUIVALENT"]
+            why = f"; {exact[0].verdict} in {exact[0].key}: {exact[0].reason}" if exact else ""
+            raise BisectError(
+                f"the gate finds nothing slower in {self.bad} than in {self.good} ({result.verdict}{why})"
+            )
+        worst = max(slower, key=lambda case: case.ratio or 0.0)
+        ratios = head_over_both([pair for phase, pair in result.pairs if phase == "confirm"], [worst.key])[worst.key]
+        scatter = float(stats.median_abs_deviation(ratios, scale="normal"))
+        return {"key": worst.key, "size": location(ratios), "scatter": max(scatter, statistics.pstdev(ratios) / 3)}
 
-
-def _compare_ends(
-    good: str,
-    bad: str,
-    points: Sequence[Point],
-    out: Path,
-    rules: Rules,
-    budget_s: float,
-    timeout_s: float,
-    impls: Sequence[str],
-    say: Say,
-) -> dict[str, Any]:
-    result = Gate(set_up(good, bad, out, impls=impls), points, rules, budget_s, timeout_s, say).run()
-    slower = [case for case in result.cases if case.verdict == REGRESSION and case.ratio is not None]
-    if not slower:
-        exact = [case for case in result.cases if case.verdict != "EQUIVALENT"]
-        why = f"; {exact[0].verdict} in {exact[0].key}: {exact[0].reason}" if exact else ""
-        raise BisectError(f"the gate finds nothing slower in {bad} than in {good} ({result.verdict}{why})")
-    worst = max(slower, key=lambda case: case.ratio or 0.0)
-    ratios = head_over_both([pair for phase, pair in result.pairs if phase == "confirm"], [worst.key])[worst.key]
-    scatter = float(stats.median_abs_deviation(ratios, scale="normal"))
-    return {"key": worst.key, "size": location(ratios), "scatter": max(scatter, statistics.pstdev(ratios) / 3)}
-
-
-def _ask(
-    index: int,
-    commit: str,
-    good: str,
-    point: Point,
-    out: Path,
-    counts: Counts,
-    timeout_s: float,
-    impls: Sequence[str],
-) -> Answer:
-    from sasa_bench.timing.process import WorkerDied
-
-    arms = set_up(good, commit, out, impls=impls)
-    row = exact_rows(arms[1], [point], timeout_s)[point.key]
-    if row["status"] != "ok":
-        return Answer(index, (), f"{row['status']}: {row['reason']}")
-    try:
-        pairs = [measure_pair(arms, [point], counts, timeout_s) for _ in range(PAIRS)]
-    except WorkerDied as death:
-        return Answer(index, (), str(death))
-    return Answer(index, tuple(head_over_both(pairs, [point.key])[point.key]))
+    def ask(self, index: int, commit: str, point: Point, counts: Counts) -> Answer:
+        """One commit against the good end, on PAIRS fresh pairs."""
+        arms = set_up(self.good, commit, self.out, impls=self.impls)
+        with laid_out(self.layout, self.out) as layout:
+            row = exact_rows(arms[1], [point], self.timeout_s, layout)[point.key]
+            if row["status"] != "ok":
+                return Answer(index, (), f"{row['status']}: {row['reason']}")
+            try:
+                pairs = [measure_pair(arms, [point], counts, self.timeout_s, layout=layout) for _ in range(PAIRS)]
+            except WorkerDied as death:
+                return Answer(index, (), str(death))
+        return Answer(index, tuple(head_over_both(pairs, [point.key])[point.key]))
 
 
 class _Journal:

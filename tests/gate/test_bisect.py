@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import math
 import random
+import subprocess
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
-from sasa_bench.gate.bisect import PAIRS, Answer, Belief, Slowdown, search
+from sasa_bench.case import Case
+from sasa_bench.gate.bisect import PAIRS, Answer, Belief, BisectError, Bisection, Slowdown, search
+from sasa_bench.gate.git import find
+from sasa_bench.gate.pairs import Counts, Point
+from sasa_bench.gate.verdicts import Rules
 
 JOURNAL = Path(__file__).parents[2] / "reports" / "reference" / "gate" / "aa.jsonl"
 COMMITS = 32
@@ -86,6 +92,55 @@ def test_few_commits_are_searched_too(count: int) -> None:
     asked = list(search(belief, lambda index: Answer(index, (0.0,) * PAIRS), slowdown, 0.9))
     assert int(belief.p.argmax()) == count - 1
     assert (not asked) == (count == 1)
+
+
+class Played(Bisection):
+    """A search whose arms are played: commit 5 is the slow one, commit 4 does not build."""
+
+    asked: ClassVar[list[int]] = []
+    dies_after = 1000
+
+    def compare_ends(self) -> dict[str, object]:
+        return {"key": self.points[0].key, "size": math.log(1.2), "scatter": 0.01}
+
+    def ask(self, index: int, commit: str, point: Point, counts: Counts) -> Answer:
+        if len(self.asked) == self.dies_after:
+            raise KeyboardInterrupt
+        self.asked.append(index)
+        if index == 4:
+            return Answer(index, (), "error: it does not build")
+        return Answer(index, tuple(random.gauss(math.log(1.2) if index >= 5 else 0.0, 0.01) for _ in range(PAIRS)))
+
+
+def test_a_search_that_was_stopped_goes_on_and_names_what_it_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for number in range(-1, 8):
+        subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", f"commit {number}"], check=True)
+    repository = find(tmp_path)
+    assert repository is not None
+    points = [Point("unfold", Case())]
+    monkeypatch.setattr(Played, "asked", [])
+    monkeypatch.setattr(Played, "dies_after", 2)
+
+    def search(good: str = "HEAD~8") -> Played:
+        return Played(repository, good, "HEAD", points, tmp_path / "out", Rules(), 600.0, 60.0)
+
+    with pytest.raises(KeyboardInterrupt):
+        search().run()
+    before = list(Played.asked)
+    monkeypatch.setattr(Played, "dies_after", 1000)
+    result = search().run()
+    assert Played.asked[:2] == before
+    assert [answer.index for answer in result.answers] == Played.asked
+    assert result.commits == repository.between("HEAD~8", "HEAD")
+    assert {result.subjects[place] for place in result.candidates} <= {"commit 4", "commit 5"}
+    assert "skipped" in result.text()
+    assert f"{len(Played.asked)} questions" in result.text()
+    with pytest.raises(BisectError, match="belongs to another search"):
+        search("HEAD~7").run()
 
 
 def test_the_error_rate_falls_with_the_pairs_and_never_below_the_chance_of_a_surprise() -> None:

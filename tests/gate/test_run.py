@@ -17,13 +17,14 @@ import pytest
 
 import sasa_bench
 from sasa_bench.case import Case
-from sasa_bench.cli import main
+from sasa_bench.cli import gating, main
 from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import Arm, ArmError, set_up, verify
 from sasa_bench.gate.layout import Layout
 from sasa_bench.gate.names import short_names
 from sasa_bench.gate.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
+from sasa_bench.gate.profiles import Profile
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.timing.process import WorkerDied
 
@@ -285,6 +286,27 @@ def test_the_reports_say_what_happened(played: Played, tmp_path: Path) -> None:
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert len(lines) == played.pairs
     assert set(json.loads(lines[0])["head"]) == {p.key for p in POINTS if p.key != POINTS[2].key}
+
+
+def test_the_command_profiles_what_it_flags_and_the_page_shows_it(
+    played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = POINTS[1]
+    played.shift[slow.key] = 0.3
+    arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
+    profiled: list[Point] = []
+
+    def profile(arms: object, points: Sequence[Point], *rest: object) -> list[Profile]:
+        profiled.extend(points)
+        return [Profile(point.key, "it was played") for point in points]
+
+    monkeypatch.setattr(gating, "_prepared", lambda asked, folder: (arms, POINTS))
+    monkeypatch.setattr("sasa_bench.gate.profiles.profile", profile)
+    with pytest.raises(SystemExit) as stop:
+        main(["gate", "--base", "a", "--head", "b", "--no-relink", "--out", str(tmp_path)])
+    assert stop.value.code == 2
+    assert profiled == [slow]
+    assert "No profile: it was played" in (tmp_path / "gate.html").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ threads = 1
 DIFFERS = ("started_at", "build_s", "source_commit")
 """Columns that differ from run to run, besides times."""
 WAYS = ("SIGKILL", "SIGTERM", "full disk")
-DISK_KIB = 512
+DISK_KIB = 8192
 
 
 def start(words: Sequence[object], log: Path) -> int:
@@ -171,7 +171,7 @@ class Study:
         if command == "merge":
             return ["merge", *(self.part(number) for number in range(1, 5)), "--out", out]
         if command == "gate":
-            return ["gate", "--base", "a", "--head", "b", "--out", out]
+            return ["gate", "--base", "a", "--head", "b", "--no-relink", "--out", out]
         slurm_options = ["--slurm", "array=4"] if command == "run --slurm" else []
         return ["run", self.suite, "--out", out, "--resume", *slurm_options]
 

@@ -148,9 +148,12 @@ def test_cuda_without_a_device_is_skipped_with_the_reason(tmp_path: Path) -> Non
     assert (row.status, "no CUDA device" in row.reason) == ("skipped", True)
 
 
-def test_an_unknown_implementation_is_refused_before_anything_runs() -> None:
-    with Workers(20.0) as workers, pytest.raises(WorkerRefused, match="unknown implementation 'magic'"):
-        describe(workers, ["magic"])
+def test_unknown_implementations_are_refused_one_by_one_before_anything_runs() -> None:
+    with Workers(20.0) as workers:
+        for name in ("magic", "wonder"):
+            with pytest.raises(WorkerRefused, match=f"unknown implementation '{name}'"):
+                workers.get().ask("describe", impls=[name])
+        assert list(describe(workers, ["unfold"])) == ["unfold"]
 
 
 def test_a_worker_that_cannot_start_says_why() -> None:
