@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import runpy
 import time
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -70,13 +71,12 @@ def take_over(blocks: ModuleType) -> None:
 
 def main() -> None:
     """Take over the clock of the arm on the path, then serve as its worker."""
-    for name in ("sasa_bench.timing.blocks", "sasa_bench.turns"):
-        try:
-            take_over(importlib.import_module(name))
+    package = importlib.import_module("sasa_bench")
+    # Files are looked for, not modules: an installed sasa-bench may offer modules that this revision has not.
+    for name in ("timing.blocks", "turns"):
+        if any(Path(folder, *name.split(".")).with_suffix(".py").exists() for folder in package.__path__):
+            take_over(importlib.import_module(f"sasa_bench.{name}"))
             break
-        except ModuleNotFoundError as error:
-            if error.name is None or not name.startswith(error.name):
-                raise
     else:
         raise SystemExit("this revision of sasa-bench keeps its paired measurement where the gate cannot find it")
     runpy.run_module("sasa_bench.worker", run_name="__main__", alter_sys=True)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,3 +50,38 @@ def test_a_clock_that_stands_still_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(clock, "_now", lambda: 1.0)
     with pytest.raises(RuntimeError, match="did not move"):
         blocks.TURNS["calibrate"](keys=["a"], block_s=0.01)
+
+
+INSTALLED = """
+import sys
+
+class Installed:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("sasa_bench.timing"):
+            raise ImportError("a module of the installed sasa-bench, not of the arm")
+
+sys.meta_path.append(Installed())
+"""
+
+
+@pytest.mark.parametrize("place", ["turns.py", "timing/blocks.py"])
+def test_the_clock_is_found_in_the_arm_alone(place: str, tmp_path: Path) -> None:
+    """An editable installation offers its modules also to a package of that name that lacks them."""
+    questions = tmp_path / "sasa_bench" / place
+    questions.parent.mkdir(parents=True)
+    for folder in {questions.parent, tmp_path / "sasa_bench"}:
+        (folder / "__init__.py").touch()
+    questions.write_text("TURNS = {'stand': None, 'calibrate': None, 'block': None}\n")
+    module = f"sasa_bench.{place.removesuffix('.py').replace('/', '.')}"
+    (tmp_path / "sasa_bench" / "worker.py").write_text(
+        f"from {module} import TURNS\nprint(TURNS['block'].__module__)\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(INSTALLED if place == "turns.py" else "")
+    done = subprocess.run(
+        [sys.executable, "-c", inspect.getsource(clock)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "__main__\n"), done.stderr
