@@ -13,11 +13,12 @@ WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
     "MALLOC_TOP_PAD_": str(1 << 28),
+    "MALLOC_ARENA_MAX": "1",
 }
 """The same for every implementation. OpenMP threads spin for about 0.2 ms between parallel regions, then sleep: a
 sleeping thread costs a wake-up of 0.1 ms or more in a virtual machine, as much as a small kernel, and one that spins on
-takes a core from the threads of another library that runs next. The allocator keeps its heap,
-so that page faults are not timed."""
+takes a core from the threads of another library that runs next. The allocator keeps its heap, so that page faults are
+not timed, and has one for all threads, so that the whole of it can be trimmed before memory is measured."""
 
 OLD_GLIBC = (2, 35)
 """Before it, glibc refuses an mmap threshold of more than 32 MiB and, as the other two settings freeze the threshold,

@@ -1,20 +1,30 @@
-"""Peak memory of one call, and where the figure comes from."""
+"""Peak memory of one call, its scratch and its output included, and where the figure comes from."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import threading
+from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from sasa_bench.timing.timers import Step
+
+HIGH_WATER = "high-water mark of resident memory"
+WITHOUT_GRAPH = ", without what forward saved for backward"
+"""Ends the source of a backward pass alone: its graph was recorded before the call."""
 
 
 def peak_memory(step: Step, device: str) -> tuple[int | None, str]:
     """Bytes in use at the worst moment of one call above what was in use before it, and where the figure comes from.
 
     On the CPU: the kernel's high-water mark of resident memory, reset before the call, after the heap was trimmed of
-    pages it had kept. On CUDA: torch's allocator. None where the system gives no such figure.
+    pages it had kept. The call runs in a thread of its own, so that scratch which threads keep from call to call is
+    fresh and counts; an output that is the same memory in every call is added. On CUDA: torch's allocator. None where
+    the system gives no such figure. Raises what `step` raises.
     """
     if device == "cuda":
         torch.cuda.synchronize()
@@ -23,18 +33,55 @@ def peak_memory(step: Step, device: str) -> tuple[int | None, str]:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, "CUDA allocator"
-    gc.collect()
+    kept = kept_output_bytes(step)
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        before = _status_bytes("VmRSS")
-        result = step()
-        peak = _status_bytes("VmHWM")
-        del result
+        return _in_a_thread_of_its_own(lambda: _high_water(step)) + kept, HIGH_WATER
     except (OSError, AttributeError, KeyError):
         return None, "this system does not show a high-water mark"
-    return max(0, peak - before), "high-water mark of resident memory"
+
+
+def kept_output_bytes(step: Step) -> int:
+    """Bytes of the outputs that two calls give in the same memory although the first ones are still in use."""
+    first = step()
+    second = step()
+    places = {t.untyped_storage().data_ptr() for t in _tensors(first)}
+    again = {(s := t.untyped_storage()).data_ptr(): s.nbytes() for t in _tensors(second)}
+    return sum(size for place, size in again.items() if place in places)
+
+
+def _tensors(result: object) -> Iterator[Tensor]:
+    return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
+
+
+def _high_water(step: Step) -> int:
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+    before = _status_bytes("VmRSS")
+    result = step()
+    peak = _status_bytes("VmHWM")
+    del result
+    return max(0, peak - before)
+
+
+def _in_a_thread_of_its_own(measure: Callable[[], int]) -> int:
+    threads, found, failed = torch.get_num_threads(), [], []
+
+    def run() -> None:
+        try:
+            torch.set_num_threads(threads)
+            torch.ones(1 << 18).add_(1.0)  # starts the threads of its team, which are not part of the call
+            found.append(measure())
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+    return int(found[0])
 
 
 def _status_bytes(name: str) -> int:
