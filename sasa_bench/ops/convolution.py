@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sasa_bench.case import Case
-from sasa_bench.ops.op import Op, Shapes, Work, also_in_networks, pixels
+from sasa_bench.ops.op import Op, Shapes, Work, also_in_networks, in_windows, pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def work(case: Case) -> Work:
-    """2 K^2 C^2 P; parameters K^2 C^2; stride 1, same padding, no bias."""
+    """2 K^2 C^2 P; parameters K^2 C^2; stride 1, same padding, no bias. Needed are the products inside the image."""
     c, p, k = case.channels, pixels(case), case.kernel_size
-    return Work(2 * k * k * c * c * p, k * k * c * c, c * p, c * p)
+    return Work(2 * k * k * c * c * p, k * k * c * c, c * p, c * p, 2 * c * c * case.batch * in_windows(case))
 
 
 def depthwise_work(case: Case) -> Work:
     """2 K^2 C P; parameters K^2 C: each channel is convolved with its own window."""
     c, p, k = case.channels, pixels(case), case.kernel_size
-    return Work(2 * k * k * c * p, k * k * c, c * p, c * p)
+    return Work(2 * k * k * c * p, k * k * c, c * p, c * p, 2 * c * case.batch * in_windows(case))
 
 
 def shapes(case: Case, groups: int = 1) -> Shapes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sasa_bench.case import Case
-from sasa_bench.ops.op import Op, Shapes, Work, also_in_networks, input_shapes, pixels
+from sasa_bench.ops.op import Op, Shapes, Work, also_in_networks, in_windows, input_shapes, pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,17 +18,23 @@ def work(case: Case) -> Work:
 
     Absolute positions add C P at the input of the layer. Parameters: 3 C^2, and C K relative or
     (C // 2) H + (C - C // 2) W absolute embeddings.
+
+    Needed are q . k and a . v with the pixels of the window that lie inside the image, 4 C each, and q . r for K rows
+    and K columns, as r is one of each: 2 K C P.
     """
     c, p, k = case.channels, pixels(case), case.kernel_size
     relative = case.position == "relative"
     core = (5 if relative else 4) * k * k * c * p
+    needed = 4 * c * case.batch * in_windows(case) + (2 * k * c * p if relative else 0)
     embeddings = c * k if relative else 0
     if case.scope == "core":
-        return Work(core, embeddings, 3 * c * p, c * p)
+        return Work(core, embeddings, 3 * c * p, c * p, min(core, needed))
     if case.position == "absolute":
         core += c * p
+        needed += c * p
         embeddings = (c // 2) * case.height + (c - c // 2) * case.width
-    return Work(6 * c * c * p + core, 3 * c * c + embeddings, c * p, c * p)
+    projections = 6 * c * c * p
+    return Work(projections + core, 3 * c * c + embeddings, c * p, c * p, projections + min(core, needed))
 
 
 def equal_flops_kernel_size(channels: int) -> int:

@@ -21,11 +21,11 @@ def holds(case: Case) -> bool:
     return case.stem != "none"
 
 
-def work(case: Case) -> tuple[int, int, int, int]:
+def work(case: Case) -> tuple[int, int, int, int, None]:
     """The sums over the layers of the network that the case names: FLOPs, parameters, scalars read and written."""
     network, image = describe(case), image_shape(case)
     read, written = case.batch * scalars(image), case.batch * scalars(network.out(image))
-    return case.batch * network.flops(image), network.params(image), read, written
+    return case.batch * network.flops(image), network.params(image), read, written, None
 
 
 def shapes(case: Case) -> dict[str, tuple[tuple[int, ...], float]]:

@@ -32,21 +32,30 @@ Shapes = dict[str, Draw]
 
 
 class Work(NamedTuple):
-    """Of one forward pass: operations, learned scalars, scalars of the inputs, scalars of the output."""
+    """Of one forward pass: operations, learned scalars, scalars of the inputs, scalars of the output.
+
+    `needed` are the operations that nobody can do without; None where they are those of the convention.
+    """
 
     flops: int
     params: int
     inputs: int
     output: int
+    needed: int | None = None
 
 
 @dataclass(frozen=True)
 class Cost:
-    """flops: operations; min_bytes: every input read once and every output written once; params: scalars."""
+    """flops: operations; min_bytes: every input read once and every output written once; params: scalars.
+
+    needed_flops are what is left of flops where windows are clipped at the border and position terms are factorised:
+    what a time may be held against as the least work.
+    """
 
     flops: int
     min_bytes: int
     params: int
+    needed_flops: int
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Op:
         A backward pass costs twice the forward pass: each product has two factors and so two gradients. Training is
         both.
         """
-        forward, params, inputs, output = network.work(case) if network.holds(case) else self.work(case)
+        forward, params, inputs, output, needed = network.work(case) if network.holds(case) else self.work(case)
         passes = {"forward": 1, "backward": 2, "training": 3}[case.mode]
         if case.mode == "forward":
             scalars = inputs + params + output
@@ -77,7 +86,8 @@ class Op:
             scalars = 2 * (inputs + params) + output
         else:
             scalars = 2 * (inputs + params) + 2 * output
-        return Cost(passes * forward, scalars * DTYPE_BYTES[case.dtype], params)
+        least = passes * (forward if needed is None else needed)
+        return Cost(passes * forward, scalars * DTYPE_BYTES[case.dtype], params, least)
 
 
 def also_in_networks(op: Op) -> Op:
@@ -95,6 +105,15 @@ def also_in_networks(op: Op) -> Op:
 
 def pixels(case: Case) -> int:
     return case.batch * case.height * case.width
+
+
+def in_windows(case: Case) -> int:
+    """Pairs of a pixel of one image and a pixel of the image in its window: K^2 H W less what lies outside."""
+
+    def along(side: int) -> int:
+        return sum(min(i + case.radius, side - 1) - max(i - case.radius, 0) + 1 for i in range(side))
+
+    return along(case.height) * along(case.width)
 
 
 def image(case: Case) -> Draw:

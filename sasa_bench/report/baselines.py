@@ -39,13 +39,13 @@ def ratios(results: Results) -> list[dict[str, Any]]:
 
 
 def is_conv3x3(row: Record) -> bool:
-    """Whether a row is a 3 x 3 convolution of its case by the work that it did; at scope "network", a network of such.
+    """Whether a row is a 3 x 3 convolution of its case by the work that it did; of a network, one of such.
 
     The name says nothing: a convolution with the window of the case is one where that window is 3 x 3.
     """
     if row.op != "convolution" or row.flops is None:
         return False
-    return row.case.scope == "network" or row.flops == ops.get(row.op).cost(row.case.with_(kernel_size=3)).flops
+    return row.case.stem != "none" or row.flops == ops.get(row.op).cost(row.case.with_(kernel_size=3)).flops
 
 
 def _convolutions(rows: Sequence[Record]) -> tuple[Record | None, Record | None]:

@@ -72,7 +72,8 @@ def frame(results: Results) -> pd.DataFrame:
     time_median_s, time_p20_s, time_p80_s: quantiles over rounds of the seconds per call, caches warm.
     time_cold_s, time_cold_p20_s, time_cold_p80_s: the same of cold calls; only where rows have them.
     flops_per_s: flops / time_median_s.
-    roofline_fraction: least time by the measured peak and bandwidth of the machine / time_median_s.
+    roofline_fraction: least time by the measured peak and bandwidth of the machine / time_median_s; a row that is
+    faster has that in above_roof instead.
     time_vs_conv3x3, best_conv3x3, time_vs_best_conv3x3 and their bounds: see baselines.ratios.
     differs: how the function of the implementation differs from those it stands next to, or "".
     """
@@ -89,6 +90,7 @@ def frame(results: Results) -> pd.DataFrame:
         }
         rows.append(stored | _derived(record, results) | compared | record.extra)
     extras = list(COLD) if any(record.cold_samples_s for record in results.rows) else []
+    extras += ["above_roof"] if any("above_roof" in row for row in rows) else []
     extras += dict.fromkeys(name for record in results.rows for name in record.extra)
     table = pd.DataFrame(rows, columns=[*COLUMNS, "differs", *extras])
     for name in map(str, table):
@@ -111,8 +113,8 @@ def _derived(record: Record, results: Results) -> dict[str, Any]:
             found["flops_per_s"] = record.flops / middle
         roof = results.roofs.get((record.machine, record.case.device, record.case.dtype, record.case.threads))
         if roof and record.flops and record.min_bytes:
-            least = max(record.flops / roof.peak_flops_per_s, record.min_bytes / roof.bandwidth_bytes_per_s)
-            found["roofline_fraction"] = least / middle
+            share = roof.least_s(record.needed_flops or record.flops, record.min_bytes) / middle
+            found |= {"roofline_fraction": share} if share <= 1 else {"above_roof": share}
     if record.cold_samples_s:
         found |= dict(zip(COLD, np.quantile(record.cold_samples_s, (0.5, 0.2, 0.8)), strict=True))
     return found

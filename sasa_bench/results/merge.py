@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,7 @@ def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
     results.machines = {key: Machine.from_dict(json.loads(min(texts))) for key, texts in sorted(machines.items())}
     newest = {name: max(infos, key=lambda info: (info.index, *astuple(info))) for name, infos in impls.items()}
     results.impls = dict(sorted(newest.items(), key=lambda item: (item[1].index, item[0])))
-    results.roofs = {
-        place: Roof(
-            *place,
-            peak_flops_per_s=max(roof.peak_flops_per_s for roof in found),
-            bandwidth_bytes_per_s=max(roof.bandwidth_bytes_per_s for roof in found),
-        )
-        for place, found in sorted(roofs.items())
-    }
+    results.roofs = {place: reduce(Roof.best_of, found) for place, found in sorted(roofs.items())}
     results.rows, merged.duplicates = _merge_rows(parts, results)
     results.warnings += unlike_software(results)
     results.parts, merged.missing = _incomplete({part for _, each in parts for part in each.parts})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sasa_bench.case import Case, from_dict
@@ -42,6 +42,7 @@ class Record:
     flops: int | None = None
     params: int | None = None
     min_bytes: int | None = None
+    needed_flops: int | None = None
     peak_memory_bytes: int | None = None
     memory_source: str = ""
     max_abs_err: float | None = None
@@ -73,6 +74,22 @@ class Record:
             }
         )
 
+    def joined(self, later: Mapping[str, Any]) -> Record:
+        """This row with what a later worker found: its samples are added; where it failed, the row has failed."""
+        if later["status"] != "ok":
+            reason = f"in a later worker: {later['reason']}"
+            failed = replace(self, status=later["status"], reason=reason, inner_count=0)
+            return replace(failed, samples_s=(), worker_samples=(), cold_samples_s=(), peak_memory_bytes=None)
+        samples = tuple(later["samples_s"])
+        disturbed = [row.get("disturbed", 0.0) for row in (self.extra, later.get("extra", {}))]
+        return replace(
+            self,
+            samples_s=(*self.samples_s, *samples),
+            worker_samples=(*(self.worker_samples or (len(self.samples_s),)), len(samples)),
+            cold_samples_s=(*self.cold_samples_s, *later.get("cold_samples_s", ())),
+            extra=self.extra | {"disturbed": max(disturbed)},
+        )
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Record:
         """The inverse of to_dict. Raises ValueError, KeyError or TypeError for what is no row."""
@@ -88,7 +105,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Roof:
-    """What a device can do at most: a large matrix product and a large copy, measured on `machine`."""
+    """What a device can do at most, measured on `machine`, the best of several tries.
+
+    peak_flops_per_s       of a large matrix product or a large convolution
+    bandwidth_bytes_per_s  of a large copy, read and written
+    cache_bytes_per_s      of a copy that fits the caches; 0 where it was not measured
+    """
 
     machine: str
     device: str
@@ -96,6 +118,21 @@ class Roof:
     threads: int
     peak_flops_per_s: float
     bandwidth_bytes_per_s: float
+    cache_bytes_per_s: float = 0.0
+
+    def best_of(self, other: Roof) -> Roof:
+        """The higher figures of two."""
+        return replace(
+            self,
+            peak_flops_per_s=max(self.peak_flops_per_s, other.peak_flops_per_s),
+            bandwidth_bytes_per_s=max(self.bandwidth_bytes_per_s, other.bandwidth_bytes_per_s),
+            cache_bytes_per_s=max(self.cache_bytes_per_s, other.cache_bytes_per_s),
+        )
+
+    def least_s(self, flops: float, bytes_moved: float) -> float:
+        """Seconds that so much work takes at the least, with data that is hot in the caches where that is known."""
+        bandwidth = max(self.bandwidth_bytes_per_s, self.cache_bytes_per_s)
+        return max(flops / self.peak_flops_per_s, bytes_moved / bandwidth)
 
 
 @dataclass(frozen=True, order=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sasa_bench.case import Case, UserError
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Results
+from sasa_bench.results.record import ImplInfo, Record, Results
 from sasa_bench.suite import Suite
 from sasa_bench.timing.probe import available_cores
 
@@ -57,17 +57,32 @@ def require_distinct(names: Mapping[str, str]) -> None:
             )
 
 
+LONG_BUILD_S = 5.0
+"""An implementation that takes longer to build is measured by one worker alone."""
+
+
+def quick_to_build(row: Record) -> bool:
+    """Whether every worker of a run builds and measures it."""
+    return float(row.extra.get("build_s", 0.0)) < LONG_BUILD_S
+
+
 def plan(
-    suites: Sequence[Suite], impls: Sequence[str], infos: dict[str, ImplInfo], finished: Results | None = None
+    suites: Sequence[Suite],
+    impls: Sequence[str],
+    infos: dict[str, ImplInfo],
+    finished: Results | None = None,
+    rounds: int = 1,
 ) -> Plan:
     """Every case of the suites with its implementations (`impls`, where given), less the cases in `finished`.
 
-    A case that lacks a row, or has one of a file that has changed since, is measured whole: its implementations are
+    A case that lacks a row, or has one of a file that has changed since or that fewer than `rounds` workers have
+    measured before the run was stopped, is measured whole: its implementations are
     compared with each other, and that takes rounds in turns. A case that asks for 0 threads gets every core this
     process may use.
     """
     cores = available_cores()
-    have = {row.key: row.extra.get("source_digest", "") for row in finished.rows} if finished else {}
+    whole = [row for row in finished.rows if not _cut_short(row, rounds)] if finished else []
+    have = {row.key: row.extra.get("source_digest", "") for row in whole}
     tasks, done = [], 0
     for suite in suites:
         wanted = tuple(impls) or suite.impls
@@ -79,6 +94,10 @@ def plan(
             else:
                 tasks.append(Task(suite.name, resolved, wanted))
     return Plan(tasks, done, infos)
+
+
+def _cut_short(row: Record, rounds: int) -> bool:
+    return row.status == "ok" and 0 < len(row.worker_samples) < rounds and quick_to_build(row)
 
 
 def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:

@@ -6,18 +6,19 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from sasa_bench.results.environment import require_unbound
+from sasa_bench.results.environment import EXPORTS, require_unbound
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 from sasa_bench.results.statistics import scatter
 from sasa_bench.suite import Suite
-from sasa_bench.sweep.plan import Plan, Task, plan, require_distinct, specs_of
+from sasa_bench.sweep.plan import Plan, Task, plan, quick_to_build, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
 from sasa_bench.timing import probe
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
@@ -80,18 +81,19 @@ def run(
     require_unbound(os.environ)
     here = machine or probe.detect()
     impls = list(dict.fromkeys(impls))
-    with Workers(timeout_s, environment) as workers:
+    chosen = settings or Settings()
+    with TemporaryDirectory() as exports, Workers(timeout_s, {EXPORTS: exports} | dict(environment or {})) as workers:
         infos = describe(workers, specs_of(suites, impls))
         index, count = part
         shard = suites if count == 1 else cut(suites, count, impls, infos)[index - 1]
-        work = plan(shard, impls, infos, known)
+        work = plan(shard, impls, infos, known, chosen.rounds)
         summary = Summary(work.done + work.rows, work.done)
         watch(summary, ())
         shard_of = Part(tuple(suite.name for suite in suites), count, index)
         with Writer(out) as writer:
             if count > 1 and (known is None or shard_of not in known.parts):
                 writer.part(shard_of)
-            for rows in _measure_all(work, workers, writer, here, known, settings or Settings()):
+            for rows in _measure_all(work, workers, writer, here, known, chosen):
                 summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s
                 summary.noisy += sum(scatter(row.samples_s) > NOISY for row in rows)
@@ -126,39 +128,73 @@ def _describe_one(workers: Workers, spec: str) -> Any:
 def _measure_all(
     work: Plan, workers: Workers, writer: Writer, machine: Machine, known: Results | None, settings: Settings
 ) -> Iterator[list[Record]]:
-    """Measure the tasks of a plan; yields the rows of each task after they were written."""
+    """Measure the tasks of a plan; yields the rows of each task after they were written, once for each task.
+
+    Every worker of `settings` goes over all tasks, so that what is measured of a case is spread over the run; rows are
+    written again, whole, with what each worker adds, and a reader takes the last ones.
+    """
     if known is None or machine.id not in known.machines:
         writer.machine(machine)
     writer.impls(info for info in work.impls.values() if known is None or known.impls.get(info.name) != info)
-    roofs = set(known.roofs) if known else set()
-    seeds = random.Random()
-    for task in work.tasks:
-        started = datetime.now(UTC).isoformat(timespec="seconds")
-        rows = [
-            Record(
-                suite=task.suite,
-                impl=work.impls[spec].name,
-                op=work.impls[spec].op,
-                case=task.case,
-                machine=machine.id,
-                started_at=started,
-                **values | {"extra": values.get("extra", {}) | work.impls[spec].source},
-            )
-            for spec, values in _measure(workers, task, seeds.randrange(1 << 31), settings)
-        ]
-        roof = (machine.id, task.case.device, task.case.dtype, task.case.threads)
-        if roof not in roofs and any(row.status == "ok" for row in rows):
-            roofs.add(roof)
-            writer.roof(_roof(workers, *roof))
-        writer.rows(rows)
-        yield rows
+    roofs = dict(known.roofs) if known else {}
+    seeds = [random.randrange(1 << 31) for _ in work.tasks]
+    measured: list[list[Record]] = []
+    for worker in range(settings.rounds):
+        if worker:
+            workers.drop()
+        tried: set[tuple[str, str, str, int]] = set()
+        for position, (task, seed) in enumerate(zip(work.tasks, seeds, strict=True)):
+            if not worker:
+                found = _measure(workers, task, seed, settings.share())
+                rows = [_record(work, task, spec, machine, values) for spec, values in found]
+                measured.append(rows)
+            elif (again := _worth_again(work, task, measured[position])).impls:
+                rows = _join(work, measured[position], dict(_measure(workers, again, seed, settings.share(), False)))
+                measured[position] = rows
+            else:
+                continue
+            roof = (machine.id, task.case.device, task.case.dtype, task.case.threads)
+            if roof not in tried and any(row.status == "ok" for row in rows):
+                tried.add(roof)
+                found_roof = _roof(workers, *roof)
+                roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
+                writer.roof(roofs[roof])
+            writer.rows(rows)
+            yield rows if not worker else []
 
 
-def _measure(workers: Workers, task: Task, seed: int, settings: Settings) -> Iterator[tuple[str, dict[str, Any]]]:
+def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:
+    info, count = work.impls[spec], len(values.get("samples_s", ()))
+    return Record(
+        suite=task.suite,
+        impl=info.name,
+        op=info.op,
+        case=task.case,
+        machine=machine.id,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        **{"worker_samples": (count,) if count else ()} | values | {"extra": values.get("extra", {}) | info.source},
+    )
+
+
+def _join(work: Plan, rows: Sequence[Record], found: Mapping[str, dict[str, Any]]) -> list[Record]:
+    """The rows with what another worker found, by name or file of the implementation."""
+    named = {work.impls[spec].name: values for spec, values in found.items()}
+    return [row.joined(named[row.impl]) if row.impl in named else row for row in rows]
+
+
+def _worth_again(work: Plan, task: Task, rows: Sequence[Record]) -> Task:
+    """The task with the implementations that are ok and quick to build."""
+    fine = {row.impl for row in rows if row.status == "ok" and quick_to_build(row)}
+    return replace(task, impls=tuple(spec for spec in task.impls if work.impls[spec].name in fine))
+
+
+def _measure(
+    workers: Workers, task: Task, seed: int, settings: Settings, judge: bool = True
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(implementation, its Record fields) for each one of the task, whatever happens to the worker."""
     left = list(task.impls)
     while left:
-        request = Request(task.case, tuple(left), seed, asdict(settings))
+        request = Request(task.case, tuple(left), seed, asdict(settings), judge)
         try:
             for spec, values in workers.get().measure(request):
                 left.remove(spec)
@@ -173,8 +209,8 @@ def _measure(workers: Workers, task: Task, seed: int, settings: Settings) -> Ite
 
 
 def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int) -> Roof:
-    peak, bandwidth = workers.get().ask("roof", device=device, dtype=dtype, threads=threads)
-    return Roof(machine, device, dtype, threads, peak, bandwidth)
+    figures = workers.get().ask("roof", device=device, dtype=dtype, threads=threads)
+    return Roof(machine, device, dtype, threads, *figures)
 
 
 class Workers:

@@ -23,7 +23,7 @@ from sasa_bench.impls import ENTRY_POINTS
 from sasa_bench.impls import get as implementation
 from sasa_bench.timing.probe import LIBRARIES
 from sasa_bench.timing.timers import Step, Timer, timer_for
-from sasa_bench.timing.trial import Oracles, Trial, prepare
+from sasa_bench.timing.trial import Oracles, Trial, key_of, prepare
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict
             _ready[key] = _Ready(trial.step, timer_for(case.device), case.threads)
             if exact:
                 known = implementation(impl)
-                oracle = oracles[known.op.name, known.computes(case)]
+                oracle = oracles[key_of(known.op.name, known.computes(case))]
                 row = row | _exact(trial.step) | {"budgets": oracle.budgets}
         rows[key] = row
     return rows

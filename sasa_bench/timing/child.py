@@ -21,6 +21,7 @@ from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
 
 if TYPE_CHECKING:
+    from sasa_bench.timing.proof import Feed
     from sasa_bench.timing.settings import Settings
     from sasa_bench.timing.timers import Step
 
@@ -52,7 +53,8 @@ def main(events_fd: int) -> None:
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
-    from sasa_bench.timing.memory import peak_memory
+    from sasa_bench.timing.memory import WITHOUT_GRAPH, peak_memory
+    from sasa_bench.timing.proof import proved
     from sasa_bench.timing.settings import Settings
     from sasa_bench.timing.trial import Oracles, first_line, prepare
 
@@ -63,6 +65,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
     oracles: Oracles = {}
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
+    feeds: dict[str, Feed] = {}
     at = ""
 
     def announce(name: str, what: str = "time") -> None:
@@ -72,9 +75,15 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
 
     for name in request.impls:
         announce(name, "start")
-        trial = prepare(name, case, request.seed, partial(stage, name), oracles)
+        trial = prepare(name, case, request.seed, partial(stage, name), oracles, request.judge)
         if trial.row["status"] == "error":
             _end_if_broken(case.device, trial.row["reason"])
+        try:
+            if trial.step is not None and trial.feed is not None:
+                feeds[name] = trial.feed()
+        except Exception as error:
+            yield name, trial.row | {"status": "error", "reason": first_line(error)}
+            continue
         if trial.step is None:
             yield name, trial.row
         else:
@@ -85,15 +94,18 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
             for name, step in steps.items():
                 announce(name, "memory")
                 step()
-                rows[name]["peak_memory_bytes"], rows[name]["memory_source"] = peak_memory(step, case.device)
-            found = _sample(case.device, steps, settings, announce, request.seed)
+                peak, source = peak_memory(step, case.device)
+                source += WITHOUT_GRAPH if case.mode == "backward" else ""
+                rows[name] |= {"peak_memory_bytes": peak, "memory_source": source}
+            found = _sample(case.device, steps, feeds, settings, announce, request.seed)
+            found = proved(found, case.device, steps, feeds)
         except Exception as error:
             _end_if_broken(case.device, first_line(error))
             del steps[at]
             yield at, rows.pop(at) | {"status": "error", "reason": first_line(error)}
             continue
         for name, row in rows.items():
-            yield name, row | found[name] | {"extra": row["extra"] | found[name].get("extra", {})}
+            yield name, row | found[name] | {"extra": row.get("extra", {}) | found[name].get("extra", {})}
         return
 
 
@@ -115,18 +127,21 @@ def _freeze_imports() -> None:
 
 
 def _sample(
-    device: str, steps: Mapping[str, Step], settings: Settings, announce: Callable[[str], None], seed: int
+    device: str,
+    steps: Mapping[str, Step],
+    feeds: Mapping[str, Feed],
+    settings: Settings,
+    announce: Callable[[str], None],
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Record fields of each step, by name."""
-    from sasa_bench.timing.sampling import interleave
-    from sasa_bench.timing.timers import timer_for
-
     if device == "cuda":
         from sasa_bench.timing import cuda as gpu
 
         return gpu.sample(gpu.current(), steps, settings, announce, seed)
-    samples = interleave(timer_for(device), steps, settings, announce, seed)
-    return {name: {"samples_s": found.seconds, "inner_count": found.inner_count} for name, found in samples.items()}
+    from sasa_bench.timing import cpu
+
+    return cpu.sample(steps, feeds, settings, announce, seed)
 
 
 def _roof(device: str, dtype: str, threads: int) -> list[float]:

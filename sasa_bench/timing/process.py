@@ -44,12 +44,16 @@ class WorkerRefused(UserError):
 
 @dataclass(frozen=True)
 class Request:
-    """Measure `case` with these implementations, interleaved; `settings` are the fields of settings.Settings."""
+    """Measure `case` with these implementations, interleaved; `settings` are the fields of settings.Settings.
+
+    Without `judge` they are not checked: they were, in an earlier worker, on the tensors of the same seed.
+    """
 
     case: Case
     impls: tuple[str, ...]
     seed: int
     settings: dict[str, Any]
+    judge: bool = True
 
 
 class Worker:

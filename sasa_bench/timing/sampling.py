@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import statistics
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,15 +32,18 @@ class Samples:
         return self.discarded >= max(1, len(self.seconds)) and (over or self.discarded >= settings.most_discarded)
 
     def enough(self, settings: Settings) -> bool:
-        """Narrow enough, out of budget or hopeless. Calls that outlast the budget many times get three samples."""
-        if self.hopeless(settings):
-            return True
+        """As many as allowed, hopeless, or narrow enough."""
         count = len(self.seconds)
-        if count >= settings.most or (count >= 3 and self.spent_s >= 4 * settings.budget_s):
+        if self.hopeless(settings) or count >= settings.most:
             return True
-        if count < settings.least:
-            return False
-        return self.spent_s >= settings.budget_s or half_width(self.seconds) <= settings.precision
+        return count >= settings.least and half_width(self.seconds) <= settings.precision
+
+
+def spent(samples: Collection[Samples], settings: Settings) -> bool:
+    """Whether the budget of all together is used up, and each one has at least three samples or is hopeless."""
+    if any(len(s.seconds) < min(3, settings.least) and not s.hopeless(settings) for s in samples):
+        return False
+    return sum(s.spent_s for s in samples) >= settings.budget_s * len(samples)
 
 
 def calibrate(timer: Timer, step: Step, settings: Settings) -> int:
@@ -69,12 +73,14 @@ def interleave(
     seed: int = 0,
     counts: Mapping[str, int] | None = None,
     keep: Callable[[], bool] = lambda: True,
+    ready: Callable[[str], None] = lambda name: None,
 ) -> dict[str, Samples]:
-    """Sample every step in rounds, each round in a random order, until each has enough.
+    """Sample every step in rounds, each round in a random order, until each has enough or their time is used up.
 
-    Drift of the machine so hits all steps alike. `before_sample` is told which step is about to run. `counts` are the
+    Drift of the machine so hits all steps alike, and none leaves early, so that what ran before a step is the same to
+    the end. `before_sample` is told which step is about to run, and `ready` makes it ready, untimed. `counts` are the
     calls of a sample by name, for steps that are warm; else they are found by `calibrate`. `keep` is asked after each
-    sample whether it counts.
+    sample whether it counts. A step of which most samples are thrown away is given up.
     """
     shuffle = random.Random(seed).shuffle
     samples = {}
@@ -87,13 +93,19 @@ def interleave(
         for name in running:
             before_sample(name)
             sample = samples[name]
+            began = time.perf_counter()
+            ready(name)
+            sample.spent_s += time.perf_counter() - began
             seconds = timer(steps[name], sample.inner_count)
             sample.spent_s += seconds
             if keep():
                 sample.seconds.append(seconds / sample.inner_count)
             else:
                 sample.discarded += 1
-        running = [name for name in running if not samples[name].enough(settings)]
+        running = [name for name in running if not samples[name].hopeless(settings)]
+        of_running = [samples[name] for name in running]
+        if all(sample.enough(settings) for sample in of_running) or spent(of_running, settings):
+            break
     return samples
 
 
@@ -119,6 +131,10 @@ def measure(fn: Callable[..., Any], *args: Any, device: str = "cpu", settings: S
     def step() -> object:
         return fn(*args)
 
-    samples = interleave(timer_for(device), {"fn": step}, settings)["fn"]
+    def warm(name: str) -> None:
+        step()
+
+    ready = warm if device == "cpu" else lambda name: None
+    samples = interleave(timer_for(device), {"fn": step}, settings, ready=ready)["fn"]
     peak, source = peak_memory(step, device)
     return Measurement(tuple(samples.seconds), samples.inner_count, peak, source)

@@ -19,11 +19,18 @@ from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_tensors, step
 from sasa_bench.results.columns import MEASURED
 from sasa_bench.results.fields import printable
-from sasa_bench.timing.check import Oracle, compare, consult, gradient_of_output, poisoned_memory
+from sasa_bench.timing.check import Oracle, compare, consult, consult_again, gradient_of_output, poisoned_memory
+from sasa_bench.timing.proof import Feed, feed
 from sasa_bench.timing.timers import Step
 
-Oracles = dict[tuple[str, Case], Oracle]
-"""What is expected of (op, contiguous case); filled on demand, so that implementations of one op share it."""
+Oracles = dict[tuple[Any, ...], Oracle]
+"""What is expected of (op, contiguous case), and of (op, contiguous case, "again") with other images; filled on demand,
+so that implementations of one op share it."""
+
+
+def key_of(op: str, computed: Case) -> tuple[str, Case]:
+    """Under what `Oracles` hold what is expected of a case: values do not depend on how they lie in memory."""
+    return op, computed.with_(memory_format="contiguous")
 
 
 REPEATED = "the output was the same for another input: every call has to compute it from the tensors as they are then"
@@ -31,10 +38,16 @@ REPEATED = "the output was the same for another input: every call has to compute
 
 @dataclass(frozen=True)
 class Trial:
-    """`row` holds the fields of a Record so far; `step` makes one call, or is None where the row is not ok."""
+    """One implementation that is ready, or why it is not.
+
+    row   the fields of a Record so far
+    step  makes one call; None where the row is not ok
+    feed  makes what changes between samples; asked once, before the first sample
+    """
 
     row: dict[str, Any]
     step: Step | None
+    feed: Callable[[], Feed] | None = None
 
 
 def prepare(
@@ -55,7 +68,7 @@ def prepare(
         if not judge:
             return Trial(row, _unjudged(impl, computed, seed, stage))
         stage("check")
-        key = (impl.op.name, computed.with_(memory_format="contiguous"))
+        key = key_of(impl.op.name, computed)
         if key not in oracles:
             oracles[key] = consult(impl.op, key[1], seed)
         oracle = oracles[key]
@@ -78,7 +91,14 @@ def prepare(
     row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
     if not verdict.ok:
         return Trial(row | {"status": "wrong", "reason": verdict.reason}, None)
-    return Trial(row, run)
+
+    def other_values() -> Feed:
+        again = (*key, "again")
+        if again not in oracles:
+            oracles[again] = consult_again(impl.op, oracle, seed + 1)
+        return feed(computed, tensors, grad_y, oracles[again])
+
+    return Trial(row, run, other_values)
 
 
 def figures_of(call: object) -> dict[str, Any]:

@@ -155,3 +155,16 @@ def test_global_cost_grows_with_the_square_of_the_pixels_and_local_cost_does_not
     assert growth["local_attention"] == 4
     assert 4 < growth["criss_cross"] < 8
     assert growth["non_local"] > 13
+
+
+@pytest.mark.parametrize("position", ["none", "relative"])
+def test_needed_are_the_products_that_lie_inside_the_image(position: str) -> None:
+    case = Case(scope="core", position=position, channels=8, heads=2, kernel_size=5, resolution="3x7", batch=3)
+    pairs = sum(
+        abs(i - a) <= 2 and abs(j - b) <= 2 for i in range(3) for j in range(7) for a in range(3) for b in range(7)
+    )
+    by_position = 2 * 5 * 8 * 3 * 21 if position == "relative" else 0
+    found = LOCAL_ATTENTION.cost(case)
+    assert found.needed_flops == 4 * 8 * 3 * pairs + by_position
+    assert found.needed_flops < found.flops
+    assert CONVOLUTION.cost(case).needed_flops == 2 * 8 * 8 * 3 * pairs

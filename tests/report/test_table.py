@@ -20,7 +20,7 @@ attention_groups, memory_format,
 time_median_s, time_p20_s, time_p80_s, sample_count, flops, params, min_bytes, peak_memory_bytes, memory_source,
 max_abs_err, err_budget, flops_per_s, roofline_fraction, time_vs_conv3x3,
 time_vs_conv3x3_low, time_vs_conv3x3_high, best_conv3x3, time_vs_best_conv3x3, time_vs_best_conv3x3_low,
-time_vs_best_conv3x3_high, machine, commit, started_at"""
+time_vs_best_conv3x3_high, needed_flops, machine, commit, started_at"""
 
 
 @pytest.fixture
@@ -59,8 +59,16 @@ def test_the_baseline_of_another_suite_or_machine_does_not_count(tmp_path: Path)
 
 
 def test_the_roofline_fraction_is_least_time_over_time(table: pd.DataFrame) -> None:
-    row = table[table.impl == "conv3x3"].iloc[0]
+    row = table[(table.impl == "unfold") & (table.kernel_size == 9)].iloc[0]
     assert row.roofline_fraction == pytest.approx(max(row.flops / 2e11, row.min_bytes / 3e10) / row.time_median_s)
+
+
+def test_a_row_that_beats_its_roof_has_no_fraction_of_it_and_says_so(tmp_path: Path) -> None:
+    slow, quick = factory.record("unfold", 1.0), factory.record("blocked", 1e-5)
+    table = load(factory.results_file(tmp_path / "a.jsonl", [slow, quick])).set_index("impl")
+    assert 0 < table.roofline_fraction["unfold"] < 1
+    assert pd.isna(table.roofline_fraction["blocked"])
+    assert table.above_roof["blocked"] > 1
 
 
 def test_a_failed_row_has_a_reason_and_no_time(table: pd.DataFrame) -> None:

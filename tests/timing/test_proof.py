@@ -1,0 +1,99 @@
+"""Kernels that cheat are caught, each by the sentence that belongs to it; honest ones pass."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sasa_bench import impls
+from sasa_bench.case import Case
+from sasa_bench.timing.process import Request, Worker
+from sasa_bench.timing.proof import prove
+from sasa_bench.timing.settings import Settings
+from sasa_bench.timing.timers import wall_clock
+from sasa_bench.timing.trial import prepare
+
+CASE = Case(channels=64, heads=4, kernel_size=7, resolution=28, threads=1)
+FILE = """
+import threading, time, torch
+from dataclasses import replace
+from sasa_bench.impls import get
+def build(case, tensors):
+    call, x, state = get("unfold").build(case, tensors), tensors["x"], {{"calls": 0}}
+    {before}
+    def wrapped():
+        state["calls"] += 1
+        {body}
+    {after}
+    return wrapped
+IMPL = replace(get("unfold"), name="{name}", build=build)
+"""
+CHEATS = {
+    "replay_by_pointer": ("", "key = x.data_ptr(); state[key] = state[key] if key in state else call(); "
+                          "return state[key]", "", "the same for"),
+    "replay_by_checksum": ("", "key = float(x.sum()); y = state.get(key); y = call() if y is None else y; "
+                           "state.clear(); state.update({key: y, 'calls': 0}); return y", "", "earlier calls"),
+    "several_calls_in_one": ("", "state['y'] = call() if state['calls'] % 16 == 1 else state['y']; return state['y']",
+                             "", "the same for"),
+    "lazy_tensor": ("class Lazy(torch.Tensor): pass", "return call().as_subclass(Lazy)", "", "is a Lazy"),
+    "thread_left_running": (
+        "def fill(y):\n        time.sleep(0.02); y.copy_(call())",
+        "y = torch.zeros_like(x); t = threading.Thread(target=fill, args=(y,)); t.start(); "
+        "state['calls'] < 2 and t.join(); return y", "", ""),
+    "lower_precision": ("", "return call().bfloat16().float()", "", "times its budget"),
+    "small_factor": ("", "return call() * 1.0005", "", "times its budget"),
+    "overwritten_time": ("", "return call()", "wrapped.figures = {'time_median_s': 1e-9}", "time_median_s"),
+}  # fmt: skip
+
+
+def measured(tmp_path: Path, names: list[str], case: Case = CASE) -> dict[str, dict[str, Any]]:
+    """Row of each of CHEATS, or of a registered implementation, by name."""
+    specs = {}
+    for name in names:
+        specs[name] = name
+        if name in CHEATS:
+            before, body, after, _ = CHEATS[name]
+            path = tmp_path / f"{name}.py"
+            path.write_text(FILE.format(name=name, before=before or "pass", body=body, after=after or "pass"))
+            specs[name] = str(path)
+    settings = asdict(Settings(warmup_s=0.01, sample_s=0.01, budget_s=0.05, least=3, most=7))
+    worker = Worker(120.0)
+    try:
+        found = dict(worker.measure(Request(case, tuple(specs.values()), 3, settings)))
+    finally:
+        worker.close()
+    return {name: found[spec] for name, spec in specs.items()}
+
+
+def test_every_cheat_is_caught_and_none_has_a_time(tmp_path: Path) -> None:
+    rows = measured(tmp_path, [*CHEATS, "unfold"])
+    assert rows["unfold"]["status"] == "ok", rows["unfold"]["reason"]
+    for name, (*_, says) in CHEATS.items():
+        row = rows[name]
+        assert row["status"] in ("wrong", "error"), name
+        assert says in row["reason"], (name, row["reason"])
+        assert "samples_s" not in row, name
+
+
+def test_a_clock_that_a_kernel_puts_in_place_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    monkeypatch.setattr(time, "perf_counter", lambda: 0.0)
+    assert wall_clock(lambda: sum(range(1000)), 10) > 0
+
+
+@pytest.mark.parametrize("mode", ["forward", "backward", "training"])
+@pytest.mark.parametrize("name", [name for name in impls.names() if impls.get(name).info.quick])
+def test_every_implementation_follows_its_inputs(name: str, mode: str) -> None:
+    case = Case(channels=16, heads=2, kernel_size=3, resolution=9, mode=mode)
+    trial = prepare(name, case, 5, lambda stage: None, {})
+    if trial.row["status"] == "skipped":
+        pytest.skip(trial.row["reason"])
+    assert trial.step is not None, trial.row
+    assert trial.feed is not None
+    with torch.random.fork_rng():
+        prove(wall_clock, trial.step, trial.feed(), [1.0])
