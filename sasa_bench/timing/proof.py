@@ -24,6 +24,9 @@ from sasa_bench.timing.timers import Step, Timer, timer_for
 CALLS = 8
 """Calls with new values each, after the timing."""
 
+ATTEMPTS = 10
+"""So many times CALLS more calls, beside a busy neighbour, before their times are held against an implementation."""
+
 MOST_TIMES, MOST_MORE_S = 3.0, 5e-5
 """The quickest call with new values may take so many times the median sample, and so much more for timing one call."""
 
@@ -85,6 +88,13 @@ def prove(timer: Timer, step: Step, feed: Feed, samples: Sequence[float]) -> Non
     if not all(_same(a, b.detach()) for a, b in zip(before, outputs, strict=True)):
         raise CheatError("an output changed after the call had returned: the call does not wait for its own threads")
     usual = statistics.median(samples) if samples else math.inf
+    for _ in range(ATTEMPTS * CALLS):
+        if min(seconds) <= MOST_TIMES * usual + MOST_MORE_S:
+            break
+        feed.vary(1.0)
+        seconds.append(timer(step, 1))
+        feed.vary(0.9)
+        seconds.append(timer(step, 1))
     if min(seconds) > MOST_TIMES * usual + MOST_MORE_S:
         raise CheatError(
             f"calls with new inputs take {min(seconds):.3g} s or more, {min(seconds) / usual:.3g} times as long as the "

@@ -40,7 +40,7 @@ class Samples:
 
 
 def spent(samples: Collection[Samples], settings: Settings) -> bool:
-    """Whether the budget of all together is used up and each has the least samples, or, of long calls, 4 times and 3."""
+    """Whether the budget of all is used up and each has the least samples; of long calls, four budgets and three."""
     used = sum(s.spent_s for s in samples) / max(1, len(samples))
     fewest = min((len(s.seconds) for s in samples), default=0)
     return (fewest >= settings.least and used >= settings.budget_s) or (fewest >= 3 and used >= 4 * settings.budget_s)

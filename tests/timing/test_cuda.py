@@ -319,7 +319,7 @@ def test_the_worker_times_cuda_by_this_module_and_the_cpu_by_the_wall_clock(monk
     assert rows["a"]["cold_samples_s"] == pytest.approx([0.05] * SETTINGS.least)
     matrix = torch.ones(64, 64)
     rows = worker._sample("cpu", {"a": lambda: matrix @ matrix}, {}, Settings(budget_s=0.01), lambda name: None, 0)
-    assert set(rows["a"]) == {"samples_s", "inner_count"}
+    assert set(rows["a"]) == {"inner_count", "samples_s", "cold_samples_s", "extra"}
 
 
 @pytest.mark.gpu
