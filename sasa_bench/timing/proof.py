@@ -100,7 +100,7 @@ def prove(timer: Timer, step: Step, feed: Feed, samples: Sequence[float]) -> Non
             f"calls with new inputs take {min(seconds):.3g} s or more, {min(seconds) / usual:.3g} times as long as the "
             "timed ones: results of earlier calls were used again"
         )
-    verdict = compare(feed.oracle, outputs)
+    verdict = compare(feed.oracle, tuple(before))
     if not verdict.ok:
         raise CheatError(f"after the timing, with other inputs: {verdict.reason}")
 
