@@ -35,6 +35,10 @@ FEW_SCALARS, DRAWS = 1 << 14, 4
 RMS_FACTOR = 4.0
 """The same for the root mean square, which is no matter of luck: half of the factor is enough."""
 
+MANY_SCALARS = 1 << 10
+"""Of an output with values for each pixel, so that its root mean square is no matter of luck. The gradient of a
+parameter is a sum over all pixels and may cancel to nothing but rounding: rel_row has one row on such a map."""
+
 RMS_ROUNDING = 0.25
 """Root mean square of rounding, in roundings of a value: it is uniform within half of one, which gives 0.29 at the
 least and, over a binade, 0.2 on average."""
@@ -62,7 +66,12 @@ def budgets(case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun:
     if case.stem != "none" and case.mode != "forward":
         jumps = kinks(rounding, tensors, exact, rerun, seed)
         return [{name: max(budget, jumps.get(name, 0.0)) for name, budget in largest.items()}, {}]
-    return [largest, _bounds(case, exact, moved, RMS_FACTOR, RMS_ROUNDING * rounding, root_mean_square)]
+    many = {n: value for n, value in exact.items() if value.numel() >= MANY_SCALARS and _of_pixels(n)}
+    return [largest, _bounds(case, many, moved, RMS_FACTOR, RMS_ROUNDING * rounding, root_mean_square)]
+
+
+def _of_pixels(name: str) -> bool:
+    return name.removeprefix("gradient of ") in (*IMAGES, "y")
 
 
 def _bounds(
@@ -71,7 +80,10 @@ def _bounds(
     found = {}
     for name, value in exact.items():
         whole = size(value)
-        error = min(whole, max(plain_error(value, other[name], size) for other in moved))
+        error = max(plain_error(value, other[name], size) for other in moved)
+        # Where the plain reference overflows its dtype, the output itself bounds the error: a budget is finite. One
+        # that is 0 but for rounding, such as the gradient of rel_row on a map of one row, has an error of its own.
+        error = error if math.isfinite(error) else whole
         found[name] = factor * max(error, rounding * whole) + summation_error(case, name) * whole
     return found
 
@@ -97,7 +109,7 @@ def summation_error(case: Case, name: str) -> float:
     Analysis, SIAM J. Sci. Comput. 41(5), 2019).
     """
     roundings = float(case.kernel_size**2)
-    if name.removeprefix("gradient of ") not in (*IMAGES, "y"):
+    if not _of_pixels(name):
         roundings += math.sqrt(case.batch * case.height * case.width)
     return roundings * torch.finfo(torch.float32).eps
 
