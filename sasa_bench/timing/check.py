@@ -49,8 +49,8 @@ class Verdict:
 
 
 LARGE = 4.0
-"""Images that an implementation is judged on after the timing are so many times as large: logits grow with the square,
-so that the softmax is saturated."""
+"""Images that a forward pass is judged on after the timing are so many times as large: logits grow with the square, so
+that the softmax is saturated. Gradients of a saturated softmax are nothing but rounding, whoever computes them."""
 
 
 def consult(op: Op, case: Case, seed: int) -> Oracle:
@@ -59,14 +59,15 @@ def consult(op: Op, case: Case, seed: int) -> Oracle:
 
 
 def consult_again(op: Op, first: Oracle, seed: int) -> Oracle:
-    """What is expected of the parameters of `first` with other images, LARGE times as large where that is one layer.
+    """What is expected of the parameters of `first` with other images, LARGE times as large for one layer's forward.
 
     Of a backward pass alone, whose graph is recorded once: with another gradient of y.
     """
     case, tensors = first.case, dict(first.tensors)
     if case.mode != "backward":
         other = random_tensors(op, case, seed)
-        scale = 1.0 if case.scope == "network" or case.stem != "none" else LARGE
+        one_layer = case.scope != "network" and case.stem == "none"
+        scale = LARGE if one_layer and case.mode == "forward" else 1.0
         tensors |= {name: t * scale for name, t in other.items() if name in IMAGES}
     return _consult(op, case, tensors, seed)
 

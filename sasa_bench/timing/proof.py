@@ -6,7 +6,6 @@ calls at once, or is still at work when it returns, would be timed for work that
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -21,14 +20,22 @@ from sasa_bench.ops.tensors import IMAGES, arranged
 from sasa_bench.timing.check import Oracle, compare
 from sasa_bench.timing.timers import Step, Timer, timer_for
 
-CALLS = 8
-"""Calls with new values each, after the timing."""
-
-ATTEMPTS = 10
-"""So many times CALLS more calls, beside a busy neighbour, before their times are held against an implementation."""
+CALLS = 5
+"""Calls with new values each, after the timing, whose outputs are compared."""
 
 MOST_TIMES, MOST_MORE_S = 3.0, 5e-5
-"""The quickest call with new values may take so many times the median sample, and so much more for timing one call."""
+"""A call with new values may take so many times the same call again, and so much more for timing one call."""
+
+FREED, HELD = 5, 40
+"""Pairs that clear an implementation, and pairs that convict it, whichever is reached first.
+
+A pair is a call with new values and then the same call again. An honest implementation does the same work in both, with
+the same pause before: whatever disturbs one of them disturbs the other as often, so that at most half of its pairs look
+like a cheat's. It is convicted with a probability of at most 1e-8, however busy the machine is; a cheat that a machine
+disturbs in 1 of 100 calls goes free once in 10,000 times."""
+
+LONG_S = 1.0
+"""Pairs that take so long together clear an implementation too: no disturbance makes a call so long by chance."""
 
 
 class CheatError(Exception):
@@ -53,6 +60,11 @@ class Feed:
         for name, target in self.targets.items():
             target.data.copy_(self.values[name]).mul_(share)
 
+    def repeat(self) -> None:
+        """As much work as `vary`, in memory that no implementation reads: the inputs stay as they are."""
+        for name, target in self.targets.items():
+            torch.empty_like(target).copy_(self.values[name]).mul_(1.0)
+
 
 def feed(case: Case, tensors: Mapping[str, Tensor], grad_y: Tensor | None, other: Oracle) -> Feed:
     """The feed of one implementation that was built on `tensors` and `grad_y`; `other` holds the other values."""
@@ -64,45 +76,55 @@ def feed(case: Case, tensors: Mapping[str, Tensor], grad_y: Tensor | None, other
     return Feed(targets, values, other)
 
 
-def prove(timer: Timer, step: Step, feed: Feed, samples: Sequence[float]) -> None:
-    """Make CALLS calls with new values each and judge the last one; `samples` are the seconds per call to prove.
+def prove(timer: Timer, step: Step, feed: Feed, timed: bool = True) -> None:
+    """Make CALLS calls with new values each and judge the last one; then, if `timed`, compare the times of pairs.
 
-    Without samples no times are compared: on CUDA a call alone takes the host's time to queue it.
+    On CUDA no times are compared: a call alone takes the host's time to queue it.
 
-    Raises CheatError where an output stays what it was, or still changes after the call; where every such call takes
-    far longer than what was timed; and where the last one is off by more than its budget.
+    Raises CheatError where an output stays what it was, or still changes after the call; where the last one is off by
+    more than its budget; and where calls with new values take far longer than the same calls again.
     """
-    seconds: list[float] = []
     before: Sequence[Tensor] = ()
     outputs: tuple[Tensor, ...] = ()
     kept: list[Any] = []
+    longest = 0.0
     for call in range(CALLS):
         feed.vary(1.0 - call / (2 * CALLS) if call < CALLS - 1 else 1.0)
-        seconds.append(timer(lambda: kept.append(step()), 1))
+        longest = max(longest, timer(lambda: kept.append(step()), 1))
         outputs = kept.pop()
         now = [output.detach().clone() for output in outputs]
         if any(torch.equal(a, b) for a, b in zip(before, now, strict=False) if b.numel() > 1 and b.any()):
             raise CheatError("an output is the same for other inputs: it was computed in an earlier call")
         before = now
-    time.sleep(min(1.0, 3 * max(seconds)))
+    time.sleep(min(1.0, 3 * longest))
     if not all(_same(a, b.detach()) for a, b in zip(before, outputs, strict=True)):
         raise CheatError("an output changed after the call had returned: the call does not wait for its own threads")
-    usual = statistics.median(samples) if samples else math.inf
-    for _ in range(ATTEMPTS * CALLS):
-        if min(seconds) <= MOST_TIMES * usual + MOST_MORE_S:
-            break
-        feed.vary(1.0)
-        seconds.append(timer(step, 1))
-        feed.vary(0.9)
-        seconds.append(timer(step, 1))
-    if min(seconds) > MOST_TIMES * usual + MOST_MORE_S:
-        raise CheatError(
-            f"calls with new inputs take {min(seconds):.3g} s or more, {min(seconds) / usual:.3g} times as long as the "
-            "timed ones: results of earlier calls were used again"
-        )
     verdict = compare(feed.oracle, tuple(before))
     if not verdict.ok:
         raise CheatError(f"after the timing, with other inputs: {verdict.reason}")
+    if timed:
+        compare_pairs(timer, step, feed)
+
+
+def compare_pairs(timer: Timer, step: Step, feed: Feed) -> None:
+    """Raise CheatError where calls with new values take far longer than the same calls again."""
+    suspect: list[tuple[float, float]] = []
+    cleared, cleared_s = 0, 0.0
+    while cleared < FREED and cleared_s < LONG_S:
+        feed.vary(1.0 - (cleared + len(suspect)) / (2 * (FREED + HELD)))
+        new = timer(step, 1)
+        feed.repeat()
+        again = timer(step, 1)
+        if new > MOST_TIMES * again + MOST_MORE_S:
+            suspect.append((new, again))
+        else:
+            cleared, cleared_s = cleared + 1, cleared_s + new + again
+        if len(suspect) == HELD:
+            new, again = (statistics.median(values) for values in zip(*suspect, strict=True))
+            raise CheatError(
+                f"a call with new inputs takes {new:.3g} s, the same call again {again:.3g} s: results of earlier "
+                "calls are used again"
+            )
 
 
 def proved(
@@ -111,9 +133,9 @@ def proved(
     """The fields `found` of each step; one that has a feed and did not do its work is "wrong" and has no time."""
     rows = dict(found)
     for name in feeds.keys() & steps.keys():
-        if samples := rows[name].get("samples_s"):
+        if rows[name].get("samples_s"):
             try:
-                prove(timer_for(device), steps[name], feeds[name], samples if device == "cpu" else ())
+                prove(timer_for(device), steps[name], feeds[name], timed=device == "cpu")
             except CheatError as error:
                 rows[name] = {"status": "wrong", "reason": str(error)}
     return rows

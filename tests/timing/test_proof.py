@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 
 from sasa_bench import impls
 from sasa_bench.case import Case
+from sasa_bench.timing import proof
 from sasa_bench.timing.process import Request, Worker
-from sasa_bench.timing.proof import prove
+from sasa_bench.timing.proof import CheatError, Feed, prove
 from sasa_bench.timing.settings import Settings
 from sasa_bench.timing.timers import wall_clock
 from sasa_bench.timing.trial import prepare
@@ -96,4 +98,36 @@ def test_every_implementation_follows_its_inputs(name: str, mode: str) -> None:
     assert trial.step is not None, trial.row
     assert trial.feed is not None
     with torch.random.fork_rng():
-        prove(wall_clock, trial.step, trial.feed(), [1.0])
+        prove(wall_clock, trial.step, trial.feed(), timed=False)
+
+
+class NoisyMachine:
+    """A timer of pairs, new values first: calls of `new_s` and `again_s`, of which a share is disturbed for long."""
+
+    def __init__(self, new_s: float, again_s: float, disturbed: float, seed: int) -> None:
+        self.seconds, self.disturbed, self.draw = [new_s, again_s], disturbed, random.Random(seed)
+
+    def __call__(self, step: object, count: int) -> float:
+        self.seconds.reverse()
+        wait = self.draw.paretovariate(0.7) * 1e-3 if self.draw.random() < self.disturbed else 0.0
+        return self.seconds[1] * self.draw.lognormvariate(0.0, 0.2) + wait
+
+
+def convicted(machine: NoisyMachine) -> bool:
+    feed = Feed({}, {}, oracle=None)  # type: ignore[arg-type]
+    try:
+        proof.compare_pairs(machine, lambda: None, feed)
+    except CheatError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("call_s", [5e-6, 1e-3, 0.1])
+@pytest.mark.parametrize("disturbed", [0.1, 0.5, 0.9])
+def test_a_busy_machine_convicts_no_honest_kernel(disturbed: float, call_s: float) -> None:
+    assert not any(convicted(NoisyMachine(call_s, call_s, disturbed, seed)) for seed in range(1000))
+
+
+@pytest.mark.parametrize("call_s", [1e-4, 1e-2])
+def test_a_busy_machine_clears_no_cheat(call_s: float) -> None:
+    assert sum(convicted(NoisyMachine(call_s, 5e-6, 0.01, seed)) for seed in range(200)) >= 199
