@@ -23,7 +23,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "scope": ("layer", "core", "network"),
     "position": ("none", "absolute", "relative", "relative_only"),
     "border": ("mask", "zero"),
-    "dtype": ("float32", "bfloat16", "float16"),
+    "dtype": ("float32", "tf32", "bfloat16", "float16"),
     "device": ("cpu", "cuda"),
     "mode": ("forward", "backward", "training"),
     "network": ("none", "resnet26", "resnet38", "resnet50", "retinanet26", "retinanet38", "retinanet50"),
@@ -41,7 +41,7 @@ STEM_HEADS = 4
 NARROWEST = 64
 """Channels of attention in the first group of a network."""
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DTYPE_BYTES = {"float32": 4, "tf32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Case:
     position          none; absolute: embeddings added to the input; relative: q . r added to the logits;
                       relative_only: q . r are the logits, at scope "network"
     border            mask: pixels outside the image take no part in the softmax; zero: they do, with k = v = 0
-    dtype             of every tensor
+    dtype             of every tensor; tf32: float32 tensors whose products tensor cores may round to 10 bits
     device            cpu or cuda
     mode              forward; backward alone; training = forward + backward, gradients of input and parameters
     threads           CPU threads; 0 asks for every core the process may use

@@ -17,7 +17,7 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Core, Impl, Window, _flops, _native, _stem, local_attention
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
-from sasa_bench.ops.tensors import Call, Tensors, add_absolute
+from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
 
 CSRC = Path(__file__).parent / "csrc"
 
@@ -196,7 +196,7 @@ def _cannot_run(device: str, dtype: torch.dtype) -> str | None:
 
 
 def _supports(case: Case) -> str | None:
-    return _cannot_run(case.device, getattr(torch, case.dtype))
+    return _cannot_run(case.device, dtype_of(case))
 
 
 def details() -> list[str]:

@@ -17,7 +17,7 @@ from sasa_bench.networks.core import Core, Window
 from sasa_bench.networks.stem import StemKernel
 from sasa_bench.ops.network import holds
 from sasa_bench.ops.op import Op
-from sasa_bench.ops.tensors import Call, Tensors, add_absolute, project
+from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of, project
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(q, k, v [B, C, H, W], rel_row [N, d // 2, K] or None, rel_col [N, d - d // 2, K] or None) -> y [B, C, H, W]."""
@@ -132,7 +132,7 @@ def attend_with(core: Core) -> Callable[[Case], Attend]:
         window = Window.of(case)
         tables = None
         if core.tables is not None:
-            like = torch.empty(0, dtype=getattr(torch, case.dtype), device=case.device)
+            like = torch.empty(0, dtype=dtype_of(case), device=case.device)
             tables = core.tables(window, case.height, case.width, like)
         return lambda q, k, v, rel_row, rel_col: core.run(window, tables, q, k, v, rel_row, rel_col)
 

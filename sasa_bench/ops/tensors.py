@@ -18,13 +18,19 @@ IMAGES = ("x", "q", "k", "v")
 """Tensors [B, C, H, W], with scalars of their own for each pixel of each image; all others are parameters."""
 
 
+def dtype_of(case: Case) -> torch.dtype:
+    """The dtype of the tensors of a case; float32 for tf32, which is how products of them are rounded."""
+    found: torch.dtype = getattr(torch, "float32" if case.dtype == "tf32" else case.dtype)
+    return found
+
+
 def random_tensors(op: Op, case: Case, seed: int) -> Tensors:
     """Fresh inputs and parameters in float64 on the CPU, already rounded to the dtype of the case.
 
     Scales give the logits unit variance, so that the softmax is neither flat nor saturated.
     """
     generator = torch.Generator().manual_seed(seed)
-    dtype = getattr(torch, case.dtype)
+    dtype = dtype_of(case)
     return {
         name: (torch.randn(shape, generator=generator, dtype=torch.float64) * scale).to(dtype).double()
         for name, (shape, scale) in op.shapes(case).items()
@@ -37,7 +43,7 @@ def leaves(tensors: Tensors, case: Case, dtype: torch.dtype | None = None) -> Te
     Those with four dimensions have the memory format of the case, as torch.nn.Module.to gives it to a model.
     """
     grad = case.mode != "forward"
-    kind = dtype or getattr(torch, case.dtype)
+    kind = dtype or dtype_of(case)
     return {
         name: arranged(t, case).to(device=case.device, dtype=kind, copy=True).requires_grad_(grad)
         for name, t in tensors.items()

@@ -6,7 +6,7 @@ import base64
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -26,8 +26,9 @@ from sasa_bench.report.charts.parts import Spec
 from sasa_bench.report.table import has_parquet
 from sasa_bench.report.table import render as as_file
 from sasa_bench.results.file import replace_text
-from sasa_bench.results.format import size
+from sasa_bench.results.format import percent, seconds, size
 from sasa_bench.results.machine import Machine
+from sasa_bench.results.record import Conditions
 
 BLANK = JavascriptFunction(
     "function (value, type) { return type === 'display' && String(value) === 'NaN' ? '' : value; }"
@@ -143,6 +144,23 @@ def describe(machine: Machine) -> dict[str, str]:
         "worker environment": ", ".join(f"{name}={value}" for name, value in machine.environment.items()),
         "sasa-bench": machine.revision,
     }
+
+
+def moment(found: Conditions) -> dict[str, str]:
+    """What a machine was set to and busy with when a run began or ended, in words: what -> value, "–" for unknown."""
+    shown: dict[str, tuple[object, Callable[[Any], str]]] = {
+        "governor": (found.governor, str),
+        "turbo": (found.turbo, str),
+        "SMT": (found.smt, str),
+        "quota": (found.quota, "{:g} processors".format),
+        "load": (found.load, "{:g}".format),
+        "waited for a processor": (found.pressure, percent),
+        "stolen": (found.stolen, percent),
+        "stopped by the quota": (found.throttled_s, seconds),
+        "fixed work": (found.probe_s, seconds),
+    }
+    said = {name: "–" if value is None else write(value) for name, (value, write) in shown.items()}
+    return {"run": f"{found.moment}, {found.at}"} | said
 
 
 @cache

@@ -84,8 +84,8 @@ def _pattern(samples: np.ndarray, throttled: int, spread: float) -> str:
         change = np.median(samples[-fifth:]) / np.median(samples[:fifth])
         word = "slower" if change > 1 else "faster"
         return f"; calls become {word}, {change:.2f} times from start to end: the clock or the temperature drifts"
-    if spread > EVEN and (levels := _levels(samples)):
-        return f"; they lie on two levels, one {levels:.2f} times the other: the clock or the core changes"
+    if spread > EVEN and (found := levels(samples)):
+        return f"; they lie on two levels, one {found:.2f} times the other: the clock or the core changes"
     disturbed = samples[samples > DISTURBED * median]
     if len(disturbed):
         take = "sample takes" if len(disturbed) == 1 else "samples take"
@@ -94,7 +94,7 @@ def _pattern(samples: np.ndarray, throttled: int, spread: float) -> str:
     return "; they scatter evenly" if spread <= EVEN else ", without a pattern in time"
 
 
-def _levels(samples: np.ndarray) -> float | None:
+def levels(samples: np.ndarray) -> float | None:
     """Upper over lower level where the samples fall in two groups, each a fifth of them or more; else None."""
     ordered = np.sort(samples)
     least = max(2, len(ordered) // 5)

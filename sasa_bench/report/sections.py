@@ -13,6 +13,7 @@ from sasa_bench.report.charts.roofline import roofline as roofline_chart
 from sasa_bench.report.charts.samples import distribution, over_time
 from sasa_bench.report.charts.sweep import sweep
 from sasa_bench.report.findings import ATTENTION, Answers, exports
+from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.page import Section
 from sasa_bench.report.samples import packed
 from sasa_bench.report.styles import Style
@@ -128,9 +129,16 @@ def method(given: Inputs) -> Section:
 
 
 def machine(given: Inputs) -> Section:
-    """Hardware, software and roofs."""
+    """Hardware, software, what else the machine did, and roofs."""
     machines = [page.describe(found) for found in given.results.hardware().values()]
-    return page.section("machine", "Machine", machines=machines, roofs=list(given.results.roofs.values()))
+    return page.section(
+        "machine",
+        "Machine",
+        machines=machines,
+        roofs=list(given.results.roofs.values()),
+        noise=noise(given.results),
+        moments=[page.moment(found) for found in given.results.conditions],
+    )
 
 
 SECTIONS: tuple[Callable[[Inputs], Section | None], ...] = (

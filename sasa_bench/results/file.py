@@ -18,7 +18,7 @@ from sasa_bench.case import UserError
 from sasa_bench.results import pytest_benchmark as benchmark_json
 from sasa_bench.results.fields import build, printable
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
+from sasa_bench.results.record import Conditions, ImplInfo, Part, Record, Results, Roof
 
 
 class ResultsError(UserError):
@@ -161,6 +161,8 @@ def _take(results: Results, line: Any) -> None:
         results.impls[impl.name] = impl
     elif kind == "part":
         results.parts.add(build(Part, line))
+    elif kind == "conditions":
+        results.conditions.append(build(Conditions, line))
     elif kind == "roof":
         roof = build(Roof, line)
         results.roofs[roof.machine, roof.device, roof.dtype, roof.threads] = roof
@@ -207,6 +209,10 @@ class Writer:
     def roof(self, roof: Roof) -> None:
         """Store a measured roof."""
         self._write([{"kind": "roof"} | asdict(roof)])
+
+    def conditions(self, conditions: Conditions) -> None:
+        """Store what the machine was busy with."""
+        self._write([{"kind": "conditions"} | asdict(conditions)])
 
     def part(self, part: Part) -> None:
         """Say which part of a run in shards the file holds."""

@@ -7,7 +7,7 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from sasa_bench.case import AXES, CHOICES, Case
 from sasa_bench.results.file import ResultsError, Writer, unlike_software
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
+from sasa_bench.results.record import Conditions, ImplInfo, Part, Record, Results, Roof
 
 
 class MergeConflictError(ResultsError):
@@ -67,6 +67,7 @@ def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
     newest = {name: max(infos, key=lambda info: (info.index, *astuple(info))) for name, infos in impls.items()}
     results.impls = dict(sorted(newest.items(), key=lambda item: (item[1].index, item[0])))
     results.roofs = {place: reduce(Roof.best_of, found) for place, found in sorted(roofs.items())}
+    results.conditions = sorted(dict.fromkeys(c for _, part in parts for c in part.conditions), key=_when)
     results.rows, merged.duplicates = _merge_rows(parts, results)
     results.warnings += unlike_software(results)
     results.parts, merged.missing = _incomplete({part for _, each in parts for part in each.parts})
@@ -109,6 +110,10 @@ def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple
     return sorted(rows, key=lambda row: _place(row, results)), sorted(duplicates)
 
 
+def _when(conditions: Conditions) -> tuple[str, ...]:
+    return conditions.at, conditions.machine, conditions.moment, _text(asdict(conditions))
+
+
 def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, sort_keys=True)
 
@@ -142,6 +147,8 @@ def write(results: Results, path: Path) -> None:
                 writer.part(part)
             for roof in results.roofs.values():
                 writer.roof(roof)
+            for found in results.conditions:
+                writer.conditions(found)
             writer.rows(results.rows)
         os.replace(partial, path)
     except OSError as error:

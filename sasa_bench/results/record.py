@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,14 @@ from sasa_bench.results.machine import Machine
 
 DIFFERS = "†"
 """Stands behind the name of an implementation that computes another function than those it is compared with."""
+
+COMBINED: dict[str, Callable[[list[float]], float]] = {
+    "disturbed": max,
+    "stolen": max,
+    "clock": min,
+    "spoiled_samples": sum,
+}
+"""Column of `extra` -> how the figures of several workers become one."""
 
 STATUSES = ("ok", "skipped", "wrong", "error", "timeout")
 
@@ -81,13 +89,18 @@ class Record:
             failed = replace(self, status=later["status"], reason=reason, inner_count=0)
             return replace(failed, samples_s=(), worker_samples=(), cold_samples_s=(), peak_memory_bytes=None)
         samples = tuple(later["samples_s"])
-        disturbed = [row.get("disturbed", 0.0) for row in (self.extra, later.get("extra", {}))]
+        extras = (self.extra, later.get("extra", {}))
+        combined = {
+            name: how([extra[name] for extra in extras if name in extra])
+            for name, how in COMBINED.items()
+            if any(name in extra for extra in extras)
+        }
         return replace(
             self,
             samples_s=(*self.samples_s, *samples),
             worker_samples=(*(self.worker_samples or (len(self.samples_s),)), len(samples)),
             cold_samples_s=(*self.cold_samples_s, *later.get("cold_samples_s", ())),
-            extra=self.extra | {"disturbed": max(disturbed)},
+            extra=self.extra | combined,
         )
 
     @classmethod
@@ -133,6 +146,33 @@ class Roof:
         """Seconds that so much work takes at the least, with data that is hot in the caches where that is known."""
         bandwidth = max(self.bandwidth_bytes_per_s, self.cache_bytes_per_s)
         return max(flops / self.peak_flops_per_s, bytes_moved / bandwidth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What a machine was set to and busy with when a run began ("before") and ended ("after"); None: it is not shown.
+
+    governor    of the cores' clock; turbo, smt: "on" or "off"
+    quota       processors' worth of time that the container may use
+    load        processes that ran or waited, average of the last minute
+    pressure    share of the time in which a process waited for a processor: of the last minute; after: of the run
+    stolen      share of the processors' time that the hypervisor gave to others: since start-up; after: in the run
+    throttled_s seconds for which the quota stopped the container: since it started; after: in the run
+    probe_s     seconds that a fixed piece of work takes, the best of several: the clock, in virtual machines too
+    """
+
+    machine: str
+    moment: str
+    at: str
+    governor: str | None = None
+    turbo: str | None = None
+    smt: str | None = None
+    quota: float | None = None
+    load: float | None = None
+    pressure: float | None = None
+    stolen: float | None = None
+    throttled_s: float | None = None
+    probe_s: float | None = None
 
 
 @dataclass(frozen=True, order=True)
@@ -201,6 +241,7 @@ class Results:
     warnings: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     parts: set[Part] = field(default_factory=set)
+    conditions: list[Conditions] = field(default_factory=list)
 
     def hardware(self) -> dict[str, Machine]:
         """The distinct hardware among the machines of the rows, by hardware_id."""

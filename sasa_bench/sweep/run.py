@@ -20,7 +20,7 @@ from sasa_bench.results.statistics import scatter
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.plan import Plan, Task, plan, quick_to_build, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
-from sasa_bench.timing import probe
+from sasa_bench.timing import conditions, probe
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
 
@@ -136,6 +136,10 @@ def _measure_all(
     if known is None or machine.id not in known.machines:
         writer.machine(machine)
     writer.impls(info for info in work.impls.values() if known is None or known.impls.get(info.name) != info)
+    if not work.tasks:
+        return
+    began = conditions.before(machine.id)
+    writer.conditions(began.conditions)
     roofs = dict(known.roofs) if known else {}
     seeds = [random.randrange(1 << 31) for _ in work.tasks]
     measured: list[list[Record]] = []
@@ -161,6 +165,7 @@ def _measure_all(
                 writer.roof(roofs[roof])
             writer.rows(rows)
             yield rows if not worker else []
+    writer.conditions(conditions.after(began))
 
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:

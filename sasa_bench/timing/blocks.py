@@ -18,9 +18,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import sasa_bench
-from sasa_bench.case import from_dict
+from sasa_bench.case import Case, from_dict
 from sasa_bench.impls import ENTRY_POINTS
 from sasa_bench.impls import get as implementation
+from sasa_bench.timing import switches
 from sasa_bench.timing.probe import LIBRARIES
 from sasa_bench.timing.timers import Step, Timer, timer_for
 from sasa_bench.timing.trial import Oracles, Trial, key_of, prepare
@@ -30,7 +31,7 @@ from sasa_bench.timing.trial import Oracles, Trial, key_of, prepare
 class _Ready:
     step: Step
     timer: Timer
-    threads: int
+    case: Case
 
 
 _ready: dict[str, _Ready] = {}
@@ -96,11 +97,11 @@ def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict
     for key in random.sample(list(cases), len(cases)):
         impl, fields = cases[key]
         case = from_dict(fields)
-        torch.set_num_threads(case.threads)
+        switches.apply(case)
         trial: Trial = prepare(impl, case, seed, lambda what: None, oracles, judge=exact)
         row = trial.row
         if trial.step is not None:
-            _ready[key] = _Ready(trial.step, timer_for(case.device), case.threads)
+            _ready[key] = _Ready(trial.step, timer_for(case.device), case)
             if exact:
                 known = implementation(impl)
                 oracle = oracles[key_of(known.op.name, known.computes(case))]
@@ -141,8 +142,7 @@ def block(key: str, count: int, spin_s: float) -> float:
 
 def _use(key: str) -> _Ready:
     ready = _ready[key]
-    if torch.get_num_threads() != ready.threads:
-        torch.set_num_threads(ready.threads)
+    switches.apply(ready.case)
     return ready
 
 

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import IMAGES, Tensors
+from sasa_bench.ops.tensors import IMAGES, Tensors, dtype_of
 
 BUDGET_FACTOR = 8.0
 """How many times the error of the plain reference, run in the dtype of the case, an implementation may be off: a
 different order of summation is allowed, a different function is not."""
+
+TF32_EPS = 2.0**-10
+"""One step of tf32 at 1: a significand of 10 bits besides the leading one."""
 
 KINK_STEP = 32 * 2.0**-23
 """By what share of itself every tensor of a network moves to see how far its gradients jump, or by a rounding of the
@@ -60,7 +63,7 @@ def budgets(case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun:
     `exact` are the outputs of the reference in float64, `plain` those in the dtype of the case. The root mean square of
     a backward pass of a network or stem, which has `kinks`, is not bounded.
     """
-    rounding = torch.finfo(getattr(torch, case.dtype)).eps
+    rounding = TF32_EPS if case.dtype == "tf32" else torch.finfo(dtype_of(case)).eps
     moved = [plain, *rounded_again(case, rounding, tensors, rerun, seed)]
     largest = _bounds(case, exact, moved, BUDGET_FACTOR, rounding, max_abs)
     if case.stem != "none" and case.mode != "forward":
@@ -94,7 +97,12 @@ def plain_error(exact: Tensor, plain: Tensor, size: Size) -> float:
 
 
 def rounded_again(case: Case, rounding: float, tensors: Tensors, rerun: Rerun, seed: int) -> list[Outputs]:
-    """The outputs when every tensor is rounded again at random, DRAWS - 1 times; none where scalars are many."""
+    """The outputs when every tensor is rounded again at random, DRAWS - 1 times; none where scalars are many.
+
+    Of tf32 one, always: the plain reference runs on the CPU, in float32.
+    """
+    if case.dtype == "tf32":
+        return [rerun(_moved(tensors, rounding, seed + 1))]
     if case.scope == "network" or case.batch * case.channels * case.height * case.width >= FEW_SCALARS:
         return []
     return [rerun(_moved(tensors, rounding, seed + draw)) for draw in range(1, DRAWS)]

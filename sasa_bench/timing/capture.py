@@ -17,6 +17,7 @@ from sasa_bench import impls as registry
 from sasa_bench.case import Case, UserError
 from sasa_bench.ops.tensors import leaves, random_tensors, step
 from sasa_bench.results.format import flops_key
+from sasa_bench.timing import switches
 from sasa_bench.timing.check import gradient_of_output
 from sasa_bench.timing.stages import Stages
 from sasa_bench.timing.trial import no_device
@@ -44,11 +45,10 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
     Raises ProfileError where the implementation cannot do the case, UnknownImplError for an unknown one.
     """
     found = registry.get(impl)
-    reason = found.supports(case) or no_device(case) or found.missing()
+    reason = switches.unfit(case) or found.supports(case) or no_device(case) or found.missing()
     if reason:
         raise ProfileError(f"{found.name} cannot run {case.describe()}: {reason}")
-    if case.threads:
-        torch.set_num_threads(case.threads)
+    switches.apply(case if case.threads else case.with_(threads=torch.get_num_threads()))
     computed = found.computes(case)
     tensors = leaves(random_tensors(found.op, computed, seed), computed)
     call = found.build(computed, tensors)

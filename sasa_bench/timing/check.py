@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from sasa_bench.case import Case
-from sasa_bench.ops.tensors import IMAGES, Op, Tensors, arranged, leaves, output_names, random_tensors, step
+from sasa_bench.ops.tensors import IMAGES, Op, Tensors, arranged, dtype_of, leaves, output_names, random_tensors, step
 from sasa_bench.timing.budgets import budgets, max_abs, root_mean_square
 
 
@@ -76,7 +76,7 @@ def _consult(op: Op, case: Case, tensors: Tensors, seed: int) -> Oracle:
     seed_of_gradient = None if case.mode == "forward" else seed
     exact = _reference(op, case, tensors, torch.float64, seed_of_gradient)
     grad_y = exact.pop("grad_y", None)
-    plain = _reference(op, case, tensors, getattr(torch, case.dtype), seed_of_gradient)
+    plain = _reference(op, case, tensors, dtype_of(case), seed_of_gradient)
 
     def rerun(moved: Tensors) -> dict[str, Tensor]:
         return _reference(op, case, moved, torch.float64, seed_of_gradient)
@@ -136,7 +136,7 @@ def poisoned_memory() -> Iterator[None]:
 def gradient_of_output(case: Case, y: Tensor, seed: int) -> Tensor:
     """A random gradient of the shape of `y`, rounded to the dtype of the case, in the dtype of `y`."""
     generator = torch.Generator().manual_seed(seed + 1)
-    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(getattr(torch, case.dtype))
+    grad = torch.randn(y.shape, generator=generator, dtype=torch.float64).to(dtype_of(case))
     return arranged(grad, case).to(device=y.device, dtype=y.dtype)
 
 

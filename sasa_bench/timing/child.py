@@ -15,7 +15,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sasa_bench.case import from_dict
+from sasa_bench.case import Case, from_dict
 from sasa_bench.results.environment import WORKER_ENVIRONMENT, absent
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
@@ -53,6 +53,7 @@ def main(events_fd: int) -> None:
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
+    from sasa_bench.timing import switches
     from sasa_bench.timing.memory import WITHOUT_GRAPH, peak_memory
     from sasa_bench.timing.proof import proved
     from sasa_bench.timing.settings import Settings
@@ -60,7 +61,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
 
     _freeze_imports()
     case, settings = request.case, Settings(**request.settings)
-    torch.set_num_threads(case.threads)
+    switched = switches.apply(case)
     torch.manual_seed(request.seed)
     oracles: Oracles = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -98,14 +99,14 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
                 source += WITHOUT_GRAPH if case.mode == "backward" else ""
                 rows[name] |= {"peak_memory_bytes": peak, "memory_source": source}
             found = _sample(case.device, steps, feeds, settings, announce, request.seed)
-            found = proved(found, case.device, steps, feeds)
+            found = proved(found, case, rows, steps, feeds)
         except Exception as error:
             _end_if_broken(case.device, first_line(error))
             del steps[at]
             yield at, rows.pop(at) | {"status": "error", "reason": first_line(error)}
             continue
         for name, row in rows.items():
-            yield name, row | found[name] | {"extra": row.get("extra", {}) | found[name].get("extra", {})}
+            yield name, row | found[name] | {"extra": row.get("extra", {}) | found[name].get("extra", {}) | switched}
         return
 
 
@@ -145,11 +146,10 @@ def _sample(
 
 
 def _roof(device: str, dtype: str, threads: int) -> list[float]:
-    import torch
-
+    from sasa_bench.timing import switches
     from sasa_bench.timing.roof import roof
 
-    torch.set_num_threads(threads)
+    switches.apply(Case(device=device, dtype=dtype, threads=threads))
     return list(roof(device, dtype))
 
 

@@ -21,12 +21,14 @@ class Reading:
     busy     of any process of this system
     stolen   that the hypervisor gave to somebody else while a process here wanted to run
     own      of the processes that are measured
+    idle     of no process at all
     """
 
     at: float
     busy: float
     stolen: float
     own: float
+    idle: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,22 @@ class Disturbance:
         return self.stolen + self.others
 
 
+PROBE_STEPS = 1000
+
+
+def probe() -> float:
+    """Seconds of a fixed piece of work on one core, about 20 us, that no cache and no other core takes part in."""
+    started = time.perf_counter()
+    for _ in range(PROBE_STEPS):
+        pass
+    return time.perf_counter() - started
+
+
+def stolen_s() -> float:
+    """Seconds that the hypervisor has given to others, over all processors."""
+    return _processor_times()[1]
+
+
 def read(own: Iterable[int] = ()) -> Reading:
     """The counters now; `own` are the process ids that are measured, besides this process.
 
@@ -49,7 +67,7 @@ def read(own: Iterable[int] = ()) -> Reading:
     """
     times = _processor_times()
     used = sum(_used_by(pid) for pid in {os.getpid(), *own})
-    return Reading(time.monotonic(), times[0], times[1], used)
+    return Reading(time.monotonic(), times[0], times[1], used, times[2])
 
 
 def between(before: Reading, after: Reading, processors: int | None = None) -> Disturbance:
@@ -64,15 +82,15 @@ def between(before: Reading, after: Reading, processors: int | None = None) -> D
     )
 
 
-def _processor_times() -> tuple[float, float]:
-    """(busy, stolen) seconds of the first line of /proc/stat; see proc(5)."""
+def _processor_times() -> tuple[float, float, float]:
+    """(busy, stolen, idle) seconds of the first line of /proc/stat; see proc(5)."""
     try:
         fields = (PROC / "stat").read_text().partition("\n")[0].split()[1:]
-        user, nice, system, _, _, irq, softirq, steal = (int(value) for value in fields[:8])
+        user, nice, system, idle, waiting, irq, softirq, steal = (int(value) for value in fields[:8])
     except (OSError, ValueError):
-        return 0.0, 0.0
+        return 0.0, 0.0, 0.0
     tick = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq) / tick, steal / tick
+    return (user + nice + system + irq + softirq) / tick, steal / tick, (idle + waiting) / tick
 
 
 def _used_by(pid: int) -> float:

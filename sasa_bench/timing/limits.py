@@ -26,6 +26,20 @@ def cpu_quota(root: Path = ROOT, own: Path = OWN) -> float | None:
     return min(found, default=None)
 
 
+def throttled_s(root: Path = ROOT, own: Path = OWN) -> float | None:
+    """Seconds for which a quota has stopped this process's group or one above it; None where that is not shown.
+
+    throttled_usec (version 2) or throttled_time in ns (version 1) of cpu.stat.
+    """
+    found = []
+    for folder in _groups(root, own, "cpu"):
+        words = dict(line.split()[:2] for line in _read(folder / "cpu.stat").splitlines() if len(line.split()) > 1)
+        for name, unit in (("throttled_usec", 1e-6), ("throttled_time", 1e-9)):
+            if words.get(name, "").isdecimal():
+                found.append(int(words[name]) * unit)
+    return max(found, default=None)
+
+
 def memory_limit(root: Path = ROOT, own: Path = OWN) -> int | None:
     """Bytes that this process and those of its group may use together; None where nothing limits it."""
     texts = [

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import IMAGES, arranged
+from sasa_bench.timing import floor
 from sasa_bench.timing.check import Oracle, compare
 from sasa_bench.timing.timers import Step, Timer, timer_for
 
@@ -128,17 +129,39 @@ def compare_pairs(timer: Timer, step: Step, feed: Feed) -> None:
 
 
 def proved(
-    found: Mapping[str, dict[str, Any]], device: str, steps: Mapping[str, Step], feeds: Mapping[str, Feed]
+    found: Mapping[str, dict[str, Any]],
+    case: Case,
+    rows: Mapping[str, dict[str, Any]],
+    steps: Mapping[str, Step],
+    feeds: Mapping[str, Feed],
 ) -> dict[str, dict[str, Any]]:
-    """The fields `found` of each step; one that has a feed and did not do its work is "wrong" and has no time."""
-    rows = dict(found)
-    for name in feeds.keys() & steps.keys():
-        if rows[name].get("samples_s"):
+    """The fields `found` of each step; one that did not do its work is "wrong" and has no time.
+
+    `rows` are the fields that are known of each, its costs among them. One that has a feed makes more calls.
+    """
+    proven = dict(found)
+    for name, step in steps.items():
+        if samples := proven[name].get("samples_s"):
             try:
-                prove(timer_for(device), steps[name], feeds[name], timed=device == "cpu")
+                require_possible(case, rows[name], statistics.median(samples))
+                if name in feeds:
+                    prove(timer_for(case.device), step, feeds[name], timed=case.device == "cpu")
             except CheatError as error:
-                rows[name] = {"status": "wrong", "reason": str(error)}
-    return rows
+                proven[name] = {"status": "wrong", "reason": str(error)}
+    return proven
+
+
+def require_possible(case: Case, row: Mapping[str, Any], seconds: float) -> None:
+    """Raise CheatError where no processor of this kind does the work of `row`, its costs, in so short a time."""
+    units = case.threads
+    if case.device == "cuda":
+        units = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    least = floor.least_seconds(case, row["needed_flops"], row["min_bytes"], units)
+    if seconds < least:
+        raise CheatError(
+            f"a call takes {seconds:.3g} s, and {row['needed_flops']:.3g} FLOPs and {row['min_bytes']:.3g} bytes take "
+            f"{least:.3g} s or more on any processor: the work that was timed is not that of the case"
+        )
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from sasa_bench.case import Case
+from sasa_bench.ops.tensors import dtype_of
 from sasa_bench.timing.timers import Step, timer_for
 
 TRIES = 3
@@ -22,7 +24,7 @@ def roof(device: str, dtype: str, seconds: float = 0.2) -> tuple[float, float, f
     Tries go on until `seconds` have passed for each kind of work. The peak is that of large matrix products and of a
     large 3 x 3 convolution, whichever library is nearer to it; the bandwidth that of a copy, which reads and writes.
     """
-    timer, kind = timer_for(device), getattr(torch, dtype)
+    timer, kind = timer_for(device), dtype_of(Case(device=device, dtype=dtype))
     scale = 4 if device == "cuda" else 1
 
     def random(*shape: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_tensors, step
 from sasa_bench.results.columns import MEASURED
 from sasa_bench.results.fields import printable
+from sasa_bench.timing import switches
 from sasa_bench.timing.check import Oracle, compare, consult, consult_again, gradient_of_output, poisoned_memory
 from sasa_bench.timing.proof import Feed, feed
 from sasa_bench.timing.timers import Step
@@ -62,7 +63,7 @@ def prepare(
         impl = impls.get(name)
         computed = impl.computes(case)
         row |= asdict(impl.op.cost(computed))
-        reason = impl.supports(case) or no_device(case) or impl.missing()
+        reason = switches.unfit(case) or impl.supports(case) or no_device(case) or impl.missing()
         if reason:
             return Trial(row | {"status": "skipped", "reason": reason}, None)
         if not judge:

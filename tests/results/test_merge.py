@@ -17,7 +17,7 @@ from sasa_bench.cli import cli
 from sasa_bench.results.file import Writer, read
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.merge import MergeConflictError, merge, write
-from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
+from sasa_bench.results.record import Conditions, ImplInfo, Part, Record, Results, Roof
 
 IMPLS = {
     "unfold": ImplInfo("unfold", "local_attention", "windows", 2),
@@ -61,7 +61,9 @@ def row(case: Case, impl: str = "unfold", on: Machine | None = None, **changes: 
 
 def results(rows: list[Record], machines: list[Machine], peak: float = 1e9) -> Results:
     roofs = {(m.id, "cpu", "float32", 2): Roof(m.id, "cpu", "float32", 2, peak, 2e9 - peak / 2) for m in machines}
-    return Results(rows, {m.id: m for m in machines}, {info.name: info for info in IMPLS.values()}, roofs)
+    conditions = [Conditions(machine=m.id, moment="before", at="2026-01-01", load=peak / 1e9) for m in machines]
+    infos = {info.name: info for info in IMPLS.values()}
+    return Results(rows, {m.id: m for m in machines}, infos, roofs, conditions=conditions)
 
 
 MACHINES = [machine(), machine(16), machine(commit="def"), machine(libraries={"numpy": "2", "torch": "2"})]
@@ -111,6 +113,8 @@ def test_a_merged_file_is_byte_identical_whatever_the_order(
             writer.impls(part.impls.values())
             for roof in part.roofs.values():
                 writer.roof(roof)
+            for found in part.conditions:
+                writer.conditions(found)
             writer.rows(random.sample(part.rows, len(part.rows)))
 
     def through_files(order: list[Path], name: str) -> bytes:
@@ -153,7 +157,14 @@ def test_of_several_roofs_of_a_machine_the_best_stays() -> None:
 
 def test_merge_knows_everything_that_a_results_file_can_hold() -> None:
     of_reading = {"warnings", "files"}
-    assert {f.name for f in fields(Results)} - of_reading == {"rows", "machines", "impls", "roofs", "parts"}
+    assert {f.name for f in fields(Results)} - of_reading == {
+        "rows",
+        "machines",
+        "impls",
+        "roofs",
+        "parts",
+        "conditions",
+    }
 
 
 def store(path: Path, content: Results) -> Path:

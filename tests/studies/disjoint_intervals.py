@@ -54,7 +54,7 @@ def _disjoint(first: pd.DataFrame, second: pd.DataFrame, ratio: str, files: str)
     over = "best_conv3x3" if ratio == "time_vs_best_conv3x3" else None
     columns = [*bounds, *([over] if over else [])]
     left, right = (table.astype(dict.fromkeys(KEYS, str)).set_index(KEYS)[columns] for table in (first, second))
-    both = left.join(right, lsuffix=" a", rsuffix=" b").dropna()
+    both = left.add_suffix(" a").join(right.add_suffix(" b")).dropna()
     impls = both.index.get_level_values("impl")
     if over:
         best = both[f"{over} a"].astype(str)

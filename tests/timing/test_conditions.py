@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sasa_bench.timing import probe
-from sasa_bench.timing.conditions import spoilers
+from sasa_bench.timing import host, probe
+from sasa_bench.timing.conditions import after, before, spoilers
+from sasa_bench.timing.host import Reading
 
 CPU = "sys/devices/system/cpu"
 
@@ -59,3 +60,40 @@ def test_each_thing_that_spoils_is_one_sentence(
 ) -> None:
     (sentence,) = spoilers(machine(tmp_path, QUIET | files), environment)
     assert said in sentence
+
+
+PRESSURE = "some avg10=1.00 avg60=12.50 avg300=3.00 total={total}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0"
+
+
+def test_a_run_records_the_machine_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([Reading(100.0, 80.0, 20.0, 1.0, 300.0), Reading(110.0, 90.0, 25.0, 9.0, 305.0)])
+    monkeypatch.setattr(host, "read", lambda: next(readings))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    files = QUIET | {
+        "proc/pressure/cpu": PRESSURE.format(total=4_000_000),
+        "sys/fs/cgroup/cpu.max": "150000 100000",
+        "sys/fs/cgroup/cpu.stat": "throttled_usec 1000000",
+        f"{CPU}/smt/active": "1",
+    }
+    began = before("id", machine(tmp_path, files))
+    first = began.conditions
+    assert (first.governor, first.turbo, first.smt, first.quota, first.load) == ("performance", "off", "on", 1.5, 0.1)
+    assert (first.pressure, first.stolen, first.throttled_s) == (0.125, 0.05, 1.0)
+    assert first.probe_s is not None
+    assert 0 < first.probe_s < 0.1
+    later = {
+        "proc/pressure/cpu": PRESSURE.format(total=9_000_000),
+        "sys/fs/cgroup/cpu.stat": "throttled_usec 1250000",
+        "proc/loadavg": "3.00 0 0 1/2 3",
+    }
+    last = after(began, machine(tmp_path, later))
+    assert (last.machine, last.moment, last.load) == ("id", "after", 3.0)
+    assert (last.pressure, last.stolen, last.throttled_s) == (0.5, 0.25, 0.25)
+
+
+def test_what_a_system_does_not_show_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host, "PROC", tmp_path / "none")
+    began = before("id", tmp_path)
+    for found in (began.conditions, after(began, tmp_path)):
+        shown = {name for name, value in vars(found).items() if value is not None}
+        assert shown == {"machine", "moment", "at", "probe_s"}

@@ -75,3 +75,16 @@ def test_a_machine_says_what_its_container_allows(monkeypatch: pytest.MonkeyPatc
     assert (held.cpu_quota, held.cores, held.memory_bytes) == (0.4, 1, 700 << 20)
     assert held.hardware_id != free.hardware_id
     assert type(held).from_dict(held.to_dict()) == held
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "seconds"),
+    [
+        ("0::/\n", {"cpu.stat": "usage_usec 5\nnr_throttled 3\nthrottled_usec 2500000"}, 2.5),
+        (VERSION_1, {"cpu/cpu.stat": "nr_periods 9\nthrottled_time 1500000000"}, 1.5),
+        ("0::/\n", {"cpu.stat": "usage_usec 5"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_time_that_a_quota_took_is_read(tmp_path: Path, own: str, files: dict[str, str], seconds: float) -> None:
+    assert limits.throttled_s(*groups(tmp_path, own, files)) == seconds

@@ -93,7 +93,7 @@ def unsupported(case: Case) -> str | None:
     if provider not in there:
         hint = "; for NVIDIA GPUs: pip install onnxruntime-gpu" if case.device == "cuda" else ""
         return f"ONNX Runtime {onnxruntime.__version__} has no {provider} here, it has {', '.join(there)}{hint}"
-    return _no_kernels(provider, case.dtype)
+    return _no_kernels(provider, "float32" if case.dtype == "tf32" else case.dtype)
 
 
 @cache
@@ -183,5 +183,8 @@ def session_options(case: Case) -> onnxruntime.SessionOptions:
 
 def _provider(case: Case) -> str | tuple[str, dict[str, str]]:
     if case.device == "cuda":
-        return PROVIDERS["cuda"], {"user_compute_stream": str(torch.cuda.current_stream().cuda_stream)}
+        return PROVIDERS["cuda"], {
+            "user_compute_stream": str(torch.cuda.current_stream().cuda_stream),
+            "use_tf32": str(int(case.dtype == "tf32")),
+        }
     return PROVIDERS[case.device]

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from sasa_bench.impls._tuning import choosing_in_build
 from sasa_bench.impls.cuda.kernels import ELEMENTS, Function, candidates, expression, last_sum, source
 from sasa_bench.impls.cuda.operator import OPERATORS, local_attention
 from sasa_bench.networks import attention_cases
+from sasa_bench.ops.tensors import dtype_of
 
 
 def missing() -> str | None:
@@ -87,7 +87,7 @@ def kernels_of(case: Case) -> list[tuple[str, str]]:
     """(source, template instance) of every candidate of the kernels that a case launches, for `prebuild`."""
     found = []
     for each in attention_cases(case) if case.scope == "network" else [case]:
-        dtype = getattr(torch, case.dtype.replace("tf32", "float32"))
+        dtype = dtype_of(case)
         relative = each.position == "relative"
         function = Function(dtype, each.kernel_size, each.head_dim, relative, each.border == "zero")
         names = ("forward",) if case.mode == "forward" else ("forward", "backward_queries", "backward_keys")
