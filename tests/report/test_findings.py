@@ -187,3 +187,30 @@ def test_attention_has_to_beat_the_fastest_convolution_not_the_plain_one(tmp_pat
     answers = found(tmp_path, rows)
     assert "takes 2.0 times as long as the fastest 3×3 convolution" in answers.verdict
     assert answers.tile_case.startswith("fused over conv3x3_packed at")
+
+
+def test_a_case_that_several_suites_hold_counts_once(tmp_path: Path) -> None:
+    at_seven = [row for row in factory.sweep() if row.case.kernel_size == 7]
+    twice = [replace(row, suite=suite) for row in at_seven for suite in ("kernel_size", "channels")]
+    verdict = found(tmp_path, twice).verdict
+    assert "local attention takes 1.3 times" in verdict
+    assert "cases" not in verdict
+
+
+def test_core_and_layer_are_never_in_one_range(tmp_path: Path) -> None:
+    plain = {"layer": {"unfold": 0.004, "blocked": 0.003, "conv3x3": 0.002}}
+    plain["core"] = {"unfold": 0.04, "blocked": 0.03, "conv3x3": 0.0002}
+    rows = [
+        factory.record(impl, at, case=Case(kernel_size=k, scope=scope, threads=2), noise=0.001)
+        for scope, times_ in plain.items()
+        for k in (3, 5, 7)
+        for impl, at in times_.items()
+    ]
+    told = found(tmp_path, rows)
+    said = sentences(told).splitlines()
+    assert said
+    assert all(line.startswith(("At scope layer: ", "At scope core: ")) for line in said)
+    never = {line.split(": ")[0]: line for line in said if "Never faster than" in line}
+    assert "1.5 times" in never["At scope layer"]
+    assert "150 times" in never["At scope core"]
+    assert "1.5 times" in told.verdict

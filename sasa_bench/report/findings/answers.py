@@ -49,12 +49,8 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
     rows = {_key(record): record for record in results.rows if record.status == "ok"}
     swept = [(panel, _points(panel, rows)) for panel in panels(table)]
     points = [point for _, found in swept for point in found]
-    paired = [point for point in points if against_strongest([point])]
-    distinct: dict[Case, Point] = {}
-    for point in points:
-        if len(point) >= len(distinct.get(case_of(point), ())):
-            distinct[case_of(point)] = point
-    points = list(distinct.values())
+    paired = _distinct([point for point in points if against_strongest([point])])
+    points = _distinct(points)
     found = Answers(claims=list(claims(points, results.rows)))
     if paired:
         found.verdict = _verdict(paired)
@@ -70,10 +66,31 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
     for panel, of_panel in swept:
         by_suite.setdefault(panel.suite, []).append((panel, of_panel))
     for question, answer in questions.items():
-        sentences = {suite: list(answer(of_suite)) for suite, of_suite in by_suite.items()}
+        sentences = {suite: list(_by_scope(answer, of_suite)) for suite, of_suite in by_suite.items()}
         if any(sentences.values()):
             found.groups[question] = {suite: said for suite, said in sentences.items() if said}
     return found
+
+
+def _distinct(points: Sequence[Point]) -> list[Point]:
+    """The points of distinct cases; of a case that several suites hold the one with the most implementations."""
+    found: dict[Case, Point] = {}
+    for point in points:
+        if len(point) >= len(found.get(case_of(point), ())):
+            found[case_of(point)] = point
+    return list(found.values())
+
+
+def _by_scope(answer: Callable[[Swept], Iterator[str]], swept: Swept) -> Iterator[str]:
+    """The sentences of an answer; of a suite with several scopes those of each, as its cost is that of other work."""
+    scopes = list(dict.fromkeys(case_of(point).scope for _, points in swept for point in points))
+    if len(scopes) < 2:
+        yield from answer(swept)
+        return
+    for scope in scopes:
+        kept = [(panel, [point for point in points if case_of(point).scope == scope]) for panel, points in swept]
+        for sentence in answer([(panel, points) for panel, points in kept if points]):
+            yield f"At scope {scope}: {sentence}"
 
 
 def _key(record: Record) -> tuple[object, ...]:
@@ -92,11 +109,12 @@ def _points(panel: Panel, rows: dict[tuple[object, ...], Record]) -> list[Point]
 def _usual(points: Sequence[Point]) -> list[Point]:
     """The points to judge by: layers at the paper's window, forward, on the commonest device in the commonest dtype.
 
-    A restriction that would leave nothing is not made.
+    Without layers: of the commonest scope. Any other restriction that would leave nothing is not made.
     """
-    kept = list(points)
+    scopes = Counter(case_of(point).scope for point in points)
+    scope = "layer" if "layer" in scopes else scopes.most_common(1)[0][0]
+    kept = [point for point in points if case_of(point).scope == scope]
     for axis, wanted in (
-        ("scope", "layer"),
         ("mode", "forward"),
         ("device", None),
         ("dtype", None),
