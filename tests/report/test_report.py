@@ -211,7 +211,7 @@ def test_the_rows_can_be_saved_in_full(made: Path) -> None:
     assert set(files) == {"a.csv", "a.parquet"}
     csv, parquet = pd.read_csv(io.BytesIO(files["a.csv"])), pd.read_parquet(io.BytesIO(files["a.parquet"]))
     assert len(csv) == len(parquet) == len(factory.sweep()) + len(broken())
-    assert list(parquet.columns) == list(csv.columns) == [*COLUMNS, "differs"]
+    assert list(parquet.columns) == list(csv.columns) == [*COLUMNS, "differs", "above_roof"]
 
 
 def test_a_large_table_is_saved_compressed(tmp_path: Path) -> None:
