@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from sasa_bench.report import report
+from sasa_bench.report.charts import sweep
 from sasa_bench.report.table import display, load
 from sasa_bench.results import columns
 from sasa_bench.results.columns import COLUMNS, EXTRAS, Column, cells, charted, column
@@ -73,10 +74,16 @@ def test_times_come_first_then_ratios() -> None:
 def test_a_new_metric_is_one_entry_and_reaches_the_table_the_report_and_the_loaded_types(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(EXTRAS, "cycle_count", Column("cycles", columns.LARGE_COUNT, cell="cycles"))
+    plain = read([factory.results_file(tmp_path / "plain.jsonl", factory.sweep())])
+    metric = Column("cycles", columns.LARGE_COUNT, cell="cycles", title="cycles of a call")
+    monkeypatch.setitem(EXTRAS, "cycle_count", metric)
+    monkeypatch.setattr(sweep, "QUANTITIES", charted())
     rows = [factory.record("unfold", extra={"cycle_count": 12_000}), factory.record("blocked")]
     path = factory.results_file(tmp_path / "a.jsonl", rows)
     table = load(path)
     assert table["cycle_count"].dtype == "Int64"
     assert display(table, ["cycle_count", "status"])["cycles"].tolist() == ["12 k", ""]
-    assert "cycles, k" in report.html(read([path]))
+    page = report.html(read([path]))
+    assert "cycles, k" in page
+    assert "cycles of a call" in page
+    assert "cycles of a call" not in report.html(plain)

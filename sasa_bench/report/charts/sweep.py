@@ -37,7 +37,7 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     `rows` is the table of the suite; where it has a column `run`, runs differ by dash and implementations by colour.
     """
     ok = rows[rows["status"] == "ok"]
-    quantities = [name for name in QUANTITIES if (ok[name] > 0).any()]
+    quantities = [name for name in QUANTITIES if name in ok and (ok[name] > 0).any()]
     if not quantities:
         return None
     runs = list(dict.fromkeys(ok[RUN])) if RUN in ok else []
@@ -129,7 +129,7 @@ def _choices(ok: pd.DataFrame, axes: Mapping[str, Sequence[str]], quantities: Se
         alt.param("tick_label", value=tick_label),
         alt.param("titles", value={name: QUANTITIES[name].title for name in quantities}),
         alt.param("names", value=labels_of),
-        select("quantity", "show", quantities, [COLUMNS[name].label for name in quantities], quantities[0]),
+        select("quantity", "show", quantities, [QUANTITIES[name].label for name in quantities], quantities[0]),
         select("along", "along", names, list(labels_of.values()), x) if len(axes) > 1 else alt.param("along", value=x),
         *at,
     ]
