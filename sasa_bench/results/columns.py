@@ -193,24 +193,10 @@ EXTRAS: dict[str, Column] = {
 }
 """The columns that a table has only where rows do; all but the first three stand in `extra` of a row."""
 
-MEASURED = (
-    *COLUMNS,
-    "differs",
-    "time_cold_s",
-    "time_cold_p20_s",
-    "time_cold_p80_s",
-    "build_s",
-    "queue_s",
-    "sm_clock_mhz",
-    "energy_j",
-    "throttled_samples",
-    "disturbed",
-    "stolen",
-    "clock",
-    "spoiled_samples",
-    "source_digest",
-    "source_commit",
-)
+BROUGHT = {"export_s", "model_bytes", "node_count", "optimised_node_count", "graph_flops", "session_s"}
+"""Columns that implementations bring along, about the file that they export."""
+
+MEASURED = {*COLUMNS, *EXTRAS, "source_digest", "source_commit"} - BROUGHT
 """Columns that sasa-bench fills: figures that an implementation brings along have other names."""
 
 _UNKNOWN = Kind("")

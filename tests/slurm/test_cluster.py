@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from cluster import Cluster, wait_for
 
+from sasa_bench.case import AXES
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read
 from sasa_bench.sweep.cluster import submitted
@@ -21,27 +22,21 @@ from sasa_bench.sweep.slurm import count_rows, load
 pytestmark = pytest.mark.timeout(600)
 SUITE = Path(__file__).parent / "sweep.toml"
 ROWS, TASKS = 200, 7
-MEASURED = {
-    "started_at",
-    "time_median_s",
-    "time_p20_s",
-    "time_p80_s",
-    "sample_count",
-    "flops_per_s",
-    "roofline_fraction",
-    "time_vs_conv3x3",
-    "time_vs_conv3x3_low",
-    "time_vs_conv3x3_high",
-    "best_conv3x3",
-    "time_vs_best_conv3x3",
-    "time_vs_best_conv3x3_low",
-    "time_vs_best_conv3x3_high",
-    "peak_memory_bytes",
-    "max_abs_err",
-    "err_budget",
-    "build_s",
-}
-"""Columns that differ from run to run: times, memory, and errors on fresh random input."""
+SAME = [
+    "suite",
+    "impl",
+    "op",
+    "status",
+    "reason",
+    *AXES,
+    "flops",
+    "params",
+    "min_bytes",
+    "memory_source",
+    "machine",
+    "commit",
+]
+"""Columns that no run changes: what was asked for, what it costs, and the machine."""
 
 
 def command(out: Path, *more: str) -> list[str]:
@@ -49,9 +44,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def table_of(path: Path) -> pd.DataFrame:
-    table = frame(read([path]))
-    kept = [column for column in table.columns if column not in MEASURED]
-    return table[kept].sort_values(kept).reset_index(drop=True)
+    return frame(read([path]))[SAME].sort_values(SAME).reset_index(drop=True)
 
 
 class Submitter:
