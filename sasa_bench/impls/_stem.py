@@ -2,7 +2,8 @@
 
 The kernel needs no torch; torch's operators `sasa_bench::stem_top` and `sasa_bench::stem_inference` call it through
 ctypes. Query and key projections reach it as one small form per head, and the mixed value projections as one matrix
-per place in a block: both are products of parameters, so their gradients are torch's own.
+per place in a block: both are products of parameters, so their gradients are torch's own. Value weights `values` are
+these matrices [16, C, 3], or the filters of a convolution [C, 3, 4, 4].
 """
 
 from __future__ import annotations
@@ -19,30 +20,33 @@ from torch.nn import functional as F
 from sasa_bench.case import STEM_HEADS
 from sasa_bench.impls._native import ISAS, Library, chosen_isa
 from sasa_bench.networks.layers import STEM_WINDOW
-from sasa_bench.networks.stem import Norm, place_weights, same_padding
+from sasa_bench.networks.stem import Norm, place_weights
 
-SOURCE = Path(__file__).parent / "csrc" / "stem.cpp"
+CSRC = Path(__file__).parent / "csrc"
+HEADERS = ("stem", "stem_forward", "stem_backward")
 
 COLOURS = 3
 
 _WORDS = (
     *("batch", "height", "width", "heads", "channels", "threads"),
-    *("x", "x_image", "x_colour", "x_row", "x_pixel", "form", "places", "v", "shift"),
+    *("x", "x_image", "x_colour", "x_row", "x_pixel", "form", "places", "filters", "shift"),
     *("top", "top_image", "top_channel", "top_row", "top_block", "argmax", "base", "sums"),
-    *("gradient", "offset", "slope", "dx", "dv", "dform", "dplaces"),
+    *("gradient", "offset", "slope", "dx", "dform", "dvalues"),
 )
 
 
 class _Problem(ctypes.Structure):
-    """The fields of `Problem` in csrc/stem.cpp, each a whole number or an address."""
+    """The fields of `Problem` in csrc/stem.h, each a whole number or an address."""
 
+    kept: dict[str, Tensor | int | None]
     _fields_ = [(name, ctypes.c_int64) for name in _WORDS]
 
 
 def library(isa: str | None = None) -> Library:
     """The kernel for one instruction set, by default the chosen one."""
     isa = isa or chosen_isa()
-    return Library("stem", SOURCE, flags=("-O2", "-fno-math-errno", *ISAS[isa][0]))
+    headers = tuple(CSRC / f"{name}.h" for name in HEADERS)
+    return Library("stem", CSRC / "stem.cpp", headers, ("-O2", "-fno-math-errno", *ISAS[isa][0]))
 
 
 @cache
@@ -54,33 +58,34 @@ def _loaded(isa: str) -> ctypes.CDLL:
     return kernel
 
 
-def _problem(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None, **rest: Tensor | int | None) -> _Problem:
+def _problem(x: Tensor, form: Tensor, values: Tensor, **rest: Tensor | int | None) -> _Problem:
+    """`rest`: results, which the kernel writes to, and tensors that are contiguous."""
     batch, _, height, width = x.shape
     heads = form.shape[0]
-    channels = places.shape[1] if places is not None else v.shape[3]  # type: ignore[union-attr]
     words = {
         "batch": batch,
         "height": height,
         "width": width,
         "heads": heads,
-        "channels": channels // heads,
+        "channels": _channels(values) // heads,
         "threads": torch.get_num_threads(),
         "x": x,
         **dict(zip(("x_image", "x_colour", "x_row", "x_pixel"), x.stride(), strict=True)),
-        "form": form,
-        "places": places,
-        "v": v,
+        "form": form.contiguous(),
+        "filters" if values.dim() == 4 else "places": values.contiguous(),
         **rest,
     }
     numbers = {n: w.data_ptr() if isinstance(w, Tensor) else w or 0 for n, w in words.items()}
-    return _Problem(**numbers)
+    problem = _Problem(**numbers)
+    problem.kept = words  # what it points to
+    return problem
 
 
-def _pooled(x: Tensor, channels: int) -> Tensor:
-    """An unwritten map [B, C, ceil(H / 4), ceil(W / 4)] in the memory format of x."""
+def _pooled(x: Tensor, channels: int, channels_last: bool = False) -> Tensor:
+    """An unwritten map [B, C, ceil(H / 4), ceil(W / 4)], channels last if x is."""
     batch, _, height, width = x.shape
     shape = (batch, channels, -(-height // STEM_WINDOW), -(-width // STEM_WINDOW))
-    last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    last = channels_last or (x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous())
     order = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=order)
 
@@ -89,35 +94,38 @@ def _strides(top: Tensor) -> dict[str, int]:
     return dict(zip(("top_image", "top_channel", "top_row", "top_block"), top.stride(), strict=True))
 
 
-def _channels(places: Tensor | None, v: Tensor | None) -> int:
-    return places.shape[1] if places is not None else v.shape[3]  # type: ignore[union-attr]
+def _channels(values: Tensor) -> int:
+    return values.shape[0 if values.dim() == 4 else 1]
 
 
-@torch.library.custom_op("sasa_bench::stem_inference", mutates_args=(), device_types="cpu")
-def stem_inference(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None, shift: Tensor) -> Tensor:
+@torch.library.custom_op(
+    "sasa_bench::stem_inference", mutates_args=(), device_types="cpu", tags=torch.Tag.flexible_layout
+)
+def stem_inference(x: Tensor, form: Tensor, values: Tensor, shift: Tensor, channels_last: bool = False) -> Tensor:
     """relu(the largest y of each block + shift); no gradients.
 
-    x [B, 3, H, W]; form [N, 3, 17]; places [16, C, 3], or v [B, H, W, C]; shift [C] -> [B, C, H / 4, W / 4], upwards.
+    x [B, 3, H, W]; form [N, 3, 17]; values [16, C, 3] or [C, 3, 4, 4]; shift [C] -> [B, C, H / 4, W / 4], upwards,
+    with `channels_last` in that order even where x is not.
     """
-    y = _pooled(x, _channels(places, v))
-    problem = _problem(x, form, places, v, shift=shift, top=y, **_strides(y))
+    y = _pooled(x, _channels(values), channels_last)
+    problem = _problem(x, form, values, shift=shift.contiguous(), top=y, **_strides(y))
     _loaded(chosen_isa()).sasa_stem_forward(ctypes.byref(problem))
     return y
 
 
 @stem_inference.register_fake
-def _(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None, shift: Tensor) -> Tensor:
-    return _pooled(x, _channels(places, v))
+def _(x: Tensor, form: Tensor, values: Tensor, shift: Tensor, channels_last: bool = False) -> Tensor:
+    return _pooled(x, _channels(values), channels_last)
 
 
-@torch.library.custom_op("sasa_bench::stem_top", mutates_args=(), device_types="cpu")
-def stem_top(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op("sasa_bench::stem_top", mutates_args=(), device_types="cpu", tags=torch.Tag.flexible_layout)
+def stem_top(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The largest y of each block, the pixel of the block that has it, and mean and variance of y in each channel.
 
     Arguments as in `stem_inference` -> top [B, C, H / 4, W / 4], argmax [B, H / 4, W / 4, C] uint8, mean and variance
     [C] over all pixels (divided by their number). Differentiable in top, mean and variance.
     """
-    channels = _channels(places, v)
+    channels = _channels(values)
     top = _pooled(x, channels)
     argmax = x.new_empty((top.shape[0], *top.shape[2:], channels), dtype=torch.uint8)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
@@ -127,20 +135,19 @@ def stem_top(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None) -
     kernel = _loaded(chosen_isa())
     # Sums are taken about the largest y of some block, so that a large mean costs the variance no digits.
     base, first = x.new_zeros(channels), x[:1, :, :STEM_WINDOW, :STEM_WINDOW]
-    corner = None if v is None else v[:1, :STEM_WINDOW, :STEM_WINDOW].contiguous()
     near = _pooled(first, channels)
-    kernel.sasa_stem_forward(ctypes.byref(_problem(first, form, places, corner, top=near, **_strides(near), base=base)))
+    kernel.sasa_stem_forward(ctypes.byref(_problem(first, form, values, top=near, **_strides(near), base=base)))
     base.copy_(near.flatten())
     sums = x.new_zeros((torch.get_num_threads(), 2, channels), dtype=torch.float64)
-    problem = _problem(x, form, places, v, top=top, **_strides(top), argmax=argmax, base=base, sums=sums)
+    problem = _problem(x, form, values, top=top, **_strides(top), argmax=argmax, base=base, sums=sums)
     kernel.sasa_stem_forward(ctypes.byref(problem))
     off, squares = sums.sum(0) / pixels
     return top, argmax, (base + off).float(), (squares - off * off).clamp_min(0).float()
 
 
 @stem_top.register_fake
-def _(x: Tensor, form: Tensor, places: Tensor | None, v: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    channels = _channels(places, v)
+def _(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    channels = _channels(values)
     top = _pooled(x, channels)
     argmax = x.new_empty((top.shape[0], *top.shape[2:], channels), dtype=torch.uint8)
     return top, argmax, x.new_empty(channels), x.new_empty(channels)
@@ -153,25 +160,24 @@ def stem_backward(
     slope: Tensor | None,
     x: Tensor,
     form: Tensor,
-    places: Tensor | None,
-    v: Tensor | None,
+    values: Tensor,
     argmax: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, form, places and v (empty where there is none) from those that arrive at every y.
+    image: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (empty without `image`), form and values from those that arrive at every y.
 
     gradient [B, H / 4, W / 4, C] arrives at the pixel in `argmax`, and offset [C] + slope [C] y at every pixel.
     """
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    dv = torch.empty_like(v) if v is not None else x.new_empty(0)
-    threads = torch.get_num_threads()
+    threads, overlapping = torch.get_num_threads(), values.dim() == 4
+    make = torch.zeros_like if overlapping else torch.empty_like
+    dx = make(x, memory_format=torch.contiguous_format) if image else x.new_empty(0)
     dform = form.new_zeros((threads, *form.shape), dtype=torch.float64)
-    shape = places.shape if places is not None else (0,)
-    dplaces = form.new_zeros((threads, *shape), dtype=torch.float64)
+    dvalues = form.new_zeros((threads, *values.shape), dtype=torch.float64)
     if x.numel():
-        outputs = {"dx": dx, "dv": dv if v is not None else None, "dform": dform, "dplaces": dplaces}
-        problem = _problem(x, form, places, v, argmax=argmax, gradient=gradient, offset=offset, slope=slope, **outputs)
+        outputs = {"dx": dx if image else None, "dform": dform, "dvalues": dvalues}
+        problem = _problem(x, form, values, argmax=argmax, gradient=gradient, offset=offset, slope=slope, **outputs)
         _loaded(chosen_isa()).sasa_stem_backward(ctypes.byref(problem))
-    return dx, dform.sum(0).float(), dplaces.sum(0).float(), dv
+    return dx, dform.sum(0).float(), dvalues.sum(0).float()
 
 
 @stem_backward.register_fake
@@ -181,13 +187,12 @@ def _(
     slope: Tensor | None,
     x: Tensor,
     form: Tensor,
-    places: Tensor | None,
-    v: Tensor | None,
+    values: Tensor,
     argmax: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dv = torch.empty_like(v) if v is not None else x.new_empty(0)
-    dplaces = torch.empty_like(places) if places is not None else x.new_empty(0)
-    return torch.empty_like(x, memory_format=torch.contiguous_format), torch.empty_like(form), dplaces, dv
+    image: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if image else x.new_empty(0)
+    return dx, torch.empty_like(form), torch.empty_like(values)
 
 
 def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
@@ -197,13 +202,14 @@ def _keep(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, d_top, _argmax, d_mean, d_variance):  # type: ignore[no-untyped-def]
-    x, form, places, v, argmax, mean = ctx.saved_tensors
+    x, form, values, argmax, mean = ctx.saved_tensors
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     slope = 2 / max(pixels, 1) * d_variance
     offset = d_mean / max(pixels, 1) - slope * mean
     gradient = d_top.permute(0, 2, 3, 1).contiguous()
-    dx, dform, dplaces, dv = stem_backward(gradient, offset, slope, x, form, places, v, argmax)
-    return dx, dform, dplaces if places is not None else None, dv if v is not None else None
+    image = ctx.needs_input_grad[0]
+    dx, dform, dvalues = stem_backward(gradient, offset, slope, x, form, values, argmax, image)
+    return dx if image else None, dform, dvalues
 
 
 stem_top.register_autograd(_differentiate, setup_context=_keep)
@@ -230,15 +236,14 @@ def _run(x: Tensor, p: Mapping[str, Tensor], norm: Norm) -> tuple[Tensor, Tensor
     if norm.mean is not None and norm.variance is not None:
         scale = weight * (norm.variance.float() + norm.eps).rsqrt()
         shift = bias - scale * norm.mean.float()
-        places, v = _values(x, p, scale)
+        values = _values(p, scale)
         if not torch.is_grad_enabled():
-            return stem_inference(x, form, places, v, shift), None, None
-        top, *_ = stem_top(x, form, places, v)
+            return stem_inference(x, form, values, shift), None, None
+        top, *_ = stem_top(x, form, values)
         return (top + shift[:, None, None]).relu(), None, None
     # The largest y is the largest of the normalised ones where the weight is positive: elsewhere -y takes its place.
     sign = torch.where(weight < 0, -1.0, 1.0)
-    places, v = _values(x, p, sign)
-    top, _, mean, variance = stem_top(x, form, places, v)
+    top, _, mean, variance = stem_top(x, form, _values(p, sign))
     scale = weight * sign * (variance + norm.eps).rsqrt()
     shift = bias - scale * mean
     y = (top * scale[:, None, None] + shift[:, None, None]).relu()
@@ -254,10 +259,8 @@ def _form(w_qk: Tensor, rel_row: Tensor, rel_col: Tensor) -> Tensor:
     return w_q.transpose(1, 2) @ right
 
 
-def _values(x: Tensor, p: Mapping[str, Tensor], scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """places [16, C, 3] or v [B, H, W, C], each channel times `scale` [C]."""
+def _values(p: Mapping[str, Tensor], scale: Tensor) -> Tensor:
+    """[16, C, 3] or [C, 3, 4, 4], each channel times `scale` [C]."""
     if p["w_v"].dim() == 4:
-        filters = (p["w_v"] * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-        padded = F.pad(x, same_padding()).contiguous(memory_format=torch.channels_last)
-        return None, F.conv2d(padded, filters).permute(0, 2, 3, 1).contiguous()
-    return (place_weights(p) * scale[:, None]).contiguous(), None
+        return (p["w_v"] * scale[:, None, None, None]).contiguous()
+    return (place_weights(p) * scale[:, None]).contiguous()

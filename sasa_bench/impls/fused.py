@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Impl, Window, _flops, _native, _stem, local_attention
+from sasa_bench.impls import Core, Impl, Window, _flops, _folding, _native, _stem, local_attention
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
 
@@ -145,26 +145,13 @@ def pack(
     batch norm without running statistics.
     """
     load()
-    operators = torch.ops.sasa_bench
-    weight, channels = w_qkv.detach(), w_qkv.shape[0] // 3
-    bias: Tensor | None = None
-    if norm is not None:
-        if norm.running_mean is None or norm.running_var is None:
-            raise ValueError("the batch norm has no running statistics to fold: use track_running_stats=True")
-        scale = (norm.running_var.float() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.detach().float()
-        bias = -norm.running_mean.float() * scale
-        if norm.bias is not None:
-            bias = bias + norm.bias.detach().float()
-        values = weight[2 * channels :].float() * scale[:, None]
-        weight = torch.cat([weight[: 2 * channels], values.to(weight.dtype)])
-    packed = operators.fused_pack_weights(weight, window.heads)
+    scale, bias = (None, None) if norm is None else _folding.scale_and_shift(norm)
+    packed = _folding.packed(w_qkv.detach(), window.heads, scale)
     rel = [None if t is None else t.detach() for t in (rel_row, rel_col)]
-    rest = (bias, channels, window.rows, window.heads, window.border == "zero", relu)
+    rest = (bias, w_qkv.shape[0] // 3, window.rows, window.heads, window.border == "zero", relu)
 
     def whole(x: Tensor) -> Tensor:
-        y: Tensor = operators.fused_attention_layer_packed.default(x, packed, *rel, *rest)
+        y: Tensor = torch.ops.sasa_bench.fused_attention_layer_packed.default(x, packed, *rel, *rest)
         return y
 
     return whole
@@ -215,7 +202,17 @@ def details() -> list[str]:
 IMPL = local_attention(
     "fused",
     "one native CPU kernel, compiled here at first use; no tensor with K x K entries",
-    core=Core(run, layer=layer, refuses=_refuses, load=load, keeps_output=True, transforms=False, portable=False),
+    core=Core(
+        run,
+        layer=layer,
+        refuses=_refuses,
+        load=load,
+        pack=pack,
+        compiled=_folding.register,
+        keeps_output=True,
+        transforms=False,
+        portable=False,
+    ),
     stem=_stem.run,
     supports=_supports,
     missing=missing,

@@ -89,6 +89,11 @@ class WindowAttention(nn.Module):
         """d, channels a head."""
         return self.out_channels // self.window.heads
 
+    @property
+    def one_product(self) -> bool:
+        """Whether q, k and v, C channels each, are w_qkv x, as the layers of kernels compute them."""
+        return self.channels == self.out_channels and self.b_qkv is None and self.position != "relative_only"
+
     def random_scales(self) -> dict[str, float]:
         """Standard deviations that give logits of unit variance for an input of unit variance."""
         scale = self.head_dim**-0.25
@@ -136,7 +141,7 @@ class WindowAttention(nn.Module):
             x = x + self._kept.get(sines, x, self.channels, *sizes(x)[2:])
         if self.scale != 1.0:
             w_qkv, b_qkv = self._scaled(w_qkv), None if b_qkv is None else self._scaled(b_qkv)
-        whole = self.channels == self.out_channels and b_qkv is None and self.position != "relative_only"
+        whole = self.one_product
         if core is not None and whole and core.layer is not None:
             y = core.layer(self.window, x, w_qkv, rel_row, rel_col)
         elif core is None and whole and kernel.layer is not None:

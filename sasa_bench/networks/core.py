@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sasa_bench.case import Case
 
@@ -50,6 +50,8 @@ y [B, C, H, W]."""
 Layer = Callable[[Window, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 """(window, x [B, C, H, W], w_qkv [3 C, C], rel_row, rel_col) -> y [B, C, H, W]: projections and core in one call."""
 
+Pack = Callable[[Window, Tensor, Tensor | None, Tensor | None, nn.BatchNorm2d | None, bool], Callable[[Tensor], Tensor]]
+
 
 def _takes_all(window: Window, x: Tensor, relative: bool) -> str | None:
     return None
@@ -69,6 +71,9 @@ class Core:
     layer         projections and core in one call, where that is faster
     refuses       (window, x or q, whether positions are relative) -> None, or why it cannot take tensors like this one
     load          makes it ready to run, such as by compiling it; called before the first `run`, outside of any trace
+    pack          None, or (window, w_qkv, rel_row, rel_col, batch norm or None, whether a relu follows) -> layer, norm
+                  and relu as one function of x, its weights packed once; no gradient
+    compiled      called in the trace of a compiler, before the graph is optimized
     keeps_output  whether the backward pass reads y, so that nothing may overwrite it
     transforms    whether forward-mode derivatives and torch.func go through it
     portable      whether it consists of torch's own operators alone, and so exports to ONNX
@@ -80,6 +85,8 @@ class Core:
     layer: Layer | None = None
     refuses: Callable[[Window, Tensor, bool], str | None] = _takes_all
     load: Callable[[], None] = _ready
+    pack: Pack | None = None
+    compiled: Callable[[], None] = _ready
     keeps_output: bool = False
     transforms: bool = True
     portable: bool = True

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from sasa_bench.nn.fold import FoldedAttention2d, fold
 from sasa_bench.nn.layer import LocalAttention2d, network
 from sasa_bench.nn.to_onnx import ExportError, export
 
-__all__ = ["ExportError", "LocalAttention2d", "export", "network", "saved_types"]
+__all__ = ["ExportError", "FoldedAttention2d", "LocalAttention2d", "export", "fold", "network", "saved_types"]
 
 
 def saved_types() -> list[Any]:
@@ -19,4 +20,4 @@ def saved_types() -> list[Any]:
 
     homes = (nn.modules, attention, build, stem, core, kept)
     own = [value for home in homes for value in vars(home).values() if isinstance(value, type)]
-    return [*own, LocalAttention2d, torch.nn.Parameter, torch.Size, set]
+    return [*own, LocalAttention2d, FoldedAttention2d, torch.nn.Parameter, torch.Size, set]

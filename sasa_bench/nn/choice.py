@@ -219,3 +219,12 @@ def ready(name: str, use: Use | None, window: Window) -> str:
             impl.core.load()
         READY[name] = impl
     return name
+
+
+def ready_in_trace(name: str, use: Use, window: Window) -> str:
+    """As `ready`, while a compiler traces: the implementation prepares the compiler too, unless for an export."""
+    found = ready(name, use, window)
+    core = READY[found].core
+    if core is not None and not use.exported:
+        core.compiled()
+    return found

@@ -15,7 +15,7 @@ from sasa_bench.impls import Impl, Window
 from sasa_bench.networks import describe, image_shape, layers
 from sasa_bench.networks.attention import WindowAttention
 from sasa_bench.networks.build import build
-from sasa_bench.nn.choice import AUTO, READY, Use, choose, ready, transforming
+from sasa_bench.nn.choice import AUTO, READY, Use, choose, ready, ready_in_trace, transforming
 from sasa_bench.nn.stem import StemOf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -253,7 +253,7 @@ def _exported(x: Tensor) -> str:
 
 @torch.compiler.assume_constant_result
 def _ready_in_trace(name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, window: Window) -> str:
-    return ready(name, Use(device, dtype, grad, exported), window)
+    return ready_in_trace(name, Use(device, dtype, grad, exported), window)
 
 
 def _whole(name: str, value: Any, least: int) -> int:

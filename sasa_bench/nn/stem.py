@@ -13,7 +13,7 @@ from sasa_bench.case import STEM_HEADS
 from sasa_bench.impls import Window
 from sasa_bench.networks.layers import STEM_WINDOW
 from sasa_bench.networks.stem import Norm
-from sasa_bench.nn.choice import AUTO, READY, Use, ready, transforming
+from sasa_bench.nn.choice import AUTO, READY, Use, ready, ready_in_trace, transforming
 
 BLOCK = Window(STEM_WINDOW + 1, STEM_WINDOW + 1, STEM_HEADS, "mask")
 """What `choose` is asked about: the smallest odd window that holds a block."""
@@ -51,4 +51,4 @@ def _ready(impl: str, device: str, dtype: torch.dtype, grad: bool) -> str:
 
 @torch.compiler.assume_constant_result
 def _ready_in_trace(impl: str, device: str, dtype: torch.dtype, grad: bool) -> str:
-    return _ready(impl, device, dtype, grad)
+    return ready_in_trace(impl, Use(device, dtype, grad), BLOCK)

@@ -962,12 +962,12 @@ TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
   m.def(
       "fused_local_attention_forward(Tensor q, Tensor k, Tensor v, Tensor? rel_row, Tensor? rel_col, "
       "int kernel_size, int heads, bool zero_border) -> (Tensor y, Tensor top, Tensor sum)",
-      {at::Tag::pt2_compliant_tag});
+      {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
   m.def(
       "fused_local_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor v, Tensor? rel_row, Tensor? rel_col, "
       "Tensor y, Tensor top, Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dq, Tensor dk, Tensor dv, "
       "Tensor drel_row, Tensor drel_col)",
-      {at::Tag::pt2_compliant_tag});
+      {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
   m.def(
       "fused_attention_layer(Tensor x, Tensor w_qkv, Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, "
       "bool zero_border) -> Tensor",
@@ -980,12 +980,12 @@ TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
   m.def(
       "fused_attention_layer_forward(Tensor x, Tensor w_qkv, Tensor? rel_row, Tensor? rel_col, int kernel_size, "
       "int heads, bool zero_border) -> (Tensor y, Tensor qkv, Tensor top, Tensor sum)",
-      {at::Tag::pt2_compliant_tag});
+      {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
   m.def(
       "fused_attention_layer_backward(Tensor dy, Tensor x, Tensor w_qkv, Tensor? rel_row, Tensor? rel_col, Tensor qkv, "
       "Tensor y, Tensor top, Tensor sum, int kernel_size, int heads, bool zero_border) -> (Tensor dx, Tensor dw_qkv, "
       "Tensor drel_row, Tensor drel_col)",
-      {at::Tag::pt2_compliant_tag});
+      {at::Tag::pt2_compliant_tag, at::Tag::flexible_layout});
 }
 
 TORCH_LIBRARY_IMPL(sasa_bench, CPU, m) {
