@@ -42,9 +42,14 @@ class _Problem(ctypes.Structure):
     _fields_ = [(name, ctypes.c_int64) for name in _WORDS]
 
 
+BUILDS = ("avx512", "avx2", "portable")
+"""What the kernel is built for: larger instruction sets have nothing more for it."""
+
+
 def library(isa: str | None = None) -> Library:
     """The kernel for one instruction set, by default the chosen one."""
-    isa = isa or chosen_isa()
+    flags = ISAS[isa or chosen_isa()][1]
+    isa = next(build for build in BUILDS if ISAS[build][1] <= flags)
     headers = tuple(CSRC / f"{name}.h" for name in HEADERS)
     return Library("stem", CSRC / "stem.cpp", headers, ("-O2", "-fno-math-errno", *ISAS[isa][0]))
 

@@ -23,11 +23,16 @@ pytestmark = pytest.mark.skipif(impls.get(KERNEL).missing() is not None, reason=
 SIZES = {
     "whole blocks": {"resolution": "12x16", "channels": 64, "batch": 2},
     "cut blocks, half a vector a head": {"resolution": "9x6", "channels": 24, "batch": 1},
-    "two vectors a head": {"resolution": "17x33", "channels": 128, "batch": 3},
+    "two vectors a head": {"resolution": "9x17", "channels": 128, "batch": 2},
     "three channels a head": {"resolution": "7x4", "channels": 12, "batch": 2},
     "one pixel": {"resolution": 1, "channels": 4, "batch": 9},
     "one row": {"resolution": "1x40", "channels": 16, "batch": 1},
 }
+
+
+OTHER_BUILDS = [
+    isa for isa in _native.executable_isas() if isa in _stem.BUILDS and _stem.library(isa) != _stem.library()
+]
 
 
 def stem_case(**changes: object) -> Case:
@@ -35,7 +40,7 @@ def stem_case(**changes: object) -> Case:
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
-@pytest.mark.parametrize("mode", CHOICES["mode"])
+@pytest.mark.parametrize("mode", ["forward", "training"])
 @pytest.mark.parametrize("stem", VALUES)
 def test_the_kernel_agrees_with_the_reference(stem: str, mode: str, size: dict[str, object]) -> None:
     agree(KERNEL, stem_case(stem=stem, mode=mode, **size))
@@ -43,7 +48,7 @@ def test_the_kernel_agrees_with_the_reference(stem: str, mode: str, size: dict[s
 
 @pytest.mark.parametrize("stem", VALUES)
 @pytest.mark.parametrize("mode", ["forward", "training"])
-@pytest.mark.parametrize("isa", _native.executable_isas()[1:])
+@pytest.mark.parametrize("isa", OTHER_BUILDS)
 def test_every_build_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch, isa: str, mode: str, stem: str) -> None:
     monkeypatch.setenv("SASA_BENCH_ISA", isa)
     agree(KERNEL, stem_case(stem=stem, mode=mode, resolution="10x12", channels=40, heads=1, batch=2))
