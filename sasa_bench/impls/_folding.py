@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -88,7 +88,7 @@ def _has_constants(match: Any) -> bool:
 def _fold(match: Any, *_: Any, **__: Any) -> None:
     node = _node(match)
     graph = node.graph
-    x, w, rel_row, rel_col, kernel_size, heads, zero_border = node.args
+    x, w, rel_row, rel_col, kernel_size, heads, zero_border = cast("Any", node.args)
     with _real_tensors():
         tail = _tail(node)
         weights, bias = packed(_constant(w), heads, tail.scale.float()), tail.shift.float()
@@ -147,19 +147,20 @@ def _extended(tail: _Tail, user: fx.Node) -> _Tail | None:
             by = _of_channels(user.args[1] if first else user.args[0], len(tail.scale))
             if by is None or (not first and user.target is aten.div.Tensor):
                 return None
-            return replace(tail, end=user, **_applied(user.target, tail, by, first))
+            scale, shift = _applied(user.target, tail, by, first)
+            return replace(tail, end=user, scale=scale, shift=shift)
     return None
 
 
-def _applied(target: Any, tail: _Tail, by: Tensor, first: bool) -> dict[str, Tensor]:
+def _applied(target: Any, tail: _Tail, by: Tensor, first: bool) -> tuple[Tensor, Tensor]:
     """scale and shift after a sum or product with `by`, whose first operand the tail is, or the second."""
     if target is aten.mul.Tensor or target is aten.div.Tensor:
         factor = by if target is aten.mul.Tensor else 1 / by
-        return {"scale": tail.scale * factor, "shift": tail.shift * factor}
+        return tail.scale * factor, tail.shift * factor
     if target is aten.add.Tensor:
-        return {"shift": tail.shift + by}
+        return tail.scale, tail.shift + by
     sign = 1 if first else -1
-    return {"scale": sign * tail.scale, "shift": sign * (tail.shift - by)}
+    return sign * tail.scale, sign * (tail.shift - by)
 
 
 def _of_channels(value: Any, channels: int) -> Tensor | None:
@@ -183,6 +184,7 @@ def _constant(node: Any) -> Tensor:
 
 def _add_constant(node: fx.Node, name: str, value: Tensor) -> fx.Node:
     module = node.graph.owning_module
+    assert module is not None
     target = f"_{node.name}_{name}"
     module.register_buffer(target, value)
     made = node.graph.get_attr(target)

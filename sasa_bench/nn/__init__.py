@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sasa_bench.nn.fold import FoldedAttention2d, fold
+from sasa_bench.nn.folded import FoldedAttention2d, fold
 from sasa_bench.nn.layer import LocalAttention2d, network
 from sasa_bench.nn.to_onnx import ExportError, export
 

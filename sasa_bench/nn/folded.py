@@ -38,7 +38,7 @@ class FoldedAttention2d(nn.Module):
                 y = y if module is None else module(y)
             return y
         if self.attention.position == "absolute":
-            x = x + sines(self.attention.channels, *x.shape[2:], like=x)
+            x = x + sines(self.attention.channels, x.shape[2], x.shape[3], x)
         y = whole(x)
         if self.pool is not None:
             y = self.pool(y)
@@ -62,7 +62,7 @@ class FoldedAttention2d(nn.Module):
         core = layer.kernel(x).core
         if core is None or core.pack is None:
             return None
-        used = [layer.w_qkv, layer.rel_row, layer.rel_col]
+        used: list[Tensor | None] = [layer.w_qkv, layer.rel_row, layer.rel_col]
         if norm is not None:
             if norm.training or norm.running_mean is None:
                 return None
@@ -120,14 +120,15 @@ def _fold_chain(chain: nn.Module) -> None:
             setattr(chain, other, nn.Identity())
 
 
-def _behind(modules: Sequence[nn.Module]) -> list[Any]:
+def _behind(modules: Sequence[nn.Module | None]) -> list[Any]:
     """The pool, the norm and the relu that `modules` begin with, each or None."""
     rest = list(modules)
     found: list[nn.Module | None] = []
     for kind in BEHIND:
-        fits = bool(rest) and type(rest[0]) is kind and not _hooked(rest[0])
-        if fits and isinstance(rest[0], nn.AvgPool2d):
-            fits = rest[0].padding in (0, (0, 0)) and rest[0].divisor_override is None
+        first = rest[0] if rest else None
+        fits = first is not None and type(first) is kind and not _hooked(first)
+        if isinstance(first, nn.AvgPool2d):
+            fits = fits and first.padding in (0, (0, 0)) and first.divisor_override is None
         found.append(rest.pop(0) if fits else None)
     return found
 
