@@ -337,6 +337,7 @@ def test_layer_is_projections_and_core(shape, border, isa):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("heads", [2, 8])
 def test_opcheck_layer(heads):
     x, weight = torch.randn(2, 12, 5, 6), torch.randn(3 * 16, 12) / 3
