@@ -154,6 +154,12 @@ def test_a_suite_that_cannot_be_collected_says_why(
     assert words in ran.stdout
 
 
+def test_binding_is_refused_before_a_suite_is_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOMP_CPU_AFFINITY", "0-3")
+    ran = run_pytest(folder, "suites/mine.toml", *QUICK)
+    assert (ran.returncode, "unset GOMP_CPU_AFFINITY" in ran.stdout) == (2, True)
+
+
 def test_two_folders_of_suites_go_together(folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import click
 from sasa_bench.cli.gating import IMPLS, SUITE, TIMEOUT, phases
 from sasa_bench.cli.options import CASE, duration, overrides, stamped
 from sasa_bench.gate.relink import PAIR
+from sasa_bench.results.environment import require_unbound
 
 if TYPE_CHECKING:
     from sasa_bench.gate.git import Repository
@@ -38,6 +40,7 @@ def bisect(
     from sasa_bench.gate.bisect import Bisection
     from sasa_bench.gate.verdicts import Rules
 
+    require_unbound(os.environ)
     if not 0.5 <= given["confidence"] < 1:
         raise click.UsageError(f"--confidence {given['confidence']}: give a probability from 0.5 to below 1")
     repository = _repository()

@@ -224,6 +224,7 @@ def aa(**given: Any) -> None:
     from sasa_bench.gate.aa_page import write_page
     from sasa_bench.gate.verdicts import Rules
 
+    require_unbound(os.environ)
     asked = AskedOfAA(**given)
     if asked.runs < 1 and not asked.replay:
         raise click.UsageError(

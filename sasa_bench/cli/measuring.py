@@ -103,8 +103,8 @@ def run(**given: Any) -> int:
 
 def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -> int:
     from sasa_bench.results.environment import KEEP_MODELS
+    from sasa_bench.results.statistics import NOISY
     from sasa_bench.sweep.plan import open_results
-    from sasa_bench.sweep.run import NOISY
     from sasa_bench.sweep.run import run as measure
     from sasa_bench.timing import nvml, probe
     from sasa_bench.timing.settings import Settings
@@ -148,7 +148,8 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {summary.total} rows ({said})")
     if summary.noisy:
-        noise = f"{summary.noisy} rows are too noisy to rank, p80 above {NOISY:g} x p20"
+        rows = "1 row is" if summary.noisy == 1 else f"{summary.noisy} rows are"
+        noise = f"{rows} too noisy to rank, p80 above {NOISY:g} x p20"
         warn([f"{noise}: `sasa-bench doctor --check` looks for what disturbs them"])
     elapsed = time.monotonic() - started
     shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in summary.spent_s.most_common())
@@ -268,7 +269,7 @@ def _list_axes_and_implementations(impls: Sequence[str]) -> None:
         click.echo(f"  {axis:17} {getattr(Case(), axis)}{allowed}")
     click.echo("\nimplementations")
     for info, missing in implementations(impls):
-        state = f"   not on this machine: {missing}" if missing else ""
+        state = f"   not on this machine: {missing}" if missing and missing != info.summary else ""
         click.echo(f"  {info.label:17} {info.summary}{state}")
 
 

@@ -109,9 +109,10 @@ def warn(sentences: Sequence[str], what: str = "", most: int = 20) -> None:
 
 
 def write_or_print(content: bytes, out: Path | None) -> None:
-    """Write to the file of --out, its folders made, or to standard output."""
+    """Write to the file of --out, whole or not at all, or to standard output."""
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_bytes(content)
+        from sasa_bench.results.file import replace_file
+
+        replace_file(out, content)
     else:
         sys.stdout.buffer.write(content)

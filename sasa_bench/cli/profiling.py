@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sasa_bench.cli.options import CASE, DEVICE, overrides, require_cuda, stamped
+from sasa_bench.results.environment import require_unbound
 
 if TYPE_CHECKING:
     from sasa_bench.case import Case
@@ -86,6 +88,7 @@ def _profile_case(
     from sasa_bench.suite import load
     from sasa_bench.sweep.run import Workers
 
+    require_unbound(os.environ)
     loaded = load(suite, overrides(pairs, device))
     case = _only_case(loaded)
     if case.device == "cuda":

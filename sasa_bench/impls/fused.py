@@ -15,14 +15,15 @@ from torch import Tensor, nn
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Impl, Window, _flops, _folding, _native, _stem, local_attention
+from sasa_bench.impls import Core, Impl, Info, Window, _flops, _folding, _native, _phases, _stem, local_attention
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
+from sasa_bench.impls._phases import Phases
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
 
 CSRC = Path(__file__).parent / "csrc"
 
 
-SHARED_HEADERS = ("kernel_table", "vectors", "windows", "layout")
+SHARED_HEADERS = ("kernel_table", "vectors", "windows", "layout", "phases")
 HEADERS = {
     "kernels": ("forward", "backward", "local_attention"),
     "products": ("products", "packing", "products16", "amx"),
@@ -31,13 +32,14 @@ HEADERS = {
 ATTENTION = {"avx512_amx": "avx512_wide", "avx512_bf16": "avx512"}
 
 
-def _kernels(isa: str) -> list[Library]:
-    """The libraries of one build: the attention, and the products of matrices."""
+def _kernels(isa: str, timed: bool = False) -> list[Library]:
+    """The libraries of one build: the attention, and the products of matrices; `timed`: with clocks, for profiles."""
 
     def library(kind: str, isa: str) -> Library:
         headers = tuple(CSRC / f"{name}.h" for name in (*SHARED_HEADERS, *HEADERS[kind]))
         flags = ("-O3", "-fno-math-errno", f"-DSASA_ISA={isa}", *ISAS[isa][0])
-        return Library(f"fused_{kind}_{isa}", CSRC / f"{kind}.cpp", headers, flags)
+        flags += ("-DSASA_PHASES",) if timed else ()
+        return Library(f"fused_{kind}_{isa}{'_timed' if timed else ''}", CSRC / f"{kind}.cpp", headers, flags)
 
     return [library("kernels", ATTENTION.get(isa, isa)), library("products", isa)]
 
@@ -92,6 +94,20 @@ def load(isa: str | None = None) -> None:
     _load_operators()
     if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in _kernels(isa))):
         load(ATTENTION[isa])  # the operating system does not give this process the tiles
+
+
+def phases(run: Callable[[], object], threads: int, calls: int) -> Phases:
+    """Where the time of `run`, a call of this kernel, goes inside it. Raises as `load`."""
+    load()
+    isa = chosen_isa()
+    builds = {timed: _kernels(isa, timed) for timed in (True, False)}
+    _native.build(builds[True])
+
+    def use(timed: bool) -> None:
+        if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in builds[timed])):
+            raise RuntimeError(f"the operating system does not give this process what the build {isa} needs")
+
+    return _phases.count(run, use, [library.path for library in builds[True]], threads, calls)
 
 
 def missing() -> str | None:
@@ -217,6 +233,7 @@ IMPL = local_attention(
     supports=_supports,
     missing=missing,
     details=details,
+    phases=phases,
 )
 PACKED = Impl(
     name="fused_packed",
@@ -226,4 +243,5 @@ PACKED = Impl(
     supports=_packable,
     missing=missing,
     computes=lambda case: case.with_(memory_format="channels_last"),
+    info=Info(phases=phases),
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
+from sasa_bench.impls._phases import Phases
 from sasa_bench.networks import attention_cases
 from sasa_bench.networks.build import bind
 from sasa_bench.networks.core import Core, Window
@@ -56,6 +57,7 @@ class Info:
     """What only readers and tests need to know of an implementation; computing does without.
 
     details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
+    phases    (call, threads, number of calls) -> where its time goes inside a kernel that profilers see as one piece
     kernels   case -> (source, template instance) of the CUDA kernels that it may launch, for `sasa-bench prebuild`
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
     differs   for the work of others that is put next to local attention and is another function, with an op of its
@@ -66,6 +68,7 @@ class Info:
 
     details: Callable[[], list[str]] = _no_details
     kernels: Callable[[Case], list[tuple[str, str]]] = _no_kernels
+    phases: Callable[[Callable[[], object], int, int], Phases] | None = None
     quick: bool = True
     differs: str = ""
     exports: str = ""
@@ -163,6 +166,7 @@ def local_attention(
     supports: Callable[[Case], str | None] = _everything,
     missing: Callable[[], str | None] = _nothing_missing,
     details: Callable[[], list[str]] = _no_details,
+    phases: Callable[[Callable[[], object], int, int], Phases] | None = None,
 ) -> Impl:
     """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 
@@ -205,6 +209,6 @@ def local_attention(
         layer=layer,
         core=core,
         stem=stem,
-        info=Info(details=details),
+        info=Info(details=details, phases=phases),
     )
     return impl

@@ -9,6 +9,7 @@ stored them, else from choice.csv, the order in the reference results of this re
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import statistics
@@ -24,6 +25,7 @@ from torch.autograd import forward_ad
 from sasa_bench import impls
 from sasa_bench.case import UserError
 from sasa_bench.impls import Impl, Window
+from sasa_bench.results.file import replace_text
 from sasa_bench.results.record import Record
 
 AUTO = "auto"
@@ -136,9 +138,9 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
     if not found:
         raise UserError("no row is a time of local attention on this machine: run a suite such as window here first")
     file = file or own_file()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as out:
-        csv.writer(out).writerows([("device", "mode", "implementations"), *found])
+    text = io.StringIO()
+    csv.writer(text).writerows([("device", "mode", "implementations"), *found])
+    replace_text(file, text.getvalue())
     _orders.cache_clear()
     return file
 

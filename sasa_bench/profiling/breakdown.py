@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from sasa_bench.profiling.costs import Cost
 from sasa_bench.profiling.trace import (
     FRAME,
     OPERATOR,
@@ -103,7 +104,7 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
     found = []
     for (name, shapes), labels in merged.items():
         each = count[labels].sum() / calls
-        cost = trace.labels[labels[0]].cost
+        cost = _cost(trace, labels, count)
         known = (flops or {}).get(f"{name} {shapes}")
         found.append(
             Operator(
@@ -114,11 +115,18 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
                 float(total_us[labels].sum() * US / calls),
                 float(gpu_us[labels].sum() * US / calls),
                 float(allocated[labels].sum() / calls),
-                known or (cost[0] * float(each) if cost and flops is None else None),
-                cost[1] * float(each) if cost else None,
+                known or (cost[0] / calls if cost and flops is None else None),
+                cost[1] / calls if cost else None,
             )
         )
     return sorted(found, key=lambda operator: -operator.self_s)
+
+
+def _cost(trace: Trace, labels: Sequence[int], count: np.ndarray) -> Cost | None:
+    """Of all runs with these labels, as of convolutions of one input at several strides; None where one is unknown."""
+    each = [trace.labels[i].cost for i in labels]
+    known = [(n * cost[0], n * cost[1]) for cost, n in zip(each, count[labels].tolist(), strict=True) if cost]
+    return (sum(f for f, _ in known), sum(b for _, b in known)) if len(known) == len(each) else None
 
 
 def _inside(trace: Trace, lane: Lane, kind: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,9 +17,11 @@ from sasa_bench.report import page
 from sasa_bench.report.charts import profile as charts
 from sasa_bench.report.styles import style
 from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import seconds, size
 from sasa_bench.results.record import ImplInfo
 
+ONE_OPERATOR = "one operator"
 Summary = Mapping[str, Any]
 """What profile.capture returns."""
 
@@ -26,7 +29,7 @@ Summary = Mapping[str, Any]
 def save(folder: Path, case: Case, summaries: Sequence[Summary]) -> Path:
     """Write profile.json and index.html to `folder`, where the traces are; returns the page's path."""
     data = {"case": case.to_dict(), "impls": [dict(summary) for summary in summaries]}
-    (folder / "profile.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    replace_text(folder / "profile.json", json.dumps(data, indent=1) + "\n")
     out = folder / "index.html"
     page.write(html(folder, case, summaries), out)
     return out
@@ -70,6 +73,11 @@ def html(folder: Path, case: Case, summaries: Sequence[Summary]) -> str:
         calls=summaries[0]["calls"],
         stages=charts.stage_bars(stages) if len(stages) else None,
         stage_rows=_side_by_side(stages, list(infos)),
+        phased=[
+            {"name": s["name"], "overhead": p["timed_s"] / p["plain_s"] - 1, "plain": seconds(p["plain_s"])}
+            for s in summaries
+            if (p := s.get("phases"))
+        ],
         unstaged=[s["name"] for s in summaries if s["name"] not in set(stages.get("impl", ()))],
         memory=charts.memory(memory, styles),
         operators=page.sortable(operators, "operators-table", ["implementation", "operator"]),
@@ -85,6 +93,8 @@ def stage_shares(folder: Path, summaries: Sequence[Summary]) -> list[dict[str, A
     for about in summaries:
         if about["stages"]:
             found = breakdown.stages(trace.read(folder / about["stages"], about["calls"]))
+            if about.get("phases"):
+                found = with_phases(found, about["phases"])
             whole = sum(found.values())
             rows += [
                 {"impl": about["name"], "stage": stage, "ms": spent * 1e3, "share": spent / whole}
@@ -92,6 +102,17 @@ def stage_shares(folder: Path, summaries: Sequence[Summary]) -> list[dict[str, A
                 if whole and stage in charts.STAGE_COLOURS and spent >= 0.001 * whole
             ]
     return rows
+
+
+def with_phases(stages: dict[str, float], phases: Mapping[str, Any]) -> dict[str, float]:
+    """Stages in seconds with the phases that the kernel itself counts in place of its one operator.
+
+    What those leave of a call is `other`: waiting for the slowest thread, and torch's part of the call.
+    """
+    found = Counter({stage: spent for stage, spent in stages.items() if stage != ONE_OPERATOR})
+    found.update(phases["seconds"])
+    found["other"] += max(0.0, phases["timed_s"] - found.total())
+    return dict(found)
 
 
 def _side_by_side(stages: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:

@@ -68,6 +68,16 @@ def html(traces: Sequence[Opened], against: Opened | None = None) -> str:
     )
 
 
+def save_compared(before: Path, after: Path, out: Path) -> list[str]:
+    """Write the page that sets two traces side by side; its sentences, the first of which says what changed.
+
+    Raises TraceError for a file that is no trace.
+    """
+    earlier, later = open_traces([before, after])
+    page.write(html([later], earlier), out)
+    return _compared_sentences([_per_step(earlier), _per_step(later)])
+
+
 def _per_step(opened: Opened) -> Opened:
     return replace(opened, trace=replace(opened.trace, calls=max(1, len(opened.trace.steps))))
 
@@ -99,10 +109,10 @@ def _said(opened: Opened) -> str:
     if cpu:
         idle = cpu[0].idle_s / (cpu[0].busy_s + cpu[0].idle_s)
         many = f"the busiest of {len(cpu)} threads" if len(cpu) > 1 else "its one thread"
-        said += f"; {many} is idle for {100 * idle:.0f} % of the time"
+        said += f"; {many} runs no operator for {100 * idle:.0f} % of the time"
     if gpu:
         idle = gpu[0].idle_s / (gpu[0].busy_s + gpu[0].idle_s)
-        said += f"; the GPU is idle for {100 * idle:.0f} %"
+        said += f"; the GPU runs no kernel for {100 * idle:.0f} %"
     return said + "."
 
 

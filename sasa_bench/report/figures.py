@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +18,7 @@ from sasa_bench.report.panels import Panel, panels, spans_octaves
 from sasa_bench.report.styles import BASELINE_COLOUR, Style, style
 from sasa_bench.report.table import marked
 from sasa_bench.results.columns import COLUMNS
-from sasa_bench.results.file import ResultsError
+from sasa_bench.results.file import ResultsError, replace_file
 from sasa_bench.results.record import ImplInfo
 
 QUANTITIES = ("time_median_s", "peak_memory_bytes", "flops")
@@ -42,8 +43,7 @@ def draw(panel: Panel, quantity: str, styles: Mapping[str, Style]) -> Figure:
             axes.fill_between(where, rows[bounds[0]], rows[bounds[1]], color=look.colour, alpha=0.15, lw=0)
     _label_x(axes, panel)
     column = COLUMNS[quantity]
-    axes.set_yscale("log", base=2 if column.unit == "B" else 10)
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: column.text(value)))
+    _log_y(axes, column.text, base=2 if column.unit == "B" else 10)
     axes.set_ylabel(column.label)
     axes.grid(alpha=0.3, which="both", lw=0.5)
     for side in ("top", "right"):
@@ -99,10 +99,22 @@ def _ratios(axes: Axes, panel: Panel, op: str, styles: Mapping[str, Style]) -> N
     axes.plot(share.index, share, color=BASELINE_COLOUR, ls="--", lw=1.5, label="by FLOPs")
     axes.axhline(1, color=BASELINE_COLOUR, lw=1, label="fastest 3×3")
     _label_x(axes, panel)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: f"{value:g}×"))
+    _log_y(axes, lambda value: f"{value:.3g}×")
     axes.grid(alpha=0.3, lw=0.5)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _log_y(axes: Axes, text: Callable[[float], str], base: int = 10) -> None:
+    """A logarithmic axis with labels to read it by, however little of it is seen."""
+    axes.set_yscale("log", base=base)
+    low, high = axes.get_ylim()
+    if high < 3 * low:
+        axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5))
+    elif base == 10:
+        steps = range(1, 10) if high < 10 * low else (1, 2, 5)
+        axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(base, steps, numticks=15))
+    axes.yaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(lambda value, _: text(value)))
 
 
 def _label_x(axes: Axes, panel: Panel) -> None:
@@ -144,5 +156,7 @@ def file_name(text: str) -> str:
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as its suffix says; the same figure gives the same bytes."""
     undated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(path.suffix.lstrip("."), {})
+    drawn = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "sasa-bench"}):
-        figure.savefig(path, dpi=150, metadata=undated)
+        figure.savefig(drawn, format=path.suffix.lstrip("."), dpi=150, metadata=undated)
+    replace_file(path, drawn.getvalue())

@@ -17,7 +17,7 @@ from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.page import Section
 from sasa_bench.report.samples import packed
 from sasa_bench.report.styles import Style
-from sasa_bench.report.table import footnotes, varying_axes
+from sasa_bench.report.table import footnotes, told_statuses, varying_axes
 from sasa_bench.results.columns import COLUMNS, cells
 from sasa_bench.results.format import seconds
 from sasa_bench.results.record import Results
@@ -160,7 +160,7 @@ SECTIONS: tuple[Callable[[Inputs], Section | None], ...] = (
 def rows_table(table: pd.DataFrame) -> str:
     """Every row, sortable and filterable; figures to four digits, the files to save have them in full."""
     words = ["suite", *varying_axes(table), "impl", "status"]
-    shown = table[words].copy()
+    shown = table[words].assign(status=told_statuses(table))
     shown.columns = pd.Index([COLUMNS[name].label for name in words])
     searched = list(shown.columns)
     for name, column in cells(table.columns).items():

@@ -20,6 +20,7 @@ from sasa_bench.results.fields import printable
 from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.format import seconds
 from sasa_bench.results.record import DIFFERS, STATUSES, Record, Results
+from sasa_bench.results.statistics import FEWEST, NOISY
 
 FORMULAS = ("=", "+", "-", "@")
 """How a formula begins for spreadsheets."""
@@ -210,5 +211,15 @@ def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.
         for a, m, b in zip(table["time_p20_s"], table["time_median_s"], table["time_p80_s"], strict=True)
     ]
     shown[COLUMNS["time_median_s"].label] = spread
-    shown["status"] = [s if s == "ok" else f"{s}: {r}" for s, r in zip(table["status"], table["reason"], strict=True)]
+    for name in {"time_vs_conv3x3", "time_vs_best_conv3x3"} & set(columns):
+        texts = zip(shown[COLUMNS[name].label], table[f"{name}_high"], strict=True)
+        shown[COLUMNS[name].label] = [f"{text} (no interval)" if np.isinf(high) else text for text, high in texts]
+    statuses = zip(told_statuses(table), table["reason"], strict=True)
+    shown["status"] = [f"{status}: {reason}" if reason else status for status, reason in statuses]
     return shown
+
+
+def told_statuses(table: pd.DataFrame) -> list[str]:
+    """The status of each row for people; where its samples scatter too much to rank it, that too."""
+    noisy = (table["sample_count"] >= FEWEST) & (table["time_p80_s"] > NOISY * table["time_p20_s"])
+    return [f"{s}, too noisy" if n else str(s) for s, n in zip(table["status"], noisy.fillna(False), strict=True)]

@@ -38,6 +38,7 @@ SET = {
     "MALLOC_TRIM_THRESHOLD_": "the same",
     "MALLOC_TOP_PAD_": "the same",
     "MALLOC_MMAP_MAX_": "the same, where glibc is older than 2.35",
+    "SASA_BENCH_PADDING": "the gate moves the stack of each process by a random length, in its arms only",
 }
 """Variable -> what sasa-bench sets it for, in its workers."""
 

@@ -25,20 +25,30 @@ class ResultsError(UserError):
     """A file that cannot be read or written as results; the message says which, why and what to do."""
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file in one step: whoever looks, and whatever ends this process, it is there whole or not at all."""
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step: whoever looks, and whatever ends this process, it is there whole or not at all.
+
+    Its folder is made. Raises OSError with the path.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno:  # of a full disk it has no path
+            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """As replace_file, in UTF-8."""
+    replace_file(path, text.encode())
 
 
 UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)

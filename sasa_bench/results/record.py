@@ -123,6 +123,8 @@ class Roof:
     peak_flops_per_s       of a large matrix product or a large convolution
     bandwidth_bytes_per_s  of a large copy, read and written
     cache_bytes_per_s      of a copy that fits the caches; 0 where it was not measured
+
+    Raises ValueError where the first two are not positive.
     """
 
     machine: str
@@ -173,6 +175,10 @@ class Conditions:
     stolen: float | None = None
     throttled_s: float | None = None
     probe_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if min(self.peak_flops_per_s, self.bandwidth_bytes_per_s) <= 0:
+            raise ValueError("a roof has a rate of 0 or less")
 
 
 @dataclass(frozen=True, order=True)

@@ -26,6 +26,11 @@ def half_width(samples: Sequence[float]) -> float:
     return (high - low) / 2 / statistics.median(samples)
 
 
+FEWEST = 5
+"""With fewer samples, nothing is said of their scatter."""
+NOISY = 2.0
+"""A median says little where a fifth of the samples take that many times as long as another fifth."""
+
 LEAST_WORKERS = 3
 """An interval over worker processes needs as many; from two, Student's t is 13 times the standard error."""
 
@@ -38,7 +43,12 @@ def interval_of_ratio(
     The error is between processes and minutes more than between the samples of one: with LEAST_WORKERS or more, the
     interval is Student's t over the workers' log ratios, the two of a worker paired, as they were measured in turns.
     With fewer it holds for that process and minute only: from the order statistics of both, each at half the error.
+
+    0 to infinity where either `is_noisy`: its median may lie on either of two levels.
     """
+    everything = [s for group in over for s in group], [s for group in under for s in group]
+    if any(is_noisy(samples) for samples in everything):
+        return 0.0, math.inf
     if len(over) == len(under) >= LEAST_WORKERS:
         from scipy.stats import t
 
@@ -48,17 +58,21 @@ def interval_of_ratio(
         middle = statistics.mean(logs)
         return math.exp(middle - half), math.exp(middle + half)
     each = 1 - (1 - confidence) / 2
-    low_over, high_over = interval_of_median([s for group in over for s in group], each)
-    low_under, high_under = interval_of_median([s for group in under for s in group], each)
+    (low_over, high_over), (low_under, high_under) = (interval_of_median(samples, each) for samples in everything)
     return max(0.0, low_over / high_under), high_over / low_under if low_under > 0 else math.inf
 
 
 def scatter(samples: Sequence[float]) -> float:
     """p80 over p20 of times that are above 0; 1 where there are too few to tell."""
-    if len(samples) < 5:
+    if len(samples) < FEWEST:
         return 1.0
     low, *_, high = statistics.quantiles(samples, n=5, method="inclusive")
     return high / low
+
+
+def is_noisy(samples: Sequence[float]) -> bool:
+    """Whether times scatter too much for their median to be ranked: p80 above NOISY x p20."""
+    return scatter(samples) > NOISY
 
 
 @lru_cache(maxsize=1024)

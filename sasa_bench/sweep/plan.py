@@ -108,6 +108,8 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
     """
     if not out.exists() or (out.is_file() and not out.stat().st_size):
         return None
+    if out.is_dir():
+        raise ResultsError(f"{out} is a folder: name a results file, such as {out / 'results.jsonl'}")
     if not resume:
         raise ResultsError(f"{out} is there already: --resume finishes it, another --out starts a new one")
     results = read([out])

@@ -16,16 +16,13 @@ from sasa_bench.results.environment import EXPORTS, require_unbound
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
-from sasa_bench.results.statistics import scatter
+from sasa_bench.results.statistics import is_noisy
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.plan import Plan, Task, plan, quick_to_build, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
 from sasa_bench.timing import conditions, probe
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
-
-NOISY = 2.0
-"""A median says little where a fifth of the samples take that many times as long as another fifth."""
 
 
 @dataclass
@@ -35,7 +32,7 @@ class Summary:
     total      rows of the plan, those that the file had before included
     had        rows that the file had before
     counts     status -> rows measured
-    noisy      rows measured whose p80 is more than NOISY times their p20
+    noisy      rows measured whose samples scatter too much to rank them, by statistics.is_noisy
     spent_s    stage -> seconds that the workers have spent in it
     """
 
@@ -96,7 +93,7 @@ def run(
             for rows in _measure_all(work, workers, writer, here, known, chosen):
                 summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s
-                summary.noisy += sum(scatter(row.samples_s) > NOISY for row in rows)
+                summary.noisy += sum(is_noisy(row.samples_s) for row in rows)
                 watch(summary, rows)
         summary.spent_s = workers.spent_s
     return summary

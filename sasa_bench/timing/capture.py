@@ -25,6 +25,9 @@ from sasa_bench.timing.trial import no_device
 CALLS = 5
 """Calls in a trace, after as many that warm up."""
 
+PHASE_CALLS = 30
+"""Calls with timers inside the kernel, and as many without, in turns."""
+
 Run = Callable[[], object]
 
 
@@ -39,8 +42,9 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
     stages/NAME.json                 the same calls, each operator in the range of its stage; slower, for the shares
 
     The summary holds name, op, summary, calls, `time_s` (median of a call that is not profiled), the paths relative to
-    `folder` and `flops` a call by trace.flops_key, as torch counts them. The call of an implementation that works
-    outside torch may have a method `chrome_trace(path, calls)` that writes its own trace; it replaces both.
+    `folder`, `flops` a call by trace.flops_key, as torch counts them, and `phases` inside the kernel, where the
+    implementation counts them. The call of an implementation that works outside torch may have a method
+    `chrome_trace(path, calls)` that writes its own trace; it replaces both.
 
     Raises ProfileError where the implementation cannot do the case, UnknownImplError for an unknown one.
     """
@@ -62,6 +66,7 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
         "time_s": _time(run, case.device),
         "flops": {},
         "stages": None,
+        "phases": None,
     }
     trace = folder / "traces" / found.name / f"{found.name}.pt.trace.json"
     trace.parent.mkdir(parents=True, exist_ok=True)
@@ -87,6 +92,8 @@ def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any
 
     _profile(staged, case.device, detailed=False).export_chrome_trace(str(stages))
     summary["stages"] = str(stages.relative_to(folder))
+    if found.info.phases is not None:
+        summary["phases"] = asdict(found.info.phases(run, torch.get_num_threads(), PHASE_CALLS))
     return summary
 
 

@@ -144,7 +144,8 @@ def _load(root: Path) -> Iterator[str]:
     words = _read(root / "proc/loadavg").split()
     cores = probe.available_cores()
     if words and float(words[0]) > BUSY * cores:
-        yield f"load {words[0]} on {cores} cores: other processes compute; wait until they are done, or stop them"
+        many = "1 core" if cores == 1 else f"{cores} cores"
+        yield f"load {words[0]} on {many}: other processes compute; wait until they are done, or stop them"
 
 
 def _read(path: Path) -> str:

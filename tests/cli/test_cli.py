@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -164,6 +165,8 @@ def test_unlike_machines_are_not_put_in_one_report(tmp_path: Path) -> None:
         (["run", "{suite}", "--impl", "magic"], ["magic", "unfold"]),
         (["run", "{suite}", "--impl", "nowhere.py"], ["nowhere.py", "no such file"]),
         (["run", "{suite}", "--resume"], ["--out"]),
+        (["run", "{suite}", "--out", "."], ["is a folder", "results.jsonl"]),
+        (["run", "{suite}", "--out", ".", "--resume"], ["is a folder", "results.jsonl"]),
         (["run", "{suite}", "{suite}"], ["two suites"]),
         (["run", "nowhere.toml"], ["nowhere.toml", "no such suite"]),
         (["run"], ["SUITES"]),
@@ -436,6 +439,33 @@ def test_a_broken_pipe_is_no_traceback(tmp_path: Path) -> None:
     assert "BrokenPipe" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["table", "{results}", "--format", "csv", "--out", "{out}/new/a.csv"],
+        ["figure", "{results}", "--out", "{out}/new/a.svg"],
+        ["merge", "{results}", "--out", "{out}/new/a.jsonl"],
+        ["history", "{results}", "--out", "{out}/new/a.html"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_full_disk_is_one_sentence_with_the_path_and_leaves_no_part_of_a_file(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    ran = sasa_bench(*(word.format(results=results, out=tmp_path) for word in command))
+    (said,) = ran.stderr.strip().splitlines()[-1:]
+    assert (ran.returncode, "Traceback" in ran.stderr) == (1, False)
+    assert f"{tmp_path}/new/a." in said
+    assert "No space left on device" in said
+    assert list((tmp_path / "new").iterdir()) == []
+
+
 def test_doctor_checks_only_and_exits_with_3_when_something_spoils(monkeypatch: pytest.MonkeyPatch) -> None:
     from sasa_bench.cli import doctor
 
@@ -446,12 +476,22 @@ def test_doctor_checks_only_and_exits_with_3_when_something_spoils(monkeypatch: 
     assert sasa_bench("doctor", "--check").returncode == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["run", "{suite}", "--out", "{out}"],
+        ["gate", "--base", "a", "--head", "b", "--out", "{out}"],
+        ["bisect", "--good", "a", "--bad", "b", "--out", "{out}"],
+        ["aa", "{suite}", "--runs", "1", "--journal", "{out}"],
+        ["profile", "{suite}", "-c", "kernel_size=3", "--impl", "unfold", "--out", "{out}"],
+    ],
+    ids=lambda command: command[0],
+)
 def test_binding_is_refused_before_anything_is_measured(
-    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: list[str], suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OMP_PROC_BIND", "true")
     out = tmp_path / "a.jsonl"
-    for command in (["run", suite, "--out", out], ["gate", "--base", "a", "--head", "b", "--out", out]):
-        ran = sasa_bench(*command)
-        assert (ran.returncode, "OMP_PROC_BIND=true" in ran.stderr) == (1, True)
+    ran = sasa_bench(*(word.format(suite=suite, out=out) for word in command))
+    assert (ran.returncode, "unset OMP_PROC_BIND" in ran.stderr) == (1, True)
     assert not out.exists()

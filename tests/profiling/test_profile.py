@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from sasa_bench.case import Case
 from sasa_bench.profiling import breakdown, trace
 from sasa_bench.profiling.events import TraceError
-from sasa_bench.profiling.page import html, save
+from sasa_bench.profiling.page import html, save, with_phases
 from sasa_bench.timing.capture import ProfileError, capture
 from sasa_bench.timing.process import Worker
 from sasa_bench.timing.stages import STAGES, Stages, classify
@@ -95,6 +95,18 @@ def test_following_the_data_changes_no_result(name: str) -> None:
 )
 def test_an_operator_is_classified_by_its_data(operator: str, roles: set[str], stage: str) -> None:
     assert classify(operator, frozenset(roles))[0] == stage
+
+
+def test_phases_that_a_kernel_counts_stand_in_place_of_its_one_operator(
+    profiled: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    phases = {"seconds": {"project": 1e-4, "logits": 2e-4}, "timed_s": 5e-4, "plain_s": 4e-4}
+    found = with_phases({"one operator": 9e-4, "position": 1e-4}, phases)
+    assert found == pytest.approx({"project": 1e-4, "logits": 2e-4, "position": 1e-4, "other": 1e-4})
+    folder, (attention, _) = profiled
+    page = html(folder, SMALL, [attention | {"phases": phases}])
+    assert "The timers add 25.0 % to a call of 400 µs" in " ".join(page.split())
+    assert "timers" not in html(folder, SMALL, [attention])
 
 
 def test_operators_carry_shapes_memory_and_flops(profiled: tuple[Path, list[dict[str, Any]]]) -> None:

@@ -20,7 +20,7 @@ from sasa_bench.profiling import breakdown
 from sasa_bench.profiling.bounds import best_rates, bound
 from sasa_bench.profiling.events import Events, TraceError
 from sasa_bench.profiling.trace import ANNOTATION, read
-from sasa_bench.profiling.trace_page import html, open_traces
+from sasa_bench.profiling.trace_page import html, open_traces, save_compared
 
 NAMES = list(foreign.TRACES)
 
@@ -99,6 +99,16 @@ def test_costs_follow_from_the_shapes(made: dict[str, tuple[Path, foreign.Sums]]
     assert any(bound(operator, roof) in ("compute", "memory") for operator in found.values())
 
 
+def test_convolutions_of_one_input_at_several_strides_are_one_row_with_the_cost_of_both(tmp_path: Path) -> None:
+    shapes = {"Input Dims": [[1, 3, 8, 8], [4, 3, 3, 3]], "Input type": ["float", "float"]}
+    rows = events(("aten::conv2d", 0, 10), ("aten::conv2d", 20, 10), ("aten::conv2d", 40, 10))
+    for row, stride in zip(rows, (1, 2, 2), strict=True):
+        row["args"] = shapes | {"Concrete Inputs": ["", "", "", f"[{stride}]", "[1]", "[1]", "1"]}
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (found,) = breakdown.operators(read(tmp_path / "a.json"))
+    assert (found.count, found.flops) == (3, 2 * 4 * 27 * (64 + 2 * 16))
+
+
 def events(*rows: tuple[str, float, float]) -> list[dict[str, object]]:
     return [
         {"ph": "X", "cat": "cpu_op", "name": name, "ts": at, "dur": length, "pid": 1, "tid": 1, "args": {}}
@@ -130,10 +140,14 @@ def test_the_first_sentence_says_what_grew(tmp_path: Path) -> None:
     before, after = tmp_path / "before.json", tmp_path / "after.json"
     before.write_text(json.dumps(events(("aten::mm", 0, 100), ("aten::add", 100, 100))))
     after.write_text(json.dumps(events(("aten::mm", 0, 100), ("aten::add", 100, 300))))
-    earlier, later = open_traces([before, after])
-    said = html([later], earlier)
-    assert "Operators take 2 times as long in after.json (400 µs) as in before.json (200 µs)" in said
-    assert "<code>aten::add</code> takes 200 µs more, 100 % of the difference" in said
+    (first,) = save_compared(before, after, tmp_path / "page.html")
+    assert first == (
+        "Operators take 2 times as long in after.json (400 µs) as in before.json (200 µs): `aten::add` takes 200 µs "
+        "more, 100 % of the difference."
+    )
+    page = (tmp_path / "page.html").read_text()
+    assert f"<h1>{first.replace('`aten::add`', '<code>aten::add</code>')}</h1>" in page
+    (earlier,) = open_traces([before])
     assert "Operators take as long in" in html([earlier], earlier)
 
 

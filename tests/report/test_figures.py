@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.report.figures import file_name, overview, save, save_all
+from sasa_bench.report.figures import draw, file_name, overview, save, save_all
 from sasa_bench.report.panels import panels
 from sasa_bench.report.styles import BASELINE_COLOUR, COLOURS, MARKERS, style
 from sasa_bench.report.table import frame, load
@@ -114,6 +114,19 @@ def test_the_overview_has_a_line_for_each_attention_and_for_its_flops(table: pd.
     assert labels == {"unfold", "blocked", "by FLOPs", "fastest 3×3"}
     save(figure, tmp_path / "a.svg")
     assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize("ends", [(0.93e-3, 0.98e-3), (2.2e-3, 4.8e-3), (1e-3, 8e-2)])
+def test_an_axis_of_a_figure_has_labels_to_read_it_by_however_short_it_is(
+    tmp_path: Path, ends: tuple[float, float]
+) -> None:
+    cases = [Case(kernel_size=k, threads=2) for k in (3, 7)]
+    rows = [factory.record("unfold", end, noise=0, case=case) for end, case in zip(ends, cases, strict=True)]
+    (panel,) = panels(load(factory.results_file(tmp_path / "a.jsonl", rows)))
+    axes = draw(panel, "time_median_s", style({}, ["unfold"])).axes[0]
+    low, high = axes.get_ylim()
+    labels = {axes.yaxis.get_major_formatter()(tick, 0) for tick in axes.get_yticks() if low <= tick <= high}
+    assert len(labels) >= 3, labels
 
 
 @pytest.mark.parametrize("name", ["../../etc/cron.d/x", "a/b", "..", "con:aux", "a\x00b", "x" * 300])

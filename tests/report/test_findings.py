@@ -176,6 +176,31 @@ def test_where_the_paper_counts_as_many_flops_it_claims_fewer_parameters_only(tm
     assert "FLOPs" not in full
 
 
+def two_levels() -> tuple[float, ...]:
+    """Samples beside a neighbour that comes and goes; the median is on the lower level."""
+    return tuple(0.0008 if i % 20 < 11 else 0.008 for i in range(21))
+
+
+def test_no_figure_is_given_for_samples_on_two_levels(tmp_path: Path) -> None:
+    case = Case(threads=2)
+    rows = [factory.record("unfold", samples_s=two_levels(), case=case), factory.record("conv3x3", 2e-4, case=case)]
+    answers = found(tmp_path, rows)
+    (tile,) = [tile for tile in answers.tiles if tile.label == "time"]
+    assert (tile.value, tile.note) == ("too noisy", "samples scatter: p80 above 2 × p20")
+    assert "cannot be told apart" in answers.verdict
+    assert "(too noisy)" in str(ratio(*rows))
+
+
+def test_a_row_that_is_too_noisy_is_not_called_the_fastest(tmp_path: Path) -> None:
+    cases = [Case(kernel_size=7, channels=c, threads=2) for c in (64, 128)]
+    noisy = [factory.record("unfold", samples_s=two_levels(), case=case) for case in cases]
+    clear = [factory.record("blocked", 0.002, case=cases[0].with_(channels=32))]
+    plain = [factory.record("conv3x3", 0.001, case=row.case) for row in (*noisy, *clear)]
+    answers = found(tmp_path, [*noisy, *clear, *plain])
+    assert "The fastest is `blocked`." in answers.verdict
+    assert "2 more being too noisy to tell" in answers.verdict
+
+
 def test_attention_has_to_beat_the_fastest_convolution_not_the_plain_one(tmp_path: Path) -> None:
     case = Case(kernel_size=7, threads=2)
     plain = factory.record("conv3x3", 0.010, case=case)

@@ -165,6 +165,20 @@ def test_the_quantity_can_be_chosen(browser: Browser, made: Path) -> None:
     assert browser.complaints() == []
 
 
+@pytest.mark.parametrize("ends", [(1.1e-3, 1.9e-3), (2.2e-3, 4.8e-3), (1e-3, 8e-2)])
+def test_an_axis_has_labels_to_read_it_by_however_short_it_is(
+    browser: Browser, tmp_path: Path, ends: tuple[float, float]
+) -> None:
+    cases = [Case(kernel_size=k, threads=2) for k in (3, 7)]
+    rows = [factory.record("unfold", end, noise=0, case=case) for end, case in zip(ends, cases, strict=True)]
+    report.write(read([factory.results_file(tmp_path / "a.jsonl", rows)]), tmp_path / "a.html")
+    browser.open(tmp_path / "a.html", 1280, 2400)
+    open_charts(browser)
+    marks = "#chart-kernel_size .role-axis .role-axis-label text"
+    words = browser.ask(f"return [...document.querySelectorAll('{marks}')].map(mark => mark.textContent)")
+    assert len({word for word in words if word.endswith("s")}) >= 3, words
+
+
 def test_the_table_filters_and_sorts(browser: Browser, made: Path) -> None:
     browser.open(made)
     browser.wait_for("return document.querySelector('.dt-search input')")  # until then one row says that it loads

@@ -164,6 +164,27 @@ def test_the_keyboard_reaches_the_content_first(browser: Browser, page: Path) ->
     )
 
 
+def test_the_keyboard_hides_an_implementation_and_brings_it_back(browser: Browser, page: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(page)
+    drawn(browser)
+    lines = "document.querySelectorAll('#chart-kernel_size .mark-line path:not([stroke-dasharray=\"2,3\"])').length"
+    browser.wait_for(f"return {lines} == 3")
+    summary = browser.driver.find_element(By.CSS_SELECTOR, "details.names summary")
+    browser.ask("arguments[0].focus()", summary)
+    summary.send_keys(Keys.ENTER)
+    summary.send_keys(Keys.TAB)
+    browser.driver.switch_to.active_element.send_keys(Keys.SPACE)
+    browser.wait_for(f"return {lines} == 2")
+    assert "hide=unfold" in browser.ask("return location.hash")
+    browser.driver.switch_to.active_element.send_keys(Keys.SPACE)
+    browser.wait_for(f"return {lines} == 3")
+    assert "hide" not in browser.ask("return location.hash")
+    assert browser.complaints() == []
+
+
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark")])
 def test_a_screen_reader_finds_no_serious_fault(browser: Browser, page: Path, width: int, theme: str) -> None:
     axe = pytest.importorskip("axe_core_python", reason="needs axe-core-python, of the extra dev")

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report.table import FORMATS, frame, load, render
+from sasa_bench.report.sections import rows_table
+from sasa_bench.report.table import FORMATS, display, frame, load, render
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.file import ResultsError
 from sasa_bench.results.record import Results
@@ -102,6 +103,18 @@ def test_extra_figures_of_one_implementation_become_columns(tmp_path: Path) -> N
     table = load(factory.results_file(tmp_path / "a.jsonl", rows))
     assert table.node_count.tolist()[1] == 7
     assert pd.isna(table.node_count[0])
+
+
+@pytest.mark.parametrize("noisy", ["unfold", "conv3x3"])
+def test_the_table_says_of_which_rows_the_median_means_little(noisy: str, tmp_path: Path) -> None:
+    uneven = tuple(0.0008 if i % 20 < 11 else 0.008 for i in range(21))
+    rows = [factory.record(n, 0.001, **({"samples_s": uneven} if n == noisy else {})) for n in ("unfold", "conv3x3")]
+    table = load(factory.results_file(tmp_path / "a.jsonl", rows))
+    shown = display(table).set_index("implementation")
+    assert (shown["status"] == "ok, too noisy").to_dict() == {n: n == noisy for n in ("unfold", "conv3x3")}
+    assert shown.loc["unfold", "time / conv3x3"].endswith("(no interval)")
+    assert (table.status == "ok").all()
+    assert "ok, too noisy" in rows_table(table)
 
 
 def test_a_foreign_text_is_no_formula_in_a_spreadsheet() -> None:

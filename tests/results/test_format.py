@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sasa_bench.results.format import seconds, si, size
+from sasa_bench.results.format import percent, ratio, seconds, si, size
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,14 @@ from sasa_bench.results.format import seconds, si, size
         (si(12.0), "12"),
         (size(3670016), "3.5 MiB"),
         (size(12), "12 B"),
+        (seconds(0.9996), "1000 ms"),
+        (seconds(1234), "1234 s"),
+        (si(9.999e5), "1000 k"),
+        (ratio(1.2345), "1.23"),
+        (ratio(12345.6), "12346"),
+        (percent(0.0432), "4.3 %"),
+        (percent(0.999), "100 %"),
+        (percent(1.234), "123 %"),
     ],
 )
 def test_figures_are_scaled_for_people(shown: str, expected: str) -> None:

@@ -37,6 +37,17 @@ def test_the_interval_of_a_ratio_in_one_process_needs_samples() -> None:
     assert interval_of_ratio([[2.0] * 9], [[1.0] * 9]) == (2.0, 2.0)
 
 
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_interval_of_a_ratio_is_unbounded_where_samples_lie_on_two_levels(workers: int) -> None:
+    """A neighbour on the machine: p20 to p80 is 0.8 to 8 ms, and the median falls on either by chance."""
+    noise = np.random.default_rng()
+    level = np.where(np.arange(21) % 20 < 11, 0.8e-3, 8e-3)
+    uneven = (level * noise.uniform(0.99, 1.01, (workers, 21))).tolist()
+    even = noise.uniform(0.2e-3, 0.21e-3, (workers, 21)).tolist()
+    assert interval_of_ratio(uneven, even) == interval_of_ratio(even, uneven) == (0.0, np.inf)
+    assert interval_of_ratio(even, even)[1] < 1.1
+
+
 def test_two_modes_scatter_and_one_does_not() -> None:
     assert scatter([0.8e-3] * 10 + [8e-3] * 10) == pytest.approx(10.0)
     assert scatter([1.0, 1.01, 0.99, 1.0, 1.02]) < 1.05

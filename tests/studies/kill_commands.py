@@ -4,12 +4,13 @@
 SIGKILL, by SIGTERM and by a full disk (a small tmpfs; needs root), and writes reports/reference/kills.csv. What is
 ended is the real command in a process of its own; the worker is played, so that a case takes milliseconds and the
 instants fall everywhere. The disk, the files, the plan and the command line are the real ones.
+
+Counts are kept in kills.csv.begun after each kill: the same command continues there while the package is the same.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import random
@@ -22,17 +23,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from kill_counts import Count, as_csv, begun_in, digest
 from played import play
 
 from sasa_bench import cli
 from sasa_bench.gate import outputs as _outputs  # noqa: F401 (loaded once, before the processes part)
 from sasa_bench.report.table import frame
-from sasa_bench.results.file import read
+from sasa_bench.results.file import read, replace_text
 
 REPORT = Path(__file__).parents[2] / "reports" / "reference" / "kills.csv"
 IMPLS = ("unfold", "blocked", "conv3x3")
@@ -90,34 +91,6 @@ def end_at(words: Sequence[object], log: Path, instant_s: float, number: signal.
     os.kill(pid, number)
     _, status = os.waitpid(pid, 0)
     return os.WIFSIGNALED(status)
-
-
-@dataclass
-class Count:
-    """kills       commands that were started to be ended
-    running     of them, those that were ended before they were done
-    unreadable  files that cannot be read afterwards
-    lost        rows that were in a file before and are not in it afterwards
-    split       cases of which a file has some rows but not all
-    unequal     final tables that differ from that of an undisturbed run in more than times
-    tracebacks  outputs with a traceback
-    """
-
-    command: str
-    way: str
-    kills: int = 0
-    running: int = 0
-    unreadable: int = 0
-    lost: int = 0
-    split: int = 0
-    unequal: int = 0
-    tracebacks: int = 0
-    remarks: list[str] = field(default_factory=list)
-
-    @property
-    def flawless(self) -> bool:
-        """Whether nothing went wrong."""
-        return not any((self.unreadable, self.lost, self.split, self.unequal, self.tracebacks))
 
 
 def table(path: Path) -> Any:
@@ -296,32 +269,28 @@ def study(
     kills: int,
     seed: int,
     commands: Sequence[str] = COMMANDS,
-    say: Callable[[str], None] = lambda line: None,
+    begun: Sequence[Count] = (),
+    say: Callable[[Count], None] = lambda count: None,
+    keep: Callable[[Sequence[Count]], None] = lambda counts: None,
 ) -> list[Count]:
-    """Every command in every way `kills` times; a full disk only where one can be mounted."""
+    """Every command in every way `kills` times, those of `begun` included; a full disk only where one can be mounted.
+
+    `keep` is called with all counts after each kill, `say` with each count once it is complete.
+    """
     Study.lengths = {}
-    found = []
+    found = {(count.command, count.way): count for count in begun}
     with small_disk(folder) as disk:
         doing = Study(folder, seed)
         for command in commands:
             for way in WAYS:
                 if way == "full disk" and disk is None:
                     continue
-                count = Count(command, way)
-                for _ in range(kills):
+                count = found.setdefault((command, way), Count(command, way))
+                while count.kills < kills:
                     doing.try_once(command, way, count, disk if way == "full disk" else None)
-                found.append(count)
-                say(f"{count.command}, {count.way}: {count}")
-    return found
-
-
-def save(counts: Sequence[Count], path: Path) -> None:
-    """One line for each command and way."""
-    names = [each.name for each in fields(Count) if each.name != "remarks"]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({name: getattr(count, name) for name in names} for count in counts)
+                    keep(list(found.values()))
+                say(count)
+    return list(found.values())
 
 
 def main() -> None:
@@ -332,10 +301,21 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=COMMANDS, default=list(COMMANDS))
     parser.add_argument("--out", type=Path, default=REPORT)
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the small disk is unmounted
     print(f"seed {asked.seed}", flush=True)
+    kept, made_of = asked.out.with_name(f"{asked.out.name}.begun"), digest()
     with tempfile.TemporaryDirectory() as folder:
-        counts = study(Path(folder), asked.kills, asked.seed, asked.commands, lambda line: print(line, flush=True))
-    save(counts, asked.out)
+        counts = study(
+            Path(folder),
+            asked.kills,
+            asked.seed,
+            asked.commands,
+            begun_in(kept),
+            lambda count: print(count, flush=True),
+            lambda counts: replace_text(kept, f"{made_of}\n{as_csv(counts)}"),
+        )
+    replace_text(asked.out, as_csv(counts))
+    kept.unlink()
     sys.exit(0 if all(count.flawless for count in counts) else 1)
 
 

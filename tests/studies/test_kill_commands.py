@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import kill_commands
+import kill_counts
 import pytest
 
 
@@ -21,7 +22,19 @@ def test_commands_that_are_ended_anywhere_lose_nothing(tmp_path: Path) -> None:
     assert len((tmp_path / "kills.csv").read_text().splitlines()) >= 1 + 10
 
 
+def test_a_study_that_was_stopped_goes_on_where_it_was_unless_the_package_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = [kill_counts.Count("run", "SIGKILL", 40, 38, lost=1), kill_counts.Count("merge", "full disk", 7, 7)]
+    kept = tmp_path / "kills.csv.begun"
+    kept.write_text(f"{kill_counts.digest()}\n{kill_counts.as_csv(counts)}")
+    assert kill_counts.begun_in(kept) == counts
+    monkeypatch.setattr(kill_counts, "digest", lambda: "another")
+    assert kill_counts.begun_in(kept) == []
+    assert kill_counts.begun_in(tmp_path / "never") == []
+
+
 def test_a_flaw_is_seen() -> None:
-    assert kill_commands.Count("run", "SIGKILL", 100, 93).flawless
+    assert kill_counts.Count("run", "SIGKILL", 100, 93).flawless
     for flaw in ("unreadable", "lost", "split", "unequal", "tracebacks"):
-        assert not kill_commands.Count("run", "SIGKILL", 100, 93, **{flaw: 1}).flawless
+        assert not kill_counts.Count("run", "SIGKILL", 100, 93, **{flaw: 1}).flawless

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "layout.h"
+#include "phases.h"
 
 namespace SASA_ISA {
 
@@ -54,7 +55,9 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
     q[i] = f.q + (i * t.W + x) * d;
     dy[i] = f.dy + (i * t.W + x) * d;
   }
+  SASA_PHASE(position);
   t.relative_logits<D>(q, nq);
+  SASA_PHASE(gradients);
   if (own) {
     std::memset(static_cast<void*>(f.row_sum), 0, size_t(nq * K) * sizeof(V));
     std::memset(static_cast<void*>(f.col_sum), 0, size_t(nq * K) * sizeof(V));
@@ -145,6 +148,7 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
     by_channels<D>(d, columns);
   }
   if (!own) return;
+  SASA_PHASE(position);
   if (t.p.relative) {
     V *rs[ROWS], *cs[ROWS];
     const V* qc[ROWS];
@@ -182,6 +186,7 @@ void backward_pixel(const Task& t, const Backward& f, int64_t y0, int nq, int64_
 
 template <int D>
 void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  SASA_PHASE(interleave);
   Arena& a = arena();
   a.reserve(Backward::vectors(p));
   Task t(p, group);
@@ -214,7 +219,9 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       });
       flushed = std::max(flushed, until);
     };
+    SASA_PHASE(write);
     flush(std::min(ka, to));
+    SASA_PHASE(interleave);
     if (in_place(p.k)) {
       for (int64_t y = std::max(loaded, from); y < std::min(kb, to); ++y)
         for (int64_t x = 0; x < W; ++x)
@@ -249,6 +256,7 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       f.drel_col = part + t.K * t.dr;
     }
     for (int64_t x = 0; x < W; ++x) backward_pixel<D>(t, f, y0, nq, x, ka, kb, own, from, to);
+    SASA_PHASE(write);
     if (own && in_place(p.dq))
       copy_pixels(f.q, d, interleaved(p.dq, p, t.first) + y0 * W * t.ks, t.ks, nq * W, d);
     else if (own)
@@ -256,6 +264,7 @@ void backward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
     if (y0 + ROWS >= end) flush(to);
   }
   a.release_large();
+  SASA_PHASE(none);
 }
 
 // Sums the relative embedding's partial gradients of one head over blocks, groups and lanes, in that fixed order.

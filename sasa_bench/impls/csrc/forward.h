@@ -2,6 +2,7 @@
 #pragma once
 
 #include "layout.h"
+#include "phases.h"
 
 namespace SASA_ISA {
 
@@ -43,8 +44,10 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
   const int64_t d = D ? D : t.d, r = t.r, K = t.K;
   V* q[ROWS];
   for (int i = 0; i < nq; ++i) q[i] = f.q + (i * t.W + x) * d;
+  SASA_PHASE(position);
   t.relative_logits<D>(q, nq);
 
+  SASA_PHASE(softmax);
   V m[ROWS], sum[ROWS];
   bool first = true;
   for (int i = 0; i < nq; ++i) {
@@ -89,6 +92,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
       w[i] = f.logits + i * f.keys;
       m_old[i] = m[i];
     }
+    SASA_PHASE(logits);
     for (int64_t ky = ca; ky < cb; ++ky) {
       const int lo = int(std::max<int64_t>(0, ky - r - y0)), hi = int(std::min<int64_t>(nq, ky + r - y0 + 1));
       const V* b = f.k(ky) + xa * t.ks;
@@ -116,6 +120,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
         unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { m[lo + i] = largest_of(top[i]); });
       });
     }
+    SASA_PHASE(softmax);
     for (int i = 0; i < nq; ++i) {
       const int64_t ya = std::max(ca, y0 + i - r), yb = std::min(cb, y0 + i + r + 1);
       Wide total = {};
@@ -138,6 +143,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
         for (int64_t c = 0; c < d; ++c) f.out[i * d + c] *= fade;
       }
     }
+    SASA_PHASE(aggregate);
     auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
       T acc[ROWS][N];
       unroll<ROWS>([&](auto i) SASA_ALWAYS_INLINE {
@@ -157,6 +163,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
     by_channels<D>(d, columns);
     first = false;
   }
+  SASA_PHASE(write);
   for (int i = 0; i < nq; ++i) {
     V scale = 1.0f / sum[i];
     if (t.bias)
@@ -172,6 +179,7 @@ void forward_pixel(const Task& t, const Forward& f, int64_t y0, int nq, int64_t 
 
 template <int D>
 void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  SASA_PHASE(interleave);
   Arena& a = arena();
   a.reserve(Forward::vectors(p));
   Task t(p, group);
@@ -185,7 +193,9 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
     if (p.project && need > loaded) {
       const int64_t until = std::min(t.H, std::max(need, loaded + projected_rows(p)));
       f.qkv.runs(loaded, until, [&](int64_t y, int64_t count, V* out) {
+        SASA_PHASE(none);  // products have a clock of their own
         p.project(p.context, group, y, y + count, reinterpret_cast<float*>(out), t.ks * LANES);
+        SASA_PHASE(interleave);
       });
       loaded = until;
     } else if (!p.project && !in_place(p.k)) {
@@ -204,13 +214,16 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
     else
       t.load_queries(y0, nq, f.q);
     for (int64_t x = 0; x < t.W; ++x) forward_pixel<D>(t, f, y0, nq, x);
+    SASA_PHASE(write);
     separate(p.y, p, t.first, t.d, y0 * t.W, nq * t.W, f.q);
     if (p.top.data) {
       separate(p.top, p, t.first, 1, y0 * t.W, nq * t.W, f.top);
       separate(p.sum, p, t.first, 1, y0 * t.W, nq * t.W, f.sum);
     }
+    SASA_PHASE(interleave);
   }
   a.release_large();
+  SASA_PHASE(none);
 }
 
 }  // namespace SASA_ISA

@@ -10,13 +10,11 @@ import pandas as pd
 from sasa_bench.report.charts.parts import (
     FIT,
     Spec,
-    by_impl,
     chart_of,
-    dashes,
-    log_axis,
+    log_y,
     select,
+    series,
     title,
-    toggles,
     tooltip,
     zoom,
 )
@@ -79,23 +77,11 @@ def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
     base = chart_of(data)
     x = _turns("place:Q", data)
     written = f"(quantity == 'time' ? {TIME.tick.of('datum.value', 3)} : {RATIO.tick.of('datum.value', 3)})"
-    y = alt.Y(
-        "value:Q",
-        title=None,
-        scale=alt.Scale(type="log", nice=False, padding=12),
-        axis=log_axis(written),
-    )
     shown = tooltip({"title": "datum.impl", "commit": "datum.commit", "measured": "datum.started_at", "value": written})
-    colour = by_impl(names, styles, "colour")
     commits = data.drop_duplicates("place").set_index("place")["commit"]
     labels = [commits.get(float(i), "") for i in range(int(data["place"].max()) + 1)]
     chart = (
-        alt.layer(
-            base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dashes(names, styles, ())),
-            base.mark_point(filled=True, size=60, opacity=1, tooltip=shown)
-            .encode(x=x, y=y, color=colour, shape=by_impl(names, styles, "shape"))
-            .add_params(toggles(names), zoom()),
-        )
+        alt.layer(*series(base, x, log_y("value:Q", written), names, styles, shown))
         .transform_filter("datum.case == chosen && datum.quantity == quantity")
         .transform_filter({"param": "shown"})
         .properties(width="container", height=320, autosize=FIT, title=title(alt.ExprRef("quantity + ', over runs'")))

@@ -102,15 +102,41 @@ MANTISSA = "round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))"
 
 
 def log_axis(label: str) -> alt.Axis:
-    """Labels at 1, 2 and 5 of each decade, a strong line at 1."""
+    """Labels at 1, 2 and 5 of each decade, at every line where less than a decade is seen; a strong line at 1."""
     return alt.Axis(
-        labelExpr=f"indexof([1, 2, 5], {MANTISSA}) >= 0 ? {label} : ''",
+        labelExpr=f"domain('y')[1] < 10 * domain('y')[0] || indexof([1, 2, 5], {MANTISSA}) >= 0 ? {label} : ''",
         labelOverlap=True,
         gridOpacity={"condition": {"test": f"{MANTISSA} == 1", "value": 0.9}, "value": 0.25},
         ticks=False,
         labelPadding=6,
         domain=False,
     )
+
+
+def log_y(field: str, label: str) -> alt.Y:
+    """A logarithmic upright axis without a title; `label` as in log_axis."""
+    return alt.Y(field, title=None, scale=alt.Scale(type="log", nice=False, padding=12), axis=log_axis(label))
+
+
+def series(
+    base: alt.Chart,
+    x: alt.X,
+    y: alt.Y,
+    names: Sequence[str],
+    styles: Mapping[str, Style],
+    shown: alt.ExprRef,
+    runs: Sequence[str] = (),
+) -> list[alt.Chart]:
+    """A line for each implementation, and of each of `runs`, with a mark at each point that shows `shown`."""
+    colour, detail = by_impl(names, styles, "colour"), [f"{RUN}:N"] if runs else []
+    return [
+        base.mark_line(strokeWidth=2).encode(
+            x=x, y=y, color=colour, strokeDash=dashes(names, styles, runs), detail=detail
+        ),
+        base.mark_point(filled=True, size=75, opacity=1, tooltip=shown)
+        .encode(x=x, y=y, color=colour, shape=by_impl(names, styles, "shape"), detail=detail)
+        .add_params(toggles(names), zoom()),
+    ]
 
 
 def joined(rows: pd.DataFrame, columns: Sequence[str], mark: str) -> pd.Series:

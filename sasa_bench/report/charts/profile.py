@@ -14,10 +14,13 @@ from sasa_bench.results.columns import BYTES, TIME
 STAGE_COLOURS = {
     "project": "#0072b2",
     "pad": "#e69f00",
+    "interleave": "#b8860b",
     "position": "#cc79a7",
     "logits": "#009e73",
     "softmax": "#7d5fd3",
     "aggregate": "#d55e00",
+    "gradients": "#a05195",
+    "write": "#2f4b7c",
     "one operator": "#56b4e9",
     "convolution": "#8f7a00",
     "other": "#7a7a85",

@@ -15,7 +15,7 @@ from sasa_bench.report.charts.parts import (
     by_impl,
     chart_of,
     joined,
-    log_axis,
+    log_y,
     select,
     title,
     toggles,
@@ -64,12 +64,7 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
         scale=alt.Scale(type="log", nice=False),
         axis=alt.Axis(format="~r", tickCount=6, grid=False),
     )
-    y = alt.Y(
-        "flops_per_s:Q",
-        title=None,
-        scale=alt.Scale(type="log", nice=False, padding=12),
-        axis=log_axis(RATE.tick.of("datum.value")),
-    )
+    y = log_y("flops_per_s:Q", RATE.tick.of("datum.value"))
     roof = chart_of(lines).transform_filter("datum.roof == roof_of[chosen]")
     colour, shape = by_impl(names, styles, "colour"), by_impl(names, styles, "shape")
     shown = tooltip(

@@ -15,13 +15,11 @@ from sasa_bench.report.charts.parts import (
     Spec,
     by_impl,
     chart_of,
-    dashes,
-    log_axis,
+    log_y,
     select,
+    series,
     title,
-    toggles,
     tooltip,
-    zoom,
 )
 from sasa_bench.report.panels import NUMERIC, along, free_axes, places, spans_octaves, ticks
 from sasa_bench.report.styles import BASELINE_COLOUR, Style
@@ -46,29 +44,14 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     names = [name for name in styles if name in set(ok["impl"])]
     data = _plotted(ok, axes, quantities, runs)
     base = chart_of(data)
-    x, colour, shape, dash = (
-        _x(axes),
-        by_impl(names, styles, "colour"),
-        by_impl(names, styles, "shape"),
-        dashes(names, styles, runs),
-    )
-    y = alt.Y(
-        "y:Q",
-        title=None,
-        scale=alt.Scale(type="log", nice=False, padding=12),
-        axis=log_axis(_tick(quantities)),
-    )
-    run = [f"{RUN}:N"] if runs else []
+    x, y, shown = _x(axes), log_y("y:Q", _tick(quantities)), tooltip(_fields(axes, quantities, bool(runs)))
     marks = alt.layer(
         *([_line_at_one(base)] if "time_vs_conv3x3" in quantities else []),
         *_limits(base, x, quantities),
         base.mark_rule(strokeWidth=2, opacity=0.45).encode(
-            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=colour
+            x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=by_impl(names, styles, "colour")
         ),
-        base.mark_line(strokeWidth=2).encode(x=x, y=y, color=colour, strokeDash=dash, detail=run),
-        base.mark_point(filled=True, size=75, opacity=1, tooltip=tooltip(_fields(axes, quantities, bool(runs))))
-        .encode(x=x, y=y, color=colour, shape=shape, detail=run)
-        .add_params(toggles(names), zoom()),
+        *series(base, x, y, names, styles, shown, runs),
     )
     spread = [(name, QUANTITIES[name].bounds) for name in quantities if QUANTITIES[name].bounds]
     low, high = ("".join(f"quantity == '{n}' ? datum.{s[i]} : " for n, s in spread if s) + "datum.y" for i in (0, 1))

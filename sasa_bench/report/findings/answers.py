@@ -16,6 +16,7 @@ from sasa_bench.report.findings.ratios import ATTENTION, Point, against_stronges
 from sasa_bench.report.panels import Panel, panels
 from sasa_bench.results.format import size
 from sasa_bench.results.record import Record, Results
+from sasa_bench.results.statistics import NOISY
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ def _usual(points: Sequence[Point]) -> list[Point]:
 def _verdict(paired: Sequence[Point]) -> str:
     usual = _usual(paired)
     judged = [(ratio(best, base), best, base) for best, base in against_strongest(usual)]
-    clear = [r for r, _, _ in judged if r.decided or r.known]
+    ranked = [(r, best) for r, best, _ in judged if r.decided or r.known]
+    clear = [r for r, _ in ranked]
     windows = {case_of(point).kernel_size for point in usual}
     where = "Over all windows" if len(windows) > 1 else f"With a {min(windows)}×{min(windows)} window"
     if windows == {PAPER.kernel_size}:
@@ -148,10 +150,10 @@ def _verdict(paired: Sequence[Point]) -> str:
     work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
     if work:
         said += f", for {span(work)} of its FLOPs"
-    name, wins = Counter(best.impl for _, best, _ in judged).most_common(1)[0]
+    name, wins = Counter(best.impl for _, best in ranked).most_common(1)[0]
     if len({n for point in usual for n, r in point.items() if r.op == ATTENTION}) == 1:
         return f"{said}, measured with `{name}`."
-    return f"{said}. The fastest is `{name}`" + (f" in {wins} of {len(judged)} cases." if wins < len(judged) else ".")
+    return f"{said}. The fastest is `{name}`" + (f" in {wins} of {len(ranked)} cases." if wins < len(ranked) else ".")
 
 
 def _tiles(found: Answers, paired: Sequence[Point]) -> None:
@@ -165,6 +167,7 @@ def _tiles(found: Answers, paired: Sequence[Point]) -> None:
         f"batch {case.batch}, {case.dtype}, {case.mode}"
     )
     note = f"95 %: {times(time.low)} to {times(time.high)}" if np.isfinite(time.high) else "too few samples for 95 %"
+    note = f"samples scatter: p80 above {NOISY:g} × p20" if time.noisy else note
     found.tiles.append(Tile("time", f"{times(time.value)}×" if time.known else "too noisy", note))
     if best.flops and baseline.flops:
         found.tiles.append(Tile("FLOPs", f"{times(best.flops / baseline.flops)}×", "by the cost model"))

@@ -11,22 +11,26 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.report.baselines import is_conv3x3
 from sasa_bench.results.record import Record
-from sasa_bench.results.statistics import interval_of_ratio
+from sasa_bench.results.statistics import interval_of_ratio, is_noisy
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median time over median time, and its 95 % interval by statistics.interval_of_ratio."""
+    """Median time over median time, and its 95 % interval by statistics.interval_of_ratio.
+
+    noisy: whether there is no interval because the samples of either row scatter too much, rather than being too few.
+    """
 
     value: float
     low: float
     high: float
+    noisy: bool = False
 
     def __str__(self) -> str:
         if not np.isfinite(self.high):
-            return f"{times(self.value)} (too few samples for an interval)"
+            return f"{times(self.value)} ({'too noisy' if self.noisy else 'too few samples for an interval'})"
         return f"{times(self.value)} ({times(self.low)} to {times(self.high)})"
 
     @property
@@ -58,7 +62,8 @@ def times(value: float) -> str:
 def ratio(a: Record, b: Record) -> Ratio:
     """Time of `a` over time of `b`."""
     low, high = interval_of_ratio(a.by_worker, b.by_worker)
-    return Ratio(float(np.median(a.samples_s) / np.median(b.samples_s)), low, high)
+    noisy = is_noisy(a.samples_s) or is_noisy(b.samples_s)
+    return Ratio(float(np.median(a.samples_s) / np.median(b.samples_s)), low, high, noisy)
 
 
 def fastest(point: Point, op: str = ATTENTION) -> Record | None:

@@ -70,7 +70,12 @@ class History:
         """The verdict, and what stands behind it."""
         said = [self.verdict]
         for hardware, runs in self.runs.items():
-            said.append(f"{hardware}: {len(runs)} runs, {runs[0].words} to {runs[-1].words}, in order {self.order}.")
+            if len(runs) == 1:
+                said.append(f"{hardware}: 1 run, {runs[0].words}.")
+            else:
+                said.append(
+                    f"{hardware}: {len(runs)} runs, {runs[0].words} to {runs[-1].words}, in order {self.order}."
+                )
         if self.short:
             least = least_results(self.level)
             most = max(len(series.values) for series in self.short)

@@ -25,6 +25,7 @@
       } else if (param.name === "shown") {
         state.all = param.value.map(function (item) { return item.impl; });
         param.value = param.value.filter(function (item) { return hidden.indexOf(item.impl) < 0; });
+        state.hide = hidden.join(",");
       }
     });
     return state;
@@ -33,6 +34,8 @@
     var spec = JSON.parse(place.firstElementChild.textContent), state = take(spec, place), all = state.all || [];
     delete state.all;
     var actions = { export: true, source: false, compiled: false, editor: false };
+    var shown = all.filter(function (impl) { return (state.hide || "").split(",").indexOf(impl) < 0; });
+    choose(place, all, shown, state);
     vegaEmbed(place, spec, { renderer: "svg", actions: actions, downloadFileName: place.id }).then(function (drawn) {
       label(place);
       (spec.params || []).forEach(function (param) {
@@ -44,6 +47,7 @@
             var left = (value && value.impl) || [];
             state.hide = all.filter(function (impl) { return left.indexOf(impl) < 0; }).join(",");
             write(place, state);
+            choose(place, all, left, state);
           });
         }
       });
@@ -51,6 +55,32 @@
       place.textContent = "This chart cannot be drawn: " + error.message;
       console.error(error);
     });
+  }
+  function choose(place, all, shown, state) {
+    // What a click in the legend does, for keyboards, screen readers and fingers.
+    var box = place.previousElementSibling;
+    if (all.length < 2) { return; }
+    if (!box || !box.matches(".names")) {
+      box = document.createElement("details");
+      box.className = "names screen small";
+      box.append(document.createElement("summary"));
+      box.firstChild.textContent = "Choose what is shown";
+      all.forEach(function (impl) {
+        var name = document.createElement("label"), tick = document.createElement("input");
+        tick.type = "checkbox";
+        tick.value = impl;
+        name.append(tick, " " + impl);
+        box.append(name);
+      });
+      place.before(box);
+    }
+    var ticks = Array.from(box.querySelectorAll("input"));
+    ticks.forEach(function (tick) { tick.checked = shown.indexOf(tick.value) >= 0; });
+    box.onchange = function () {
+      state.hide = ticks.filter(function (tick) { return !tick.checked; }).map(function (tick) { return tick.value; }).join(",");
+      write(place, state);
+      draw(redo(place));
+    };
   }
   function label(place) {
     place.querySelectorAll("summary").forEach(function (node) { node.setAttribute("aria-label", "Save this chart"); });
