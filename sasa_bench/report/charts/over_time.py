@@ -14,6 +14,7 @@ from sasa_bench.report.charts.parts import (
     log_y,
     select,
     series,
+    spec_of,
     title,
     tooltip,
     zoom,
@@ -63,7 +64,7 @@ def levels(points: pd.DataFrame, spans: pd.DataFrame, quantity: str, look: Style
         .properties(width="container", height=240, autosize=FIT, title=title(f"{quantity}, over runs"))
         .add_params(alt.param("commits", value=list(points["commit"])))
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))
 
 
 def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
@@ -80,8 +81,9 @@ def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
     shown = tooltip({"title": "datum.impl", "commit": "datum.commit", "measured": "datum.started_at", "value": written})
     commits = data.drop_duplicates("place").set_index("place")["commit"]
     labels = [commits.get(float(i), "") for i in range(int(data["place"].max()) + 1)]
-    chart = (
-        alt.layer(*series(base, x, log_y("value:Q", written), names, styles, shown))
+    whole = (
+        alt.Chart()
+        .mark_point()
         .transform_filter("datum.case == chosen && datum.quantity == quantity")
         .transform_filter({"param": "shown"})
         .properties(width="container", height=320, autosize=FIT, title=title(alt.ExprRef("quantity + ', over runs'")))
@@ -91,7 +93,7 @@ def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
             select("chosen", "case", cases, cases, cases[0]),
         )
     )
-    return dict(chart.to_dict())
+    return spec_of(series(base, x, log_y("value:Q", written), names, styles, shown), whole)
 
 
 def _turns(field: str, data: pd.DataFrame) -> alt.X:

@@ -27,6 +27,18 @@ def chart_of(data: pd.DataFrame, digits: int = 5) -> alt.Chart:
     return alt.Chart(alt.InlineData(text, format=_csv_format(data)))
 
 
+def spec_of(layers: Sequence[alt.Chart], around: alt.Chart) -> Spec:
+    """These layers with the transforms, parameters, size and title of `around`, whose marks do not matter.
+
+    Altair copies all that a chart of layers holds at each step, and checks it against its schema: what belongs to the
+    whole is added once here, and tests draw every chart.
+    """
+    made: Spec = dict(alt.layer(*layers).to_dict(validate=False))
+    whole = around.to_dict(validate=False)
+    kept = {name: whole[name] for name in ("transform", "width", "height", "title", "autosize") if name in whole}
+    return made | kept | {"params": [*whole.get("params", ()), *made.get("params", ())]}
+
+
 def tooltip(fields: Mapping[str, str]) -> alt.ExprRef:
     """Label -> Vega expression of what a tooltip shows; the label "title" stands above the others."""
     return alt.ExprRef("{" + ", ".join(f"{json.dumps(label)}: {value}" for label, value in fields.items()) + "}")

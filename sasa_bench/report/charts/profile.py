@@ -56,7 +56,7 @@ def stage_bars(rows: pd.DataFrame) -> Spec:
         )
         .properties(width="container", height=46 * len(names), autosize=FIT)
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))
 
 
 def flame(boxes: pd.DataFrame) -> Spec | None:
@@ -104,7 +104,7 @@ def flame(boxes: pd.DataFrame) -> Spec | None:
         .transform_calculate(below="datum.depth + 1")
         .properties(width="container", height=18 * deepest, autosize=FIT)
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))
 
 
 def memory(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
@@ -133,7 +133,7 @@ def memory(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
         .transform_filter({"param": "shown"})
         .properties(width="container", height=260, autosize=FIT)
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))
 
 
 def growth(rows: pd.DataFrame) -> Spec:
@@ -153,4 +153,4 @@ def growth(rows: pd.DataFrame) -> Spec:
         )
         .properties(width="container", height=24 * len(names), autosize=FIT)
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))

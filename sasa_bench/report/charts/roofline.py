@@ -94,7 +94,7 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
             select("chosen", " · ".join(COLUMNS[a].label for a in axes) or "case", known, known, first),
         )
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))
 
 
 def _roof_line(roof: Roof, least: float, largest: float) -> list[dict[str, Any]]:

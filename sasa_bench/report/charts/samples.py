@@ -31,7 +31,7 @@ def over_time() -> Spec:
         bounds.mark_rule(color=COLOUR, opacity=0.8).encode(x=alt.X("first:Q"), x2="last:Q", y="median:Q"),
         base.mark_point(filled=True, size=45, opacity=0.9, color=COLOUR, tooltip=shown).encode(x=x, y=y),
     ).properties(width="container", height=220, autosize=FIT, title=title("time of a call, by sample; band: quartiles"))
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))
 
 
 def distribution() -> Spec:
@@ -55,4 +55,4 @@ def distribution() -> Spec:
         )
         .properties(width="container", height=140, autosize=FIT, title=title("distribution of the samples"))
     )
-    return dict(chart.to_dict())
+    return dict(chart.to_dict(validate=False))

@@ -18,6 +18,7 @@ from sasa_bench.report.charts.parts import (
     log_y,
     select,
     series,
+    spec_of,
     title,
     tooltip,
 )
@@ -45,18 +46,20 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     data = _plotted(ok, axes, quantities, runs)
     base = chart_of(data)
     x, y, shown = _x(axes), log_y("y:Q", _tick(quantities)), tooltip(_fields(axes, quantities, bool(runs)))
-    marks = alt.layer(
+    marks = [
         *([_line_at_one(base)] if "time_vs_conv3x3" in quantities else []),
         *_limits(base, x, quantities),
         base.mark_rule(strokeWidth=2, opacity=0.45).encode(
             x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=by_impl(names, styles, "colour")
         ),
         *series(base, x, y, names, styles, shown, runs),
-    )
+    ]
     spread = [(name, QUANTITIES[name].bounds) for name in quantities if QUANTITIES[name].bounds]
     low, high = ("".join(f"quantity == '{n}' ? datum.{s[i]} : " for n, s in spread if s) + "datum.y" for i in (0, 1))
-    chart = (
-        marks.transform_calculate(y="+datum[quantity]", low=low, high=high, x="places[along]['' + datum[along]]")
+    whole = (
+        alt.Chart()
+        .mark_point()
+        .transform_calculate(y="+datum[quantity]", low=low, high=high, x="places[along]['' + datum[along]]")
         .transform_filter(" && ".join(["datum.y > 0", *_held(axes)]))
         .transform_filter({"param": "shown"})
         .properties(
@@ -67,7 +70,7 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
         )
         .add_params(*_choices(ok, axes, quantities))
     )
-    return dict(chart.to_dict())
+    return spec_of(marks, whole)
 
 
 def _plotted(
@@ -186,7 +189,7 @@ LIMITS = {
 """Words -> the column that tells a limit of the time, and the limit in seconds."""
 
 
-def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str]) -> Iterator[alt.LayerChart | alt.FacetChart]:
+def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str]) -> Iterator[alt.Chart]:
     """Where the quantity is a time, dashed lines: the least by the roofline, and the strongest convolution.
 
     The roofline of a point is the lowest of its implementations.
@@ -207,7 +210,8 @@ def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str]) -> Iterator[al
                 align="right", baseline="bottom", dy=-4, fontSize=11, color=BASELINE_COLOUR
             )
             shown = alt.value(alt.ExprRef(f"{timed} ? '{words}' : ''"))
-            yield alt.layer(line.encode(x=x, y=y), name.encode(x=x, y=y, text=shown))
+            yield line.encode(x=x, y=y)
+            yield name.encode(x=x, y=y, text=shown)
 
 
 def _line_at_one(base: alt.Chart) -> alt.Chart:
