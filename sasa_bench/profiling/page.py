@@ -18,7 +18,7 @@ from sasa_bench.report.charts import profile as charts
 from sasa_bench.report.styles import style
 from sasa_bench.results.columns import COLUMNS
 from sasa_bench.results.file import replace_text
-from sasa_bench.results.format import seconds, size
+from sasa_bench.results.format import seconds, short_shapes, size
 from sasa_bench.results.record import ImplInfo
 
 ONE_OPERATOR = "one operator"
@@ -135,13 +135,13 @@ def _operators(about: Summary, found: trace.Trace) -> pd.DataFrame:
             {
                 "implementation": about["name"],
                 "operator": operator.name,
+                "input shapes": short_shapes(operator.shapes),
                 "self, ms": _digits(operator.self_s * 1e3),
                 "self, %": _digits(100 * operator.self_s / whole),
                 "with inner, ms": _digits(operator.total_s * 1e3),
                 "a call": _digits(operator.count),
                 "allocated, MiB": _digits(operator.allocated_bytes / (1 << 20)),
                 "MFLOP": _digits(operator.flops / 1e6) if operator.flops else float("nan"),
-                "input shapes": operator.shapes,
             }
             for operator in operators
         ]

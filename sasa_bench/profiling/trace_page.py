@@ -18,7 +18,7 @@ from sasa_bench.report.charts import profile as charts
 from sasa_bench.report.page import Section
 from sasa_bench.report.styles import COLOURS, MARKERS, Style
 from sasa_bench.results.columns import BYTES, MIB, RATE, TIME, WORK
-from sasa_bench.results.format import seconds, si, size
+from sasa_bench.results.format import seconds, short_shapes, si, size
 
 MOST_BARS = 15
 """How many of the largest changes are drawn."""
@@ -130,20 +130,24 @@ def _compared(traces: Sequence[Opened]) -> Section:
         [
             {
                 "operator": m.name,
+                "input shapes": short_shapes(m.shapes),
                 f"{first.name}, {unit}": _digits(m.before_s / in_s) if m.before else float("nan"),
                 f"{second.name}, {unit}": _digits(m.after_s / in_s) if m.after else float("nan"),
                 f"growth, {unit}": _digits(m.growth_s / in_s),
                 "ratio": _digits(m.after_s / m.before_s) if m.before and m.before_s and m.after else float("nan"),
                 "runs before": _digits(m.before.count) if m.before else float("nan"),
                 "runs after": _digits(m.after.count) if m.after else float("nan"),
-                "input shapes": m.shapes,
             }
             for m in matches
         ]
     )
     changed = pd.DataFrame(
         [
-            {"what": f"{m.name} {m.shapes}".strip(), "ms": m.growth_s * 1e3, "turn": float(i)}
+            {
+                "what": f"{m.name} {m.shapes}".strip(),
+                "ms": m.growth_s * 1e3,
+                "turn": float(i),
+            }
             for i, m in enumerate(matches[:MOST_BARS])
         ]
     )
@@ -181,6 +185,7 @@ def _row(opened: Opened, operator: Operator, several: bool) -> dict[str, object]
     rate = flops_per_s(operator)
     return ({"trace": opened.name} if several else {}) | {
         "operator": operator.name,
+        "input shapes": short_shapes(operator.shapes),
         f"self, {unit}": _digits(operator.self_s / in_s),
         "self, %": _digits(100 * operator.self_s / (opened.spent_s or 1.0)),
         f"with inner, {unit}": _digits(operator.total_s / in_s),
@@ -190,7 +195,6 @@ def _row(opened: Opened, operator: Operator, several: bool) -> dict[str, object]
         WORK.cell[0]: _scaled(operator.flops, WORK.cell[1]),
         RATE.cell[0]: _scaled(rate, RATE.cell[1]),
         "bound by": bound(operator, opened.roof),
-        "input shapes": operator.shapes,
     }
 
 

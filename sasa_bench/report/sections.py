@@ -12,7 +12,7 @@ from sasa_bench.report import page
 from sasa_bench.report.charts.roofline import roofline as roofline_chart
 from sasa_bench.report.charts.samples import distribution, over_time
 from sasa_bench.report.charts.sweep import sweep
-from sasa_bench.report.findings import ATTENTION, Answers, exports
+from sasa_bench.report.findings import ATTENTION, HOLDS, Answers, exports
 from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.page import Section
 from sasa_bench.report.samples import packed
@@ -22,6 +22,8 @@ from sasa_bench.results.columns import COLUMNS, cells
 from sasa_bench.results.format import seconds
 from sasa_bench.results.record import Results
 
+LEAST_FOLDED = 4
+"""Claims about one network each that hold: as many as these are folded."""
 MOST_CASES = 3
 """How many cases stand beside a reason that many share."""
 
@@ -44,9 +46,14 @@ class Inputs:
 
 def claims(given: Inputs) -> Section | None:
     """The paper's claims next to the rows."""
-    if not given.answers.claims:
+    found = given.answers.claims
+    if not found:
         return None
-    return page.section("claims", "The paper's claims", claims=given.answers.claims)
+    folded = [claim for claim in found if claim.one_of_many and claim.verdict == HOLDS]
+    if len(folded) < LEAST_FOLDED:
+        folded = []
+    shown = [claim for claim in found if claim not in folded]
+    return page.section("claims", "The paper's claims", claims=shown, folded=folded)
 
 
 def answers(given: Inputs) -> Section:

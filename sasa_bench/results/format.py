@@ -57,3 +57,12 @@ def flops_key(name: str, input_shapes: Sequence[Sequence[int]]) -> str:
 def joined_shapes(shapes: Sequence[Sequence[int]]) -> str:
     """[[2, 3], [], [3]] -> "2×3 3"."""
     return " ".join("×".join(map(str, dims)) for dims in shapes if dims)
+
+
+def short_shapes(shapes: str, most: int = 48) -> str:
+    """joined_shapes for a cell of a table: in full up to `most` characters, else the first and how many there are."""
+    if len(shapes) <= most:
+        return shapes
+    each = shapes.split(" ")
+    kept = [shape for i, shape in enumerate(each) if len(" ".join(each[: i + 1])) <= most]
+    return f"{' '.join(kept)} … of {len(each)}"

@@ -12,6 +12,7 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.paper.tables import published
 from sasa_bench.report.findings import FAILS, HOLDS, OPEN, PARTLY, Answers, answers, ratio, times
+from sasa_bench.report.report import html
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read
 from sasa_bench.results.record import Record
@@ -154,6 +155,14 @@ def test_rows_of_networks_judge_the_claims_about_networks(slow: float, verdict: 
         assert shares[1] == pytest.approx(float(printed[row, "params"]) / float(plain[1]), abs=0.01)
     assert [claim.verdict for claim in clock] == [verdict, verdict]
     assert "stem aware values" in clock[1].text
+
+
+def test_networks_as_the_paper_says_are_folded_and_others_are_not(tmp_path: Path) -> None:
+    groups = [row for n in ("resnet26", "resnet38", "resnet50") for row in networks(2, network=n)]
+    worse = [replace(row, flops=row.flops * 2) if row.impl == "unfold" else row for row in networks(2) if row.flops]
+    for rows, folded in ((groups, True), (worse, False), (networks(2), False)):
+        page = html(read([factory.results_file(tmp_path / f"{len(rows)}{folded}.jsonl", rows)]))
+        assert ('<details class="folded">' in page) == folded
 
 
 def test_a_network_that_costs_more_does_not_hold_what_the_paper_says(tmp_path: Path) -> None:

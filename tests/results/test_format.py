@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from sasa_bench.results.format import percent, ratio, seconds, si, size
+from sasa_bench.results.format import percent, ratio, seconds, short_shapes, si, size
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,8 @@ from sasa_bench.results.format import percent, ratio, seconds, si, size
         (si(9.999e5), "1000 k"),
         (ratio(1.2345), "1.23"),
         (ratio(12345.6), "12346"),
+        (short_shapes("2×3 3"), "2×3 3"),
+        (short_shapes(" ".join(["128×64"] * 40)), "128×64 128×64 128×64 128×64 128×64 128×64 128×64 … of 40"),
         (percent(0.0432), "4.3 %"),
         (percent(0.999), "100 %"),
         (percent(1.234), "123 %"),

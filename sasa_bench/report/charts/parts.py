@@ -102,6 +102,7 @@ def legend() -> alt.Legend:
         labelFontSize=13,
         labelLimit=140,
         rowPadding=6,
+        columnPadding=18,
         offset=10,
     )
 

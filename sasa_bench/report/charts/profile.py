@@ -67,7 +67,7 @@ def flame(boxes: pd.DataFrame) -> Spec | None:
     whole, deepest = float(data["end_s"].max()), int(data["depth"].max()) + 1
     base = chart_of(data, digits=6)
     scale = alt.Scale(domain=[0, whole], nice=False)
-    x = alt.X("start_s:Q", title=None, scale=scale, axis=alt.Axis(labelExpr=TIME.tick.of("datum.value"), grid=False))
+    x = alt.X("start_s:Q", title=None, scale=scale, axis=_seconds())
     y = alt.Y("depth:Q", title=None, axis=None, scale=alt.Scale(domain=[0, deepest], reverse=True, nice=False))
     shown = tooltip(
         {
@@ -107,6 +107,12 @@ def flame(boxes: pd.DataFrame) -> Spec | None:
     return dict(chart.to_dict(validate=False))
 
 
+def _seconds() -> alt.Axis:
+    return alt.Axis(
+        labelExpr=TIME.tick.of("datum.value"), grid=False, labelOverlap=True, labelSeparation=8, tickCount=10
+    )
+
+
 def memory(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     """Bytes in use over one call, a line for each implementation. Columns: impl, seconds, mib; None for no rows."""
     if rows.empty:
@@ -120,7 +126,7 @@ def memory(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
         }
     )
     base = chart_of(rows, digits=6)
-    x = alt.X("seconds:Q", title=None, axis=alt.Axis(labelExpr=TIME.tick.of("datum.value"), grid=False))
+    x = alt.X("seconds:Q", title=None, axis=_seconds())
     y = alt.Y("mib:Q", title=None, axis=alt.Axis(labelExpr=BYTES.tick.of("datum.value")))
     colour = by_impl(names, styles, "colour")
     chart = (

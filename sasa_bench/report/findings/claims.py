@@ -34,11 +34,15 @@ HOLDS, FAILS, PARTLY, OPEN = "holds", "does not hold here", "holds in part", "un
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, whether it holds here (HOLDS, FAILS, PARTLY or OPEN), and the figures."""
+    """A claim of the paper, whether it holds here (HOLDS, FAILS, PARTLY or OPEN), and the figures.
+
+    one_of_many: whether it is one of a list, a network each, that is read only where it does not hold
+    """
 
     text: str
     verdict: str
     figures: str
+    one_of_many: bool = False
 
 
 def claims(points: Sequence[Point], rows: Sequence[Record]) -> Iterator[Claim]:
@@ -175,6 +179,7 @@ def _leaner_networks(rows: Sequence[Record]) -> Iterator[Claim]:
                 f"{_named(case)} needs {' and '.join(said)} than with convolutions.",
                 _judged(shares),
                 f"{', '.join(figures)}, by the cost model.",
+                one_of_many=True,
             )
 
 

@@ -110,6 +110,7 @@
   var places = document.querySelectorAll(".chart:not(.drawn)");
   places.forEach(function (place) { near.observe(place); });
   addEventListener("beforeprint", function () {
+    document.querySelectorAll("details.folded").forEach(function (part) { part.open = true; });
     near.takeRecords();
     places.forEach(function (place) { if (!place.classList.contains("vega-embed")) { near.unobserve(place); draw(place); } });
   });
