@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.impls import fused
+from sasa_bench.impls._native import Library
 from sasa_bench.impls._phases import PHASES, Phases, _read
 from sasa_bench.ops.tensors import leaves, random_tensors, step
 from sasa_bench.timing.check import gradient_of_output
@@ -19,9 +21,18 @@ CASE = Case(kernel_size=7, channels=64, heads=16, resolution=28, batch=1, thread
 
 
 @pytest.fixture(autouse=True)
-def needs_a_compiler() -> None:
+def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build with timers without optimisation, which takes the compiler a tenth of the time."""
     if reason := fused.missing():
         pytest.skip(reason)
+    made = fused._kernels
+
+    def kernels(isa: str, timed: bool = False) -> list[Library]:
+        found = made(isa, timed)
+        quick = [replace(one, flags=tuple("-O1" if flag == "-O3" else flag for flag in one.flags)) for one in found]
+        return quick if timed else found
+
+    monkeypatch.setattr(fused, "_kernels", kernels)
 
 
 def counted(case: Case, calls: int = 8) -> tuple[Phases, Callable[[], object]]:
@@ -45,8 +56,7 @@ def test_phases_are_most_of_the_time_of_a_call() -> None:
 def test_the_window_costs_logits_and_sums_not_projections() -> None:
     small, large = (counted(CASE.with_(kernel_size=k))[0].seconds for k in (3, 11))
     growth = {name: large[name] / small[name] for name in ("project", "logits", "softmax", "aggregate")}
-    assert growth["project"] < 2
-    assert min(growth["logits"], growth["softmax"], growth["aggregate"]) > 3, growth
+    assert min(growth["logits"], growth["softmax"], growth["aggregate"]) > 2.5 * growth["project"], growth
 
 
 def test_training_counts_gradients_and_the_products_of_the_backward_pass() -> None:
