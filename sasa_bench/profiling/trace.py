@@ -134,7 +134,8 @@ class _Reader:
             return
         if category == "Trace" or name.startswith("PyTorch Profiler"):
             return
-        key = (name, category, *(str(args.get(field)) for field in _FIELDS if field in args))
+        fields = _FIELDS + (_OF_CONVOLUTIONS if "conv" in name else ())
+        key = (name, category, *(str(args.get(field)) for field in fields if field in args))
         number = self.labels.get(key)
         if number is None:
             number = self.labels[key] = len(self.found)
@@ -144,6 +145,8 @@ class _Reader:
 
 
 _FIELDS = ("op_name", "Input Dims", "Input type", "input_type_shape")
+_OF_CONVOLUTIONS = ("Concrete Inputs",)
+"""Holds stride and padding, by which convolutions of one input differ in cost; other numbers would make labels many."""
 
 
 def _label(name: str, category: str, args: Mapping[str, Any]) -> Label:
