@@ -68,16 +68,6 @@ def html(traces: Sequence[Opened], against: Opened | None = None) -> str:
     )
 
 
-def save_compared(before: Path, after: Path, out: Path) -> list[str]:
-    """Write the page that sets two traces side by side; its sentences, the first of which says what changed.
-
-    Raises TraceError for a file that is no trace.
-    """
-    earlier, later = open_traces([before, after])
-    page.write(html([later], earlier), out)
-    return _compared_sentences([_per_step(earlier), _per_step(later)])
-
-
 def _per_step(opened: Opened) -> Opened:
     return replace(opened, trace=replace(opened.trace, calls=max(1, len(opened.trace.steps))))
 
