@@ -143,8 +143,8 @@ def test_the_first_sentence_says_what_grew(tmp_path: Path) -> None:
     earlier, later = open_traces([before, after])
     said = html([later], earlier)
     assert (
-        "<h1>Operators take 2 times as long in after.json (400 µs) as in before.json (200 µs): <code>aten::add</code> takes "
-        "200 µs more, 100 % of the difference.</h1>" in said
+        "<h1>Operators take 2 times as long in after.json (400 µs) as in before.json (200 µs): <code>aten::add</code> "
+        "takes 200 µs more, 100 % of the difference.</h1>" in said
     )
     assert "Operators take as long in" in html([earlier], earlier)
 
