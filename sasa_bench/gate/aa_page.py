@@ -13,6 +13,7 @@ from tabulate import tabulate
 from sasa_bench.gate.aa import Rates, Run, in_words, interval, read_runs, recordings, replay, whole_pairs
 from sasa_bench.gate.statistics import against_both, location
 from sasa_bench.gate.verdicts import Rules
+from sasa_bench.results.file import replace_text
 
 RATIOS = (1.0, 1.05, 1.10)
 """Slow-downs with which recorded runs are decided again."""
@@ -87,5 +88,5 @@ def write_page(journal: Path, rules: Rules, replayed: bool = False) -> Path:
             table(decided),
         ]
     page = journal.with_suffix(".md")
-    page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    replace_text(page, "\n\n".join(parts) + "\n")
     return page
