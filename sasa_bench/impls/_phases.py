@@ -20,7 +20,7 @@ those of logits, keys and values, which one pass computes together."""
 class Phases:
     """Where the time of a call goes inside a kernel.
 
-    seconds   phase -> seconds of a call, the mean over its threads; phases that take none are left out
+    seconds   phase -> seconds of a call, the mean over its threads and the median over calls; those of 0 are left out
     timed_s   median seconds of a call of the build with timers
     plain_s   the same of the build that is measured otherwise, called in turns with it
     """
@@ -49,23 +49,26 @@ def count(
     """
     use(True)
     clocks = [ctypes.CDLL(str(path)).sasa_phases for path in libraries]
-    ticks: Counter[str] = Counter()
+    found: dict[str, list[float]] = {name: [] for name in PHASES}
     spent: dict[bool, list[float]] = {True: [], False: []}
-    rate = 0.0
     for turn in range(calls + 1):  # the first one warms up
         for timed in (True, False):
             use(timed)
-            _read(clocks)
             before, started = _read(clocks)[1], time.perf_counter()
             run()
             seconds = time.perf_counter() - started
-            found, after = _read(clocks)
+            ticks, after = _read(clocks)
             if turn:
                 spent[timed].append(seconds)
-                ticks.update(found)
-                rate += (after - before) / seconds / (2 * calls)
-    mean = {name: ticks[name] / rate / threads / calls for name in PHASES if ticks[name]}
-    return Phases(mean, statistics.median(spent[True]), statistics.median(spent[False]))
+            if turn and timed:
+                for name, count in ticks.items():
+                    found[name].append(count * seconds / (after - before) / threads)
+    middle = {name: statistics.median(each) for name, each in found.items()}
+    return Phases(
+        {name: each for name, each in middle.items() if each},
+        statistics.median(spent[True]),
+        statistics.median(spent[False]),
+    )
 
 
 def _read(clocks: Sequence[Callable[..., None]]) -> tuple[dict[str, int], int]:
