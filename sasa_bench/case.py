@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 Resolution = int | str
@@ -186,7 +186,7 @@ class Case:
 
     def to_dict(self) -> dict[str, Any]:
         """Field -> plain value, as stored in a results file."""
-        return asdict(self)
+        return {name: getattr(self, name) for name in AXES}
 
     def with_(self, **changes: Any) -> Case:
         """A copy with some fields changed; raises CaseError as the constructor does."""

@@ -6,7 +6,6 @@ else was measured in turns.
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +50,7 @@ def is_conv3x3(row: Record) -> bool:
 def _convolutions(rows: Sequence[Record]) -> tuple[Record | None, Record | None]:
     """(BASELINE, the fastest 3 x 3 convolution) among the ok rows of one case; a later row replaces an earlier one."""
     found = {row.impl: row for row in rows if row.samples_s and is_conv3x3(row)}
-    best = min(found.values(), key=lambda row: statistics.median(row.samples_s), default=None)
+    best = min(found.values(), key=lambda row: row.median_s, default=None)
     return found.get(BASELINE), best
 
 
@@ -62,6 +61,6 @@ def _columns(row: Record, baseline: Record | None, best: Record | None) -> dict[
     for name, other in (("time_vs_conv3x3", baseline), (BEST_RATIO, best)):
         if other is not None:
             low, high = interval_of_ratio(row.by_worker, other.by_worker) if other is not row else (1.0, 1.0)
-            middle = statistics.median(row.samples_s) / statistics.median(other.samples_s)
+            middle = row.median_s / other.median_s
             found |= {name: middle, f"{name}_low": low, f"{name}_high": high}
     return found

@@ -149,8 +149,8 @@ def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
         rows.append(
             words
             | {
-                f"A, {unit}": _digits(float(np.median(pair.a.samples_s)) / in_s),
-                f"{other.label[0]}, {unit}": _digits(float(np.median(pair.b.samples_s)) / in_s),
+                f"A, {unit}": _digits(pair.a.median_s / in_s),
+                f"{other.label[0]}, {unit}": _digits(pair.b.median_s / in_s),
                 "ratio": _digits(found.value),
                 "low": _digits(found.low),
                 "high": _digits(found.high),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from sasa_bench.case import Case, from_dict
@@ -63,6 +66,11 @@ class Record:
     def key(self) -> tuple[str, str, Case]:
         """What a file holds at most once."""
         return self.suite, self.impl, self.case
+
+    @cached_property
+    def median_s(self) -> float:
+        """Of samples_s; nan where there are none."""
+        return statistics.median(self.samples_s) if self.samples_s else math.nan
 
     @property
     def by_worker(self) -> list[tuple[float, ...]]:
@@ -135,6 +143,10 @@ class Roof:
     bandwidth_bytes_per_s: float
     cache_bytes_per_s: float = 0.0
 
+    def __post_init__(self) -> None:
+        if min(self.peak_flops_per_s, self.bandwidth_bytes_per_s) <= 0:
+            raise ValueError("a roof has a rate of 0 or less")
+
     def best_of(self, other: Roof) -> Roof:
         """The higher figures of two."""
         return replace(
@@ -175,10 +187,6 @@ class Conditions:
     stolen: float | None = None
     throttled_s: float | None = None
     probe_s: float | None = None
-
-    def __post_init__(self) -> None:
-        if min(self.peak_flops_per_s, self.bandwidth_bytes_per_s) <= 0:
-            raise ValueError("a roof has a rate of 0 or less")
 
 
 @dataclass(frozen=True, order=True)

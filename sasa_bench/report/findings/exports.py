@@ -62,8 +62,8 @@ def table(found: Sequence[Pair]) -> tuple[pd.DataFrame, list[str]]:
         }
         against = pair.ratio
         figures = {
-            f"PyTorch, {unit}": float(np.median(pair.torch.samples_s)) / in_s if pair.torch else float("nan"),
-            f"ONNX Runtime, {unit}": float(np.median(pair.file.samples_s)) / in_s,
+            f"PyTorch, {unit}": pair.torch.median_s / in_s if pair.torch else float("nan"),
+            f"ONNX Runtime, {unit}": pair.file.median_s / in_s,
             "ONNX Runtime / PyTorch": against.value if against else float("nan"),
             "95 %, from": against.low if against and np.isfinite(against.high) else float("nan"),
             "to": against.high if against and np.isfinite(against.high) else float("nan"),

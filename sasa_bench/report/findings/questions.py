@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
-
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
     Point,
@@ -74,7 +72,7 @@ def _facet(panel: Panel) -> str:
 
 def _winner(rivals: Point) -> tuple[str, float] | None:
     """The implementation that is faster than every other beyond the uncertainty, and how many times; None for none."""
-    ranked = sorted(rivals, key=lambda name: float(np.median(rivals[name].samples_s)))
+    ranked = sorted(rivals, key=lambda name: rivals[name].median_s)
     best = ranked[0]
     if all(ratio(rivals[best], rivals[name]).high < 1 for name in ranked[1:]):
         return best, 1 / ratio(rivals[best], rivals[ranked[1]]).value

@@ -63,19 +63,19 @@ def ratio(a: Record, b: Record) -> Ratio:
     """Time of `a` over time of `b`."""
     low, high = interval_of_ratio(a.by_worker, b.by_worker)
     noisy = is_noisy(a.samples_s) or is_noisy(b.samples_s)
-    return Ratio(float(np.median(a.samples_s) / np.median(b.samples_s)), low, high, noisy)
+    return Ratio(a.median_s / b.median_s, low, high, noisy)
 
 
 def fastest(point: Point, op: str = ATTENTION) -> Record | None:
     """The row of `op` with the least median time."""
     found = [record for record in point.values() if record.op == op]
-    return min(found, key=lambda record: float(np.median(record.samples_s)), default=None)
+    return min(found, key=lambda record: record.median_s, default=None)
 
 
 def strongest(point: Point) -> Record | None:
     """The 3 x 3 convolution with the least median time: what attention has to beat."""
     found = [record for record in point.values() if is_conv3x3(record)]
-    return min(found, key=lambda record: float(np.median(record.samples_s)), default=None)
+    return min(found, key=lambda record: record.median_s, default=None)
 
 
 def against_strongest(points: Iterable[Point]) -> list[tuple[Record, Record]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -175,7 +174,7 @@ def gather_series(points: Sequence[tuple[Record, Run]], warnings: list[str], dat
 
 def _time(record: Record) -> Ratio:
     low, high = interval_of_median(record.samples_s)
-    return Ratio(statistics.median(record.samples_s), low, high)
+    return Ratio(record.median_s, low, high)
 
 
 def date_key(dated: bool) -> Callable[[Run], tuple[int, str, str]]:
