@@ -15,6 +15,9 @@ from sasa_bench.networks.kept import Kept
 
 Function = Callable[..., Tensor]
 
+RELATIVE = ("relative", "relative_only")
+"""The positions that have embeddings of rows and columns."""
+
 
 class Kernel(Protocol):
     """How local attention runs, as an implementation says it; see sasa_bench.impls.Impl."""
@@ -59,7 +62,7 @@ class WindowAttention(nn.Module):
         c, half = self.out_channels, self.head_dim // 2
         projections = 2 if position == "relative_only" else 3
         self.w_qkv = nn.Parameter(torch.empty(projections * c, channels))
-        relative = position in ("relative", "relative_only")
+        relative = position in RELATIVE
         self.rel_row = nn.Parameter(torch.empty(heads, half, rows)) if relative else None
         self.rel_col = nn.Parameter(torch.empty(heads, self.head_dim - half, columns)) if relative else None
         self.b_qkv = nn.Parameter(torch.empty(projections * c)) if bias else None
@@ -112,8 +115,13 @@ class WindowAttention(nn.Module):
         """What runs the attention of x, already in the dtype in which it is computed."""
         raise NotImplementedError
 
+    def _check(self, x: Tensor, w_qkv: Tensor) -> None:
+        """Raises ValueError for an input that the layer does not take."""
+
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, channels, H, W] -> y [B, C, H, W]."""
         parameters = (self.w_qkv, self.b_qkv, self.rel_row, self.rel_col, self.w_out, self.b_out)
+        self._check(x, parameters[0])
         device = x.device.type
         if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
             return self._forward(x, *parameters)
@@ -180,9 +188,10 @@ class WindowAttention(nn.Module):
             y = F.dropout(y, self.dropout, self.training)
         if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             y = y.contiguous(memory_format=torch.channels_last)
-        traced = torch.jit.is_tracing()  # once with gradients and once, as a check, without
-        if kept and y is attended and y.requires_grad and not self._successors_keep and not traced:
-            y = y.clone()  # the backward pass reads it, and the next module may write to it
+        if kept and y is attended and y.requires_grad and not self._successors_keep:
+            # The backward pass reads it, and the next module may write to it. A trace is made with gradients and
+            # checked without.
+            return y if torch.jit.is_tracing() else y.clone()
         return y
 
     _successors_keep = False

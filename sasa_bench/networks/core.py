@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sasa_bench.case import Case
 
@@ -99,3 +100,20 @@ def sizes(t: Tensor) -> tuple[int, int, int, int]:
     if torch.jit.is_tracing():
         return int(batch), int(channels), int(height), int(width)
     return batch, channels, height, width
+
+
+def transforms_run() -> bool:
+    """Whether a transform of torch.func or a level of forward-mode derivatives is open: quick to ask in every call."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def transforming(*tensors: Tensor | None) -> bool:
+    """Whether torch.func or forward-mode derivatives follow a call with these tensors."""
+    return torch._C._functorch.peek_interpreter_stack() is not None or has_tangent(*tensors)
+
+
+def has_tangent(*tensors: Tensor | None) -> bool:
+    """Whether one of the tensors is a dual number of forward-mode derivatives."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -29,11 +30,13 @@ class Kept:
     """The values of functions (*arguments, like) by their arguments and the dtype and device of `like`.
 
     They go with the module that owns them; a copy and a pickle of the module begin with none. A value made while
-    tracing is not kept, and one that is kept is an ordinary tensor, though it was made in inference mode.
+    tracing is not kept, and one that is kept is an ordinary tensor, though it was made in inference mode. Threads may
+    share it, as the replicas of nn.DataParallel do.
     """
 
     def __init__(self) -> None:
         self.values: dict[tuple[Any, ...], Any] = {}
+        self.lock = threading.Lock()
 
     def get(self, make: Callable[..., Any], like: Tensor, *arguments: Any) -> Any:
         """make(*arguments, like), kept or new."""
@@ -47,15 +50,17 @@ class Kept:
                 found = make(*arguments, like)
             if _bytes(found) > KEPT_BYTES:
                 return found
-            values[key] = found
-            while len(values) > KEPT_ENTRIES or sum(map(_bytes, list(values.values()))) > KEPT_BYTES:
-                values.pop(next(iter(values)), None)
+            with self.lock:
+                values[key] = found
+                while len(values) > KEPT_ENTRIES or sum(map(_bytes, values.values())) > KEPT_BYTES:
+                    del values[next(iter(values))]
         return found
 
     @property
     def bytes(self) -> int:
         """What is kept now."""
-        return sum(map(_bytes, self.values.values()))
+        with self.lock:
+            return sum(map(_bytes, self.values.values()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         return Kept()

@@ -20,7 +20,6 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from torch.autograd import forward_ad
 
 from sasa_bench import impls
 from sasa_bench.case import UserError
@@ -38,6 +37,7 @@ class Use:
 
     exported     "", or by what and how: "onnx", "fixed" for torch.export of one size, "open" for open sizes
     transformed  whether forward-mode derivatives or transforms of torch.func go through it
+    width        channels of a head
     """
 
     device: str
@@ -45,6 +45,7 @@ class Use:
     grad: bool
     exported: str = ""
     transformed: bool = False
+    width: int = 1
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def unfit(name: str, use: Use, window: Window) -> str | None:
         return "torch.export would close open sizes"
     if use.transformed and not core.transforms:
         return "torch.func and forward-mode derivatives do not go through it"
-    like = torch.empty(1, window.heads, 1, 1, dtype=use.dtype, device="meta")
+    like = torch.empty(1, window.heads * use.width, 1, 1, dtype=use.dtype, device="meta")
     try:
         return core.refuses(window, _Like(use.device, like), False) or impl.missing()  # type: ignore[arg-type]
     except Exception as error:  # whatever keeps one implementation from saying leaves the others to choose from
@@ -105,15 +106,6 @@ class _Like:
     def __init__(self, device: str, t: torch.Tensor) -> None:
         self.device, self.dtype, self.shape = torch.device(device), t.dtype, t.shape
         self.element_size = t.element_size
-
-
-def transforming(*tensors: torch.Tensor | None) -> bool:
-    """Whether torch.func or forward-mode derivatives follow this call."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return True
-    if forward_ad._current_level < 0:
-        return False
-    return any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
@@ -201,8 +193,15 @@ def _has_core(name: str) -> bool:
     return impl is not None and impl.core is not None
 
 
-READY: dict[str, Impl] = {}
-"""Implementations that are loaded, by name."""
+class _Loaded:
+    """Implementations that are loaded, as attributes."""
+
+
+LOADED = _Loaded()
+"""For torch.compile, which looks an attribute up anew in each layer but remembers a dict as the first layer saw it."""
+
+READY: dict[str, Impl] = vars(LOADED)
+"""The same by name."""
 
 
 def ready(name: str, use: Use | None, window: Window) -> str:

@@ -13,9 +13,10 @@ from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.impls import Impl, Window
 from sasa_bench.networks import describe, image_shape, layers
-from sasa_bench.networks.attention import WindowAttention
+from sasa_bench.networks.attention import RELATIVE, WindowAttention
 from sasa_bench.networks.build import build
-from sasa_bench.nn.choice import AUTO, READY, Use, choose, ready, ready_in_trace, transforming
+from sasa_bench.networks.core import transforming, transforms_run
+from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, choose, ready, ready_in_trace
 from sasa_bench.nn.stem import StemOf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -120,9 +121,11 @@ class LocalAttention2d(WindowAttention):
         if torch.compiler.is_compiling():
             exported = _exported(x)
             grad = torch.is_grad_enabled()
-            impl = READY[_ready_in_trace(self._impl, x.device.type, x.dtype, grad, exported, self.window)]
+            arguments = (x.device.type, x.dtype, grad, exported, self.head_dim, self.window)
+            impl = getattr(LOADED, _ready_in_trace(self._impl, *arguments))
         else:
-            exported = "onnx" if torch.onnx.is_in_onnx_export() else ""
+            # The legacy exporter traces.
+            exported = "onnx" if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export() else ""
             impl = self._eager(x, exported)
         if exported == "open" and impl.core is not None and not impl.core.open_sizes:
             raise RuntimeError(f"torch.export would close the open sizes with {impl.name!r}: export with impl = 'auto'")
@@ -135,33 +138,29 @@ class LocalAttention2d(WindowAttention):
 
     def _eager(self, x: Tensor, exported: str) -> Impl:
         name, window = self._impl, self.window
-        transformed = transforming(x, self.w_qkv, self.rel_row, self.rel_col)
+        transformed = transforms_run() and transforming(x, self.w_qkv, self.rel_row, self.rel_col)
         if name == AUTO:
-            key = (x.device.type, x.dtype, torch.is_grad_enabled(), exported, transformed, window)
-            name = _CHOSEN.get(key) or _CHOSEN.setdefault(key, ready(AUTO, Use(*key[:5]), window))
+            key = (x.device.type, x.dtype, torch.is_grad_enabled(), exported, transformed, self.head_dim, window)
+            name = _CHOSEN.get(key) or _CHOSEN.setdefault(key, ready(AUTO, Use(*key[:6]), window))
         impl = READY.get(name) or READY[ready(name, None, window)]
         core = impl.core
         if core is not None:
-            if reason := core.refuses(window, x, self.rel_row is not None):
+            if reason := core.refuses(window, x, self.position in RELATIVE):
                 raise RuntimeError(f"impl = {impl.name!r}: {reason}; 'auto' chooses one that can")
             if transformed and not core.transforms:
-                use = Use(x.device.type, x.dtype, torch.is_grad_enabled(), transformed=True)
+                use = Use(x.device.type, x.dtype, torch.is_grad_enabled(), transformed=True, width=self.head_dim)
                 other = choose(use, window).name
                 raise RuntimeError(
                     f"torch.func and forward-mode derivatives do not go through {impl.name!r}: give impl = {other!r}"
                 )
         return impl
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, channels, H, W] -> y [B, C, H, W]."""
+    def _check(self, x: Tensor, w_qkv: Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ValueError(f"x has shape {list(x.shape)}: give [batch, {self.channels}, height, width]")
-        if x.dtype != self.w_qkv.dtype or x.dtype not in DTYPES:
-            self._check_dtype(x)
-        return super().forward(x)
-
-    def _check_dtype(self, x: Tensor) -> None:
-        name, have = (str(t.dtype).removeprefix("torch.") for t in (x, self.w_qkv))
+        if x.dtype == w_qkv.dtype and x.dtype in DTYPES:
+            return
+        name, have = (str(t.dtype).removeprefix("torch.") for t in (x, w_qkv))
         if x.dtype not in DTYPES:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in DTYPES)
             raise ValueError(f"x has dtype {name}: give {names}")
@@ -252,8 +251,10 @@ def _exported(x: Tensor) -> str:
 
 
 @torch.compiler.assume_constant_result
-def _ready_in_trace(name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, window: Window) -> str:
-    return ready_in_trace(name, Use(device, dtype, grad, exported), window)
+def _ready_in_trace(
+    name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, width: int, window: Window
+) -> str:
+    return ready_in_trace(name, Use(device, dtype, grad, exported, width=width), window)
 
 
 def _whole(name: str, value: Any, least: int) -> int:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from sasa_bench.case import STEM_HEADS
 from sasa_bench.impls import Window
+from sasa_bench.networks.core import transforming
 from sasa_bench.networks.layers import STEM_WINDOW
 from sasa_bench.networks.stem import Norm
-from sasa_bench.nn.choice import AUTO, READY, Use, ready, ready_in_trace, transforming
+from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, ready, ready_in_trace
 
 BLOCK = Window(STEM_WINDOW + 1, STEM_WINDOW + 1, STEM_HEADS, "mask")
 """What `choose` is asked about: the smallest odd window that holds a block."""
@@ -35,13 +36,12 @@ class StemOf:
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return None
         if torch.compiler.is_compiling():
-            name = _ready_in_trace(self.impl, x.device.type, x.dtype, torch.is_grad_enabled())
+            impl = getattr(LOADED, _ready_in_trace(self.impl, x.device.type, x.dtype, torch.is_grad_enabled()))
         elif torch.onnx.is_in_onnx_export() or transforming(x, *parameters.values()):
             return None
         else:
-            name = _ready(self.impl, x.device.type, x.dtype, torch.is_grad_enabled())
-        kernel = READY[name].stem
-        return None if kernel is None else kernel(x, parameters, norm)
+            impl = READY[_ready(self.impl, x.device.type, x.dtype, torch.is_grad_enabled())]
+        return None if impl.stem is None else impl.stem(x, parameters, norm)
 
 
 @lru_cache(maxsize=256)
