@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.impls import _flops
+from sasa_bench.networks.core import has_tangent
 
 RunForward = Callable[..., None]
 """(q, k, v, rel_row, rel_col, y, log2_sum, kernel_size, heads, zero_border): fills y [B, C, H, W] and log2_sum
@@ -201,16 +202,27 @@ def define(
     forward_op, backward_op = register(3, "", (forward, fake_forward, backward, fake_backward))
     qkv_op, qkv_backward_op = register(1, "_qkv", (forward_qkv, fake_forward_qkv, backward_qkv, fake_backward_qkv))
 
+    def refuse_transforms(*tensors: Tensor | None) -> None:
+        given = [t for t in tensors if t is not None]
+        in_functorch = torch._C._functorch.peek_interpreter_stack() is not None
+        if (in_functorch and any(t.requires_grad for t in given)) or has_tangent(*given):
+            raise NotImplementedError(
+                f"torch.func and forward-mode derivatives do not go through {name}: use another implementation of "
+                "local attention, such as unfold"
+            )
+
     def attend(
         q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int,
         heads: int, zero_border: bool,
     ) -> Tensor:  # fmt: skip
+        refuse_transforms(q, k, v, rel_row, rel_col)
         y: Tensor = forward_op(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)[0]
         return y
 
     def attend_qkv(
         qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int, heads: int, zero_border: bool,
     ) -> Tensor:  # fmt: skip
+        refuse_transforms(qkv, rel_row, rel_col)
         y: Tensor = qkv_op(qkv, rel_row, rel_col, kernel_size, heads, zero_border)[0]
         return y
 

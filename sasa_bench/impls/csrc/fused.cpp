@@ -1,6 +1,7 @@
 // The torch operators over the kernels of local_attention.h. The kernels themselves live in libraries of their own,
 // one per instruction set, so that this file is compiled once and for the least capable processor.
 #include <ATen/ATen.h>
+#include <ATen/FuncTorchTLS.h>
 #include <torch/autograd.h>
 #include <torch/library.h>
 
@@ -885,10 +886,26 @@ struct NoDoubleLayerBackward : torch::autograd::Function<NoDoubleLayerBackward> 
   static variable_list backward(torch::autograd::AutogradContext*, variable_list) { return NoDoubleBackward::refuse(); }
 };
 
+constexpr auto NO_TRANSFORMS =
+    "torch.func and forward-mode derivatives do not go through fused_local_attention: use another implementation of "
+    "local attention, such as unfold";
+
+// Whether a gradient is to be recorded. Refuses what torch would answer with no tangent at all, or in other words.
 bool differentiable(std::initializer_list<OptionalTensor> tensors) {
-  if (!at::GradMode::is_enabled()) return false;
-  return std::any_of(tensors.begin(), tensors.end(),
-                     [](const OptionalTensor& t) { return t.has_value() && t->defined() && t->requires_grad(); });
+  const auto any = [&](auto holds) {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [&](const OptionalTensor& t) { return t.has_value() && t->defined() && holds(*t); });
+  };
+  TORCH_CHECK_NOT_IMPLEMENTED(!any([](const Tensor& t) { return t._fw_grad(0).defined(); }), NO_TRANSFORMS);
+  if (!at::GradMode::is_enabled() || !any([](const Tensor& t) { return t.requires_grad(); })) return false;
+  if (const auto& functorch = at::functorch::functorchTLSAccessor()) {
+    try {
+      functorch->checkSupportsCppAutogradFunction();
+    } catch (const c10::Error&) {
+      TORCH_CHECK_NOT_IMPLEMENTED(false, NO_TRANSFORMS);
+    }
+  }
+  return true;
 }
 
 Tensor attention_autograd(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,

@@ -1,0 +1,120 @@
+"""The bare operators under torch.func and forward-mode derivatives are right or refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from sasa_bench import impls
+from sasa_bench.impls import _operator, fused
+
+SHAPE = (2, 4, 5, 3)
+AXES = (3, 2, False)
+
+REFUSED = r"torch.func and forward-mode derivatives do not go through \w+: use another implementation"
+
+
+@cache
+def probe() -> str:
+    """The name of an operator made as those of the GPU kernels are, that computes q k + v."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, rel_row: None, rel_col: None, y: Tensor, *rest: object) -> None:
+        y.copy_(q * k + v)
+
+    def backward(
+        dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_row: None, rel_col: None, y: Tensor, log2_sum: Tensor,
+        dq: Tensor, dk: Tensor, dv: Tensor, *rest: object,
+    ) -> None:  # fmt: skip
+        dq.copy_(dy * k)
+        dk.copy_(dy * q)
+        dv.copy_(dy)
+
+    _operator.define("probe", "probe", [torch.float32], forward, backward)
+    return "probe"
+
+
+def defined() -> Callable[[Tensor], Tensor]:
+    operator = getattr(torch.ops.sasa_bench, probe())
+    k, v = torch.randn(SHAPE), torch.randn(SHAPE)
+    return lambda q: operator(q, k, v, None, None, *AXES)
+
+
+def defined_qkv() -> Callable[[Tensor], Tensor]:
+    operator = getattr(torch.ops.sasa_bench, f"{probe()}_qkv")
+    kv = torch.randn(SHAPE).repeat(1, 2, 1, 1)
+    return lambda q: operator(torch.cat([q, kv], 1), None, None, *AXES)
+
+
+def native() -> Callable[[Tensor], Tensor]:
+    k, v = torch.randn(SHAPE), torch.randn(SHAPE)
+    return lambda q: torch.ops.sasa_bench.fused_local_attention(q, k, v, None, None, *AXES)
+
+
+def native_layer() -> Callable[[Tensor], Tensor]:
+    w = torch.randn(3 * SHAPE[1], SHAPE[1])
+    return lambda x: torch.ops.sasa_bench.fused_attention_layer(x, w, None, None, *AXES)
+
+
+@pytest.fixture(params=[defined, defined_qkv, native, native_layer], ids=lambda make: make.__name__)
+def operator(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
+    if request.param in (native, native_layer):
+        if reason := impls.get("fused").missing():
+            pytest.skip(reason)
+        fused.load()
+    made: Callable[[Tensor], Tensor] = request.param()
+    return made
+
+
+def dual_numbers(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with forward_ad.dual_level():
+        function(forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def dual_numbers_in_training(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    with forward_ad.dual_level():
+        function(forward_ad.make_dual(x.requires_grad_(), torch.ones_like(x)))
+
+
+def jvp(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.func.jvp(function, (x,), (torch.ones_like(x),))
+
+
+def grad(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.func.grad(lambda t: function(t).sum())(x)
+
+
+def vmap_of_grad(function: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    torch.func.vmap(torch.func.grad(lambda t: function(t).sum()))(x[None])
+
+
+@pytest.mark.parametrize("use", [dual_numbers, dual_numbers_in_training, jvp, grad, vmap_of_grad])
+def test_a_derivative_that_an_operator_does_not_have_is_refused_by_name(
+    operator: Callable[[Tensor], Tensor], use: Callable[[Callable[[Tensor], Tensor], Tensor], None]
+) -> None:
+    with pytest.raises(NotImplementedError, match=REFUSED):
+        use(operator, torch.randn(SHAPE))
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_alone_goes_through(operator: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(3, *SHAPE)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.func.vmap(operator)(x), torch.stack([operator(each) for each in x]))
+
+
+def test_functionalize_goes_through(operator: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(SHAPE)
+    torch.testing.assert_close(torch.func.functionalize(operator)(x), operator(x))
+
+
+def test_reverse_mode_still_works_beside_an_open_dual_level(operator: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(SHAPE, requires_grad=True)
+    with forward_ad.dual_level():
+        (inside,) = torch.autograd.grad(operator(x).sum(), x)
+    (outside,) = torch.autograd.grad(operator(x).sum(), x)
+    torch.testing.assert_close(inside, outside)
