@@ -13,14 +13,16 @@ from torch.nn import functional as F
 from sasa_bench.networks.core import Window
 
 
-def finite(t: Tensor) -> Tensor:
-    """`t` with 0 in place of Inf and NaN."""
-    return torch.nan_to_num(t, 0.0, 0.0, 0.0)
-
-
-def add_nonfinite(window: Window, y: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """y [B, C, H, W], with NaN in each head where the window of the query holds a k or v that is not finite."""
+def finite(k: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """k and v with 0 wherever the channels of a head, which are `dim`, hold what is not finite; and 0, or NaN there."""
     with torch.no_grad():
-        found = (k.detach() * 0 + v.detach() * 0).unflatten(1, (window.heads, -1)).sum(2)
+        found = (k.detach() * (v.detach() * 0)).sum(dim)
+        is_finite = (found == 0).unsqueeze(dim)
+    return torch.where(is_finite, k, 0.0), torch.where(is_finite, v, 0.0), found
+
+
+def add_nonfinite(window: Window, y: Tensor, found: Tensor, dim: int) -> Tensor:
+    """y, with NaN in each head where the window of the query holds a NaN of `found` [B, N, H, W]; see `finite`."""
+    with torch.no_grad():
         found = F.avg_pool2d(found, (window.rows, window.columns), 1, window.radii)
-    return (y.unflatten(1, (window.heads, -1)) + found[:, :, None]).flatten(1, 2)
+    return y + found.unsqueeze(dim)

@@ -69,10 +69,11 @@ def run(
     left, _, top, _ = window.padding
 
     def halos(t: Tensor) -> Tensor:
-        t = F.pad(_windows.finite(t).unflatten(1, (heads, d)), (left, left + right, top, top + bottom))
+        t = F.pad(t, (left, left + right, top, top + bottom))
         t = t.unfold(3, halo[0], size).unfold(4, halo[1], size)
         return t.permute(0, 1, 3, 4, 2, 5, 6).reshape(batch, heads, down * across, d, halo[0] * halo[1])
 
+    k, v, nonfinite = _windows.finite(k.unflatten(1, (heads, d)), v.unflatten(1, (heads, d)), dim=2)
     block = F.pad(q.unflatten(1, (heads, d)), (0, right, 0, bottom))
     block = block.reshape(batch, heads, d, down, size, across, size)
     block = block.permute(0, 1, 3, 5, 4, 6, 2).reshape(batch, heads, down * across, size**2, d)
@@ -86,8 +87,8 @@ def run(
         logits = logits + (by_row[..., None] + by_column[..., None, :]).view_as(logits)
     y = logits.softmax(-1) @ halos(v).transpose(-1, -2)
     y = y.view(batch, heads, down, across, size, size, d)
-    y = y.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, channels, down * size, across * size)
-    return _windows.add_nonfinite(window, y[:, :, :height, :width], k, v)
+    y = y.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, heads, d, down * size, across * size)
+    return _windows.add_nonfinite(window, y[..., :height, :width], nonfinite, dim=2).flatten(1, 2)
 
 
 def _compiles(case: Case) -> str | None:

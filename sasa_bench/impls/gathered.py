@@ -7,6 +7,8 @@ after the other, so that blocks and halos are one gather each of runs of d chann
 q . r of Ramachandran et al. 2019 (arXiv 1906.05909, eq. 4) is a sum of a term for the row and one for the column of a
 key. So S + K - 1 of each, for every query, become those of all (S + K - 1)^2 keys in one product with a matrix of ones
 and zeros.
+
+A narrow map needs neither blocks nor gathers: the keys of a band of rows are rows that lie one after the other.
 """
 
 from __future__ import annotations
@@ -28,7 +30,30 @@ PARTS = 4
 """The blocks of a map of known size are done in so many turns: what lies between the products stays in caches."""
 
 
-def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+NARROW, BAND = 16, 2
+"""A map of known size with at most so many rows and columns is done in bands of so many rows of queries."""
+
+SMALL_MAP = 64
+"""A map of at most so many pixels is one band."""
+
+
+def bands(window: Window, height: int, width: int) -> list[tuple[slice, slice]] | None:
+    """The rows of queries and of keys of each band; None for blocks.
+
+    At border "zero" keys outside the map take part, which are those of halos.
+    """
+    known = isinstance(height, int) and isinstance(width, int)
+    if not known or max(height, width) > NARROW or window.border != "mask":
+        return None
+    rows = height if height * width <= SMALL_MAP else BAND
+    reach = window.radii[0]
+    return [
+        (slice(i, min(i + rows, height)), slice(max(i - reach, 0), min(i + rows + reach, height)))
+        for i in range(0, height, rows)
+    ]
+
+
+def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
     """The tables of a map of `height` x `width` pixels, either of which may be symbolic, for the dtype of `like`.
 
     With halos of h x w pixels, h = S + Kh - 1 and w = S + Kw - 1:
@@ -37,8 +62,20 @@ def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tenso
     keys     [blocks, h w / RUN]: the runs of every halo, in the map padded to whole halos
     pixels   [rows of the padded map x blocks in a row]: where the blocks hold each run of S pixels
     mask     [blocks, S^2, h w]: 0, or -inf for the keys outside the window of the query
+
+    Of a map in bands the mask of each, [rows of queries x W, rows of keys x W].
     """
     device = like.device
+    if in_bands := bands(window, height, width):
+        row_near, column_near = (
+            (torch.arange(n, device=device) - torch.arange(n, device=device)[:, None]).abs() <= radius
+            for n, radius in zip((height, width), window.radii, strict=True)
+        )
+        return tuple(
+            torch.where(row_near[rows, keys][:, None, :, None] & column_near[:, None], 0.0, -torch.inf)
+            .to(like.dtype).flatten(2).flatten(0, 1)
+            for rows, keys in in_bands
+        )  # fmt: skip
     down, across = (height + BLOCK - 1) // BLOCK, (width + BLOCK - 1) // BLOCK
 
     def runs(rows: int, columns: int, run: int) -> Tensor:
@@ -92,9 +129,40 @@ def spread(h: int, w: int, like: Tensor) -> Tensor:
     return torch.cat([rows, columns])
 
 
+def by_offset(rel: Tensor, queries: slice, keys: slice) -> Tensor:
+    """[N, d', K] -> [N, queries, d', keys]: r of every key row, or column, for each of queries; 0 outside of K."""
+    count = keys.stop - keys.start
+    padded, first = F.pad(rel, (count, count)), count + rel.shape[2] // 2 + keys.start
+    return torch.stack([padded[..., first - i : first - i + count] for i in range(queries.start, queries.stop)], dim=1)
+
+
+def run_in_bands(
+    window: Window, masks: tuple[Tensor, ...], q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None,
+    rel_col: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """y [B, C, H, W], one band of rows after the other."""
+    _, _, height, width = sizes(q)
+    q, k, v = (t.unflatten(1, (window.heads, -1)).permute(0, 1, 3, 4, 2) for t in (q, k, v))
+    k, v, nonfinite = _windows.finite(k, v, dim=4)
+    in_bands, y = bands(window, height, width), []
+    assert in_bands is not None
+    for (rows, keys), mask in zip(in_bands, masks, strict=True):
+        band = q[:, :, rows]
+        logits = band.flatten(2, 3) @ k[:, :, keys].flatten(2, 3).transpose(2, 3) + mask
+        if rel_row is not None and rel_col is not None:
+            half, every = rel_row.shape[1], slice(0, width)
+            by_row = band[..., :half] @ by_offset(rel_row, rows, keys)
+            by_column = (band[..., half:].transpose(2, 3) @ by_offset(rel_col, every, every)).transpose(2, 3)
+            places = torch.cat([by_row, by_column], dim=4).flatten(2, 3)
+            logits = logits + places @ spread(keys.stop - keys.start, width, q)
+        y.append(logits.softmax(3) @ v[:, :, keys].flatten(2, 3))
+    whole = torch.cat(y, dim=2).unflatten(2, (height, width))
+    return _windows.add_nonfinite(window, whole, nonfinite, dim=4).permute(0, 1, 4, 2, 3).flatten(1, 2)
+
+
 def run(
     window: Window,
-    at: tuple[Tensor, Tensor, Tensor, Tensor],
+    at: tuple[Tensor, ...],
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -102,15 +170,16 @@ def run(
     rel_col: Tensor | None,
 ) -> Tensor:
     """y [B, C, H, W] of q, k, v [B, C, H, W] with the tables of their size."""
-    queries, keys, pixels, masks = at
     batch, channels, height, width = sizes(q)
+    if bands(window, height, width):
+        return run_in_bands(window, at, q, k, v, rel_row, rel_col)
+    queries, keys, pixels, masks = at
     heads, d = window.heads, channels // window.heads
     h, w = BLOCK + window.rows - 1, BLOCK + window.columns - 1
     below, right = -height % BLOCK, -width % BLOCK
     left, _, top, _ = window.padding
 
     def in_runs(t: Tensor, run: int, padding: tuple[int, int, int, int]) -> Tensor:
-        t = t.unflatten(1, (heads, d)).permute(0, 1, 3, 4, 2)
         if not all(isinstance(n, int) and n == 0 for n in padding):  # a runtime would copy for nothing
             t = F.pad(t, (0, 0, *padding))
         return t.reshape(batch, heads, t.shape[2] * t.shape[3] // run, run * d)
@@ -118,8 +187,10 @@ def run(
     def gather(t: Tensor, runs: Tensor, size: int) -> Tensor:
         return t.index_select(2, runs.flatten()).reshape(batch, heads, runs.shape[0], size, d)
 
+    q, k, v = (t.unflatten(1, (heads, d)).permute(0, 1, 3, 4, 2) for t in (q, k, v))
+    k, v, nonfinite = _windows.finite(k, v, dim=4)
     blocks = in_runs(q, BLOCK, (0, right, 0, below))
-    k_runs, v_runs = (in_runs(_windows.finite(t), RUN, (left, right + left, top, below + top)) for t in (k, v))
+    k_runs, v_runs = (in_runs(t, RUN, (left, right + left, top, below + top)) for t in (k, v))
     places = by_place(rel_row, rel_col) if rel_row is not None and rel_col is not None else None
     ones = spread(h, w, q) if places is not None else None
 
@@ -139,7 +210,8 @@ def run(
     y = torch.cat([attended(*part) for part in zip(*split, strict=True)], dim=2)
     y = y.reshape(batch, heads, masks.shape[0] * BLOCK, BLOCK * d).index_select(2, pixels)
     y = y.reshape(batch, heads, height + below, width + right, d)[:, :, :height, :width]
-    return _windows.add_nonfinite(window, y.permute(0, 1, 4, 2, 3).flatten(1, 2), k, v)
+    y = _windows.add_nonfinite(window, y, nonfinite, dim=4)
+    return y.permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 CORE = Core(run, tables, open_sizes=False)

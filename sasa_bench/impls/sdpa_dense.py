@@ -69,10 +69,12 @@ def run(
 
     def heads(t: Tensor) -> Tensor:
         # Without contiguous() torch falls back to the kernel that writes all logits to memory.
-        return t.unflatten(1, (window.heads, d)).flatten(3).transpose(2, 3).contiguous()
+        return t.flatten(3).transpose(2, 3).contiguous()
 
+    q, k, v = (t.unflatten(1, (window.heads, d)) for t in (q, k, v))
+    k, v, nonfinite = _windows.finite(k, v, dim=2)
     queries = heads(q)
-    keys, values = (heads(F.pad(_windows.finite(t), padding)) for t in (k, v))
+    keys, values = (heads(F.pad(t, padding)) for t in (k, v))
     if rel_row is not None and rel_col is not None:
         by_row, by_column = queries[..., : d // 2] @ rel_row, queries[..., d // 2 :] @ rel_col
         by_row = by_row.gather(3, row_steps.expand(batch, window.heads, -1, -1)) + no_row
@@ -80,8 +82,12 @@ def run(
         bias = (by_row[..., None] + by_column[..., None, :]).flatten(3)
     else:
         bias = (no_row[:, :, None] + no_column[:, None, :]).flatten(1)
-    y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
-    return _windows.add_nonfinite(window, y.transpose(2, 3).reshape(batch, channels, height, width), k, v)
+    if isinstance(batch, int) and batch == 0:
+        y = (queries @ keys.transpose(2, 3) + bias) @ values  # torch would leave the embeddings without gradients
+    else:
+        y = F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias, scale=1.0)
+    y = y.transpose(2, 3).reshape(batch, window.heads, d, height, width)
+    return _windows.add_nonfinite(window, y, nonfinite, dim=2).flatten(1, 2)
 
 
 @cache

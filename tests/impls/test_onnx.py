@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -44,7 +45,7 @@ def judged(name: str, case: Case) -> dict[str, object]:
     "changes",
     [
         {"scope": "core", "position": "none", "border": "zero"},
-        {"position": "absolute", "border": "mask"},
+        {"position": "absolute", "border": "mask", "resolution": "17x9"},
         {"position": "relative", "border": "zero"},
         {"position": "relative", "kernel_size": 11, "resolution": "4x6"},
         {"position": "relative", "heads": 12, "batch": 1, "resolution": "1x5"},
@@ -99,19 +100,35 @@ def test_the_graph_of_a_convolution_does_what_the_cost_model_counts() -> None:
 
 
 def test_the_graph_of_the_gathered_formulation_multiplies_whole_halos() -> None:
-    """2 x 3 blocks of 4 x 4 queries and 8 x 8 keys: two products over 4 channels, and a mask or what positions add.
+    """3 x 5 blocks of 4 x 4 queries and 8 x 8 keys: two products over 4 channels, and a mask or what positions add.
 
     Positions: 8 rows and 8 columns of a halo for each query, a product over these 16 and a sum. And what Inf or NaN in
     a halo but not in the window take, for each scalar of the map.
     """
-    case = SMALL.with_(scope="core", position="none")
-    queries, scalars = 2 * 3 * 6 * 16, 2 * 12 * 7 * 9
-    finite = 5 * scalars  # k * 0 + v * 0 and its sum, added to y
+    case = SMALL.with_(scope="core", position="none", resolution="9x17")
+    queries, scalars = 2 * 3 * 15 * 16, 2 * 12 * 9 * 17
+    finite = 4 * scalars  # k * (v * 0) and its sum, added to y
     plain = queries * 64 * (2 * 4 + 2 * 4 + 1)
     assert judged("onnx", case)["extra"]["graph_flops"] == plain + finite  # type: ignore[index]
     relative = judged("onnx", case.with_(position="relative"))
     places = queries * 16 * 2 * 4 + queries * 64 * (2 * 16 + 1)
     assert relative["extra"]["graph_flops"] == plain + places + finite  # type: ignore[index]
+
+
+def test_the_graph_of_a_small_map_multiplies_all_keys() -> None:
+    """63 queries and 63 keys. Positions: 7 rows and 9 columns, each over 2 channels, a product over these 16, a sum."""
+    case = SMALL.with_(scope="core", position="relative")
+    queries, scalars = 2 * 3 * 63, 2 * 12 * 63
+    expected = queries * 63 * (2 * 4 + 2 * 4 + 1) + queries * 16 * 2 * 2 + queries * 63 * (2 * 16 + 1) + 4 * scalars
+    assert judged("onnx", case)["extra"]["graph_flops"] == expected  # type: ignore[index]
+
+
+def test_the_graph_of_a_narrow_map_multiplies_bands_of_rows() -> None:
+    """7 bands of 2 rows of 5 queries; their keys are the rows of both windows that are inside of the map."""
+    case = SMALL.with_(scope="core", position="none", resolution="14x5")
+    rows = sum(min(i + 4, 14) - max(i - 2, 0) for i in range(0, 14, 2))
+    expected = 2 * 3 * 10 * rows * 5 * (2 * 4 + 2 * 4 + 1) + 4 * 2 * 12 * 14 * 5
+    assert judged("onnx", case)["extra"]["graph_flops"] == expected  # type: ignore[index]
 
 
 def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
@@ -132,6 +149,10 @@ def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
         feed = {name: oracle.tensors[name].float().numpy() for name in ("q", "k", "v")}
         verdict = compare(oracle, (torch.from_numpy(session.run(["y"], feed)[0]),))
         assert verdict.ok, f"{sized.describe()}: {verdict.reason}"
+    feed = {name: torch.randn(1, 12, 9, 13).numpy() for name in ("q", "k", "v")}
+    feed["v"][0, 0, 0, 0] = float("inf")
+    (y,) = session.run(["y"], feed)
+    assert np.argwhere(~np.isfinite(y)).tolist() == [[0, c, i, j] for c in range(4) for i in range(3) for j in range(3)]
 
 
 def test_what_cannot_run_says_so() -> None:
