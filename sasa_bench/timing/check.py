@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.nn import Parameter
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import IMAGES, Op, Tensors, arranged, dtype_of, leaves, output_names, random_tensors, step
 from sasa_bench.timing.budgets import budgets, max_abs, root_mean_square
+from sasa_bench.timing.far import Far, far_from_a_pixel
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Oracle:
     expected  name of each output -> its float64 value
     budgets   name of each output -> largest absolute error allowed
     rms       name of each output -> root mean square error allowed; none where only the largest is bounded
+    far       a pixel that becomes very large, and where y must stay; None where there is nothing to see
     """
 
     case: Case
@@ -33,6 +35,7 @@ class Oracle:
     expected: dict[str, Tensor]
     budgets: dict[str, float]
     rms: dict[str, float] = field(default_factory=dict)
+    far: Far | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,9 @@ that the softmax is saturated. Gradients of a saturated softmax are nothing but 
 
 def consult(op: Op, case: Case, seed: int) -> Oracle:
     """What the reference gives in float64 on fresh random input, and how far an implementation may be from it."""
-    return _consult(op, case, random_tensors(op, case, seed), seed)
+    oracle = _consult(op, case, random_tensors(op, case, seed), seed)
+    y = oracle.expected.get("y")
+    return oracle if y is None else replace(oracle, far=far_from_a_pixel(op, case, oracle.tensors, y, seed))
 
 
 def consult_again(op: Op, first: Oracle, seed: int) -> Oracle:
@@ -81,7 +86,8 @@ def _consult(op: Op, case: Case, tensors: Tensors, seed: int) -> Oracle:
     def rerun(moved: Tensors) -> dict[str, Tensor]:
         return _reference(op, case, moved, torch.float64, seed_of_gradient)
 
-    return Oracle(case, tensors, grad_y, exact, *budgets(case, tensors, exact, plain, rerun, seed))
+    largest, rms = budgets(case, tensors, exact, plain, rerun, seed)
+    return Oracle(case, tensors, grad_y, exact, largest, rms)
 
 
 def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:

@@ -20,7 +20,16 @@ from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_ten
 from sasa_bench.results.columns import MEASURED
 from sasa_bench.results.fields import printable
 from sasa_bench.timing import switches
-from sasa_bench.timing.check import Oracle, compare, consult, consult_again, gradient_of_output, poisoned_memory
+from sasa_bench.timing.check import (
+    Oracle,
+    Verdict,
+    compare,
+    consult,
+    consult_again,
+    gradient_of_output,
+    poisoned_memory,
+)
+from sasa_bench.timing.far import error_far_away
 from sasa_bench.timing.proof import Feed, feed
 from sasa_bench.timing.timers import Step
 
@@ -87,6 +96,10 @@ def prepare(
             if verdict.ok and computed.mode != "backward" and _ignores_its_input(run, outputs, tensors):
                 row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
                 return Trial(row | {"status": "wrong", "reason": REPEATED}, None)
+            if verdict.ok and oracle.far is not None:
+                budget = oracle.budgets["y"]
+                error, reason = error_far_away(oracle.far, oracle.expected["y"], budget, run, tensors)
+                verdict = Verdict(error, budget, reason) if reason else verdict
     except Exception as error:
         return Trial(row | {"status": "error", "reason": first_line(error)}, None)
     row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
