@@ -1,4 +1,4 @@
-"""The commands as a user types them: exit status, one clear line, nothing lost."""
+"""The verb run, as a user types it: exit status, one clear line, nothing lost."""
 
 from __future__ import annotations
 
@@ -6,60 +6,18 @@ import csv
 import errno
 import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import factory
 import pytest
-from fake_nvml import FakeNvml
+from command import QUICK, SUITE, sasa_bench, wait_for_rows
 
-from sasa_bench.cli import main
-from sasa_bench.impls import get, names
+from sasa_bench.impls import get
 from sasa_bench.results.file import read
-
-SUITE = """
-title = "A test?"
-impls = ["unfold", "blocked", "conv3x3"]
-[axes]
-kernel_size = [3, 5]
-[fixed]
-channels = 8
-heads = 2
-resolution = 6
-threads = 1
-"""
-QUICK = ["--budget", "0.01"]
-
-
-@dataclass(frozen=True)
-class Ran:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def sasa_bench(*arguments: object) -> Ran:
-    """The command line in this process: its exit status and what it printed."""
-    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.StringIO()
-    with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as stop:
-        main([str(argument) for argument in arguments])
-    out.flush()
-    assert isinstance(out.buffer, io.BytesIO)
-    return Ran(int(stop.value.code or 0), out.buffer.getvalue().decode(), err.getvalue())
-
-
-@pytest.fixture
-def suite(tmp_path: Path) -> Path:
-    path = tmp_path / "mine.toml"
-    path.write_text(SUITE)
-    return path
 
 
 def test_run_table_and_report_work_in_turn(tmp_path: Path, suite: Path) -> None:
@@ -100,15 +58,6 @@ def test_a_killed_run_is_finished_by_resume_with_every_row_once(tmp_path: Path, 
     assert len(read([killed]).rows) == 12
 
 
-def wait_for_rows(path: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if path.exists() and path.read_bytes().count(b'"kind": "row"') >= count:
-            return
-        time.sleep(0.02)
-    pytest.fail(f"{path} never had {count} rows")
-
-
 def test_ctrl_c_leaves_a_valid_file_and_says_how_to_go_on(tmp_path: Path, suite: Path) -> None:
     out = tmp_path / "a.jsonl"
     command = [sys.executable, "-m", "sasa_bench", "run", str(suite), "-c", "kernel_size=1,3,5,7,9,11"]
@@ -141,16 +90,6 @@ def test_a_file_of_another_machine_is_not_resumed(tmp_path: Path, suite: Path) -
     ran = sasa_bench("run", suite, "--out", out, "--resume")
     assert ran.returncode == 1
     assert "unlike machines" in ran.stderr
-
-
-def test_unlike_machines_are_not_put_in_one_report(tmp_path: Path) -> None:
-    other = factory.machine(cpu="Other CPU")
-    first = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
-    second = factory.results_file(tmp_path / "b.jsonl", [factory.record(machine=other.id)], other)
-    ran = sasa_bench("report", first, second, "--out", tmp_path / "c.html")
-    assert ran.returncode == 1
-    assert "Test-CPU" in ran.stderr
-    assert "Other-CPU" in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,132 +131,6 @@ def test_bad_input_is_one_clear_line_and_exit_status_1(
         assert word in ran.stderr
 
 
-def test_cuda_asked_for_where_there_is_none_is_one_sentence(suite: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    ran = sasa_bench("run", suite, "--device", "cuda")
-    assert ran.returncode == 1
-    assert "NVIDIA GPU" in ran.stderr
-    assert len(ran.stderr.strip().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("built_for", "words"),
-    [(None, "is a build without CUDA: install a CUDA build of torch"), ("13.0", "nvidia-smi must list the device")],
-)
-@pytest.mark.parametrize("verb", ["run", "profile"])
-def test_what_cuda_lacks_is_one_sentence(
-    verb: str, built_for: str | None, words: str, suite: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.version, "cuda", built_for)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    case = ["--impl", "unfold", "-c", "kernel_size=3"]
-    ran = sasa_bench(verb, suite, *case, "--device", "cuda", "--out", suite.parent / "never")
-    assert ran.returncode == 1
-    assert words in ran.stderr
-    assert len(ran.stderr.strip().splitlines()) == 1
-    assert not (suite.parent / "never").exists()
-
-
-def test_make_bench_gpu_ends_where_the_command_does(tmp_path: Path) -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a CUDA device")
-    (tmp_path / "bin").mkdir()
-    log = tmp_path / "log"
-    verb = f'#!/bin/sh\necho "$1" >> {log}\nexec {sys.executable} -m sasa_bench "$@"\n'
-    for name, script in (("sasa-bench", verb), ("pip", "#!/bin/sh\n")):
-        (tmp_path / "bin" / name).write_text(script)
-        (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / ".ready").touch()
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        ["make", "bench-gpu", f"VENV={tmp_path}", f"RESULTS={tmp_path}/a.jsonl"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode != 0
-    assert "NVIDIA GPU" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert log.read_text() == "run\n"
-    assert not (tmp_path / "a.jsonl").exists()
-
-
-def test_without_nvml_a_gpu_run_says_what_is_absent_and_goes_on(
-    suite: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sasa_bench.impls import _nvrtc as nvrtc
-    from sasa_bench.timing import nvml
-
-    monkeypatch.setattr(nvrtc, "no_device", lambda: None)  # in this process, not in the worker
-    monkeypatch.setattr(nvml, "_pynvml", lambda: FakeNvml(unsupported={"nvmlInit"}))
-    ran = sasa_bench("run", suite, "--device", "cuda", "--energy", "--out", tmp_path / "a.jsonl", *QUICK)
-    assert ran.returncode == 0
-    assert "throttled samples stay in: NVML tells nothing" in ran.stderr
-    assert len(read([tmp_path / "a.jsonl"]).rows) == 6
-
-
-def test_energy_is_read_on_a_gpu_only(suite: Path) -> None:
-    ran = sasa_bench("run", suite, "--energy")
-    assert (ran.returncode, "--device cuda" in ran.stderr) == (1, True)
-
-
-def test_list_prints_the_size_of_the_product_and_every_implementation(suite: Path) -> None:
-    ran = sasa_bench("list", suite)
-    assert ran.returncode == 0
-    assert "2 cases × 3 implementations = 6 rows" in ran.stdout
-    for name in names():
-        assert name in ran.stdout
-
-
-def test_doctor_says_what_this_machine_can_run() -> None:
-    ran = sasa_bench("doctor")
-    assert ran.returncode == 0
-    assert "processor" in ran.stdout
-    assert "compiler" in ran.stdout
-    assert "NVML" in ran.stdout
-    for name in names():
-        assert name in ran.stdout
-
-
-def test_doctor_shows_builds_and_what_was_tuned_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sasa_bench.impls._nvrtc import TuningStore
-
-    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
-    TuningStore("Some GPU sm_90").add("forward float32 k=7", {"pixels": 2, "lanes": 1}, 12.5e-6)
-    said = sasa_bench("doctor").stdout
-    assert "Some-GPU-sm-90: forward float32 k=7: lanes=1 pixels=2 (12.5 us)" in said
-    assert f"cached cubins: 0 (0 KiB) in {tmp_path}" in said
-    assert re.search(r"build portable: (compiled|compiled at first use)", said)
-
-
-def test_doctor_goes_on_where_an_implementation_cannot_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SASA_BENCH_ISA", "abacus")
-    ran = sasa_bench("doctor")
-    assert ran.returncode == 0
-    assert "SASA_BENCH_ISA=abacus is not a build; choose one of" in ran.stdout
-    assert all(name in ran.stdout for name in names())
-
-
-def test_doctor_says_which_compiler_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    shown = sasa_bench("doctor").stdout
-    assert "there is no C++ compiler (CXX=no-such-compiler): apt-get install g++ (or the like), or set CXX" in shown
-
-
-def test_doctor_explains_itself() -> None:
-    ran = sasa_bench("doctor", "--help")
-    assert ran.returncode == 0
-    assert "what would unlock" in ran.stdout
-    assert "SASA_BENCH_CACHE" in ran.stdout
-
-
 def test_a_kernel_in_a_file_is_measured_beside_the_others(tmp_path: Path, suite: Path) -> None:
     mine = tmp_path / "my_kernel.py"
     mine.write_text(
@@ -337,23 +150,6 @@ def test_new_writes_a_kernel_and_says_how_to_run_it(tmp_path: Path) -> None:
     assert get(str(mine)).name == "swift"
     again = sasa_bench("new", mine)
     assert (again.returncode, "there already" in again.stderr) == (1, True)
-
-
-def test_an_export_says_how_many_rows_have_no_time(tmp_path: Path) -> None:
-    rows = [*factory.sweep(), factory.failed("naive", "error", "boom")]
-    ran = sasa_bench("table", factory.results_file(tmp_path / "a.jsonl", rows), "--format", "bencher")
-    assert ran.returncode == 0
-    assert len(json.loads(ran.stdout)) == 12
-    assert "1 rows have no time" in ran.stderr
-
-
-def test_a_truncated_file_is_reported_and_read(tmp_path: Path) -> None:
-    path = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
-    path.write_bytes(path.read_bytes()[:-100])
-    ran = sasa_bench("table", path, "--format", "csv")
-    assert ran.returncode == 0
-    assert "cut off" in ran.stderr
-    assert len(ran.stdout.splitlines()) == 12
 
 
 WRONG = """
@@ -401,44 +197,6 @@ def test_resume_says_what_it_leaves_and_when_there_is_nothing_to_resume(tmp_path
     assert {row.suite for row in read([out]).rows} == {"mine", "other"}
 
 
-def test_a_report_of_several_files_is_named_after_all_of_them(tmp_path: Path) -> None:
-    files = [factory.results_file(tmp_path / f"{name}.jsonl", factory.sweep()) for name in ("a", "b")]
-    ran = sasa_bench("report", *files)
-    assert ran.returncode == 0
-    assert "of 2 files (--compare sets them side by side)" in ran.stdout
-    assert (tmp_path / "a-b.html").exists()
-
-
-def test_a_terminal_without_the_characters_gets_others() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "sasa_bench", "list", "--markdown"],
-        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert b"UnicodeEncodeError" not in done.stderr
-    assert b" ?" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "arguments", [["table", "{results}", "--out", "{folder}"], ["report", "{results}", "--out", "/proc/a/b.html"]]
-)
-def test_what_the_system_refuses_is_one_sentence(tmp_path: Path, arguments: list[str]) -> None:
-    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
-    ran = sasa_bench(*(a.format(results=results, folder=tmp_path) for a in arguments))
-    assert ran.returncode == 1
-    assert len(ran.stderr.strip().splitlines()) == 1
-    assert ran.stderr.startswith("sasa-bench: /")
-
-
-def test_a_broken_pipe_is_no_traceback(tmp_path: Path) -> None:
-    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep() * 1)
-    command = f"{sys.executable} -m sasa_bench table {results} | true"
-    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert "Traceback" not in done.stderr
-    assert "BrokenPipe" not in done.stderr
-
-
 @pytest.mark.parametrize(
     "command",
     [
@@ -464,16 +222,6 @@ def test_a_full_disk_is_one_sentence_with_the_path_and_leaves_no_part_of_a_file(
     assert f"{tmp_path}/new/a." in said
     assert "No space left on device" in said
     assert list((tmp_path / "new").iterdir()) == []
-
-
-def test_doctor_checks_only_and_exits_with_3_when_something_spoils(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sasa_bench.cli import doctor
-
-    monkeypatch.setattr(doctor, "spoilers", lambda: ["turbo is on"])
-    ran = sasa_bench("doctor", "--check")
-    assert (ran.returncode, ran.stdout) == (3, "spoils measurements: turbo is on\n")
-    monkeypatch.setattr(doctor, "spoilers", list)
-    assert sasa_bench("doctor", "--check").returncode == 0
 
 
 @pytest.mark.parametrize(
