@@ -81,7 +81,7 @@ def plan(
     process may use.
     """
     cores = available_cores()
-    whole = [row for row in finished.rows if not _cut_short(row, rounds)] if finished else []
+    whole = [row for row in finished.rows if not cut_short(row, rounds)] if finished else []
     have = {row.key: row.extra.get("source_digest", "") for row in whole}
     tasks, done = [], 0
     for suite in suites:
@@ -96,7 +96,8 @@ def plan(
     return Plan(tasks, done, infos)
 
 
-def _cut_short(row: Record, rounds: int) -> bool:
+def cut_short(row: Record, rounds: int) -> bool:
+    """Whether fewer than `rounds` workers have measured a row, as a run was stopped."""
     return row.status == "ok" and 0 < len(row.worker_samples) < rounds and quick_to_build(row)
 
 

@@ -19,9 +19,10 @@ from typing import Any
 from sasa_bench.case import from_dict
 from sasa_bench.results.file import read
 from sasa_bench.results.merge import Merged, merge
-from sasa_bench.results.record import ImplInfo, Results
+from sasa_bench.results.record import ImplInfo, Record, Results
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.cluster import MOST_TASKS, Options, SlurmError, locked, write_whole
+from sasa_bench.sweep.plan import cut_short
 from sasa_bench.sweep.shard import cut, expected_s, require_one_meaning_of_threads
 from sasa_bench.timing.probe import available_cores
 
@@ -48,9 +49,15 @@ class Sweep:
         """Rows that a task gives."""
         return sum(len(suite.cases) * len(self.impls or suite.impls) for suite in self.shards[index])
 
+    def done(self, index: int) -> int:
+        """Rows of a task that every worker of it has measured."""
+        from sasa_bench.timing.settings import Settings
+
+        return count_rows(self.file(index), Settings(budget_s=self.budget_s).rounds)
+
     def missing(self) -> dict[int, int]:
         """Rows still to be measured, by task; a finished task is left out."""
-        left = {index: self.size(index) - count_rows(self.file(index)) for index in range(len(self.shards))}
+        left = {index: self.size(index) - self.done(index) for index in range(len(self.shards))}
         return {index: rows for index, rows in left.items() if rows > 0}
 
     def merged(self) -> Merged:
@@ -160,18 +167,20 @@ def task_count(suites: Sequence[Suite], impls: Sequence[str], infos: Mapping[str
     return max(1, min(MOST_TASKS, math.ceil(seconds / TASK_S)))
 
 
-def count_rows(path: Path) -> int:
-    """Whole rows in a results file that may still be growing; 0 where there is none yet."""
+def count_rows(path: Path, rounds: int = 1) -> int:
+    """Rows that `rounds` workers have measured, in a results file that may still be growing or is not there yet."""
     try:
-        return _count_rows(path, path.stat().st_size)
+        return _count_rows(path, path.stat().st_size, rounds)
     except FileNotFoundError:
         return 0
 
 
 @functools.lru_cache(maxsize=4 * MOST_TASKS)
-def _count_rows(path: Path, size: int) -> int:
+def _count_rows(path: Path, size: int, rounds: int) -> int:
     lines = path.read_bytes()[:size].splitlines(keepends=True)
-    return sum(json.loads(line)["kind"] == "row" for line in lines if line.endswith(b"\n"))
+    found = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    rows = [Record.from_dict(values) for values in found if values.pop("kind") == "row"]
+    return sum(not cut_short(row, rounds) for row in {row.key: row for row in rows}.values())
 
 
 @dataclass(frozen=True)
@@ -186,7 +195,7 @@ class Measure:
         path = sweep.file(index)
         with locked(path):
             cut_off_unfinished_case(path, {s.name: len(sweep.impls or s.impls) for s in sweep.shards[index]})
-            if count_rows(path) < sweep.size(index):
+            if sweep.done(index) < sweep.size(index):
                 _measure_rest(sweep, index)
 
     def checkpoint(self, index: int) -> Any:

@@ -34,6 +34,8 @@ from sasa_bench import cli
 from sasa_bench.gate import outputs as _outputs  # noqa: F401 (loaded once, before the processes part)
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read, replace_text
+from sasa_bench.sweep.plan import cut_short
+from sasa_bench.timing.settings import Settings
 
 REPORT = Path(__file__).parents[2] / "reports" / "reference" / "kills.csv"
 IMPLS = ("unfold", "blocked", "conv3x3")
@@ -52,6 +54,7 @@ DIFFERS = ("started_at", "build_s", "source_commit")
 """Columns that differ from run to run, besides times."""
 WAYS = ("SIGKILL", "SIGTERM", "full disk")
 DISK_KIB = 8192
+ROUNDS = Settings().rounds
 
 
 def start(words: Sequence[object], log: Path) -> int:
@@ -117,7 +120,7 @@ def _rows(path: Path, count: Count, whole: bool = False) -> set[tuple[Any, ...]]
     # The last case may be cut by a kill in the middle of its write; --resume measures it whole.
     count.split += sum(found < len(IMPLS) for found in by_case.values()) > 1
     kept = [row for row in rows if not whole or by_case[row.case] == len(IMPLS)]
-    return {(row.key, row.samples_s, row.started_at) for row in kept}
+    return {(row.key, *(() if cut_short(row, ROUNDS) else (row.samples_s, row.started_at))) for row in kept}
 
 
 class Study:
@@ -202,7 +205,8 @@ class Study:
             lines = journal.read_text().split("\n")[:-1] if journal.exists() else []
             count.unreadable += sum(not _parses(line) for line in lines)
             return
-        count.lost += len(before - _rows(out, count))
+        after = _rows(out, count)
+        count.lost += len(before - after - {(row[0],) for row in after})
         if command == "run --slurm":
             for path in sorted(out.with_suffix(".tasks").glob("[0-9]*.jsonl")):
                 _rows(path, count)

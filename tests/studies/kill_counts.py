@@ -16,7 +16,8 @@ class Count:
     """kills       commands that were started to be ended
     running     of them, those that were ended before they were done
     unreadable  files that cannot be read afterwards
-    lost        rows that were in a file before and are not in it afterwards
+    lost        rows that were in a file before and are not in it afterwards; one that not every worker had measured may
+                have been replaced
     split       cases of which a file has some rows but not all
     unequal     final tables that differ from that of an undisturbed run in more than times
     tracebacks  outputs with a traceback

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,12 +16,13 @@ from tasks import INFOS, fill, opened
 
 from sasa_bench.case import Case
 from sasa_bench.cli import cli
-from sasa_bench.results.file import read
+from sasa_bench.results.file import Writer, read
 from sasa_bench.results.record import Results
 from sasa_bench.suite import Suite
 from sasa_bench.sweep import slurm
 from sasa_bench.sweep.cluster import SlurmError
 from sasa_bench.sweep.slurm import Measure, load
+from sasa_bench.timing.settings import Settings
 
 
 @given(batches=st.sets(st.integers(1, 200), min_size=1, max_size=30), tasks=st.integers(1, 8))
@@ -61,6 +63,24 @@ def test_a_case_that_was_being_written_when_its_task_died_is_measured_anew(
     slurm.cut_off_unfinished_case(sweep.file(0), {"five": 2})
     assert slurm.count_rows(sweep.file(0)) == kept
     assert len(read([sweep.file(0)]).rows) == kept
+
+
+def test_a_task_is_done_when_every_worker_has_measured_its_rows(tmp_path: Path) -> None:
+    sweep = opened(tmp_path / "out.jsonl", tasks=1)
+    fill(sweep, 0, sweep.size(0))
+    rows = read([sweep.file(0)]).rows
+    assert sweep.done(0) == len(rows) == sweep.size(0)
+
+    def write(workers: int) -> None:
+        with Writer(sweep.file(0)) as writer:
+            writer.rows(replace(row, worker_samples=(len(row.samples_s) // workers,) * workers) for row in rows)
+
+    write(1)
+    assert slurm.count_rows(sweep.file(0)) == len(rows)
+    assert sweep.done(0) == 0
+    assert sweep.missing() == {0: len(rows)}
+    write(Settings().rounds)
+    assert sweep.missing() == {}
 
 
 def test_a_case_measured_on_a_node_with_other_cores_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
