@@ -57,7 +57,7 @@ def test_another_revision_and_environment_are_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_results_file(tmp_path: Path) -> None:
-    with pytest.raises(ResultsError, match="Is a directory"):
+    with pytest.raises(ResultsError, match="is a folder: name a results file"):
         open_results(tmp_path, True, factory.machine())
 
 
