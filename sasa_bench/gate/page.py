@@ -68,7 +68,7 @@ def _tile(label: str, value: str, note: str) -> dict[str, str]:
 
 
 def _look(case: CaseVerdict, name: str) -> dict[str, str]:
-    kind = {"IMPROVED": "good", INCONCLUSIVE: "plain", "NEW": "plain"}.get(case.verdict, "bad")
+    kind = {"IMPROVED": "good", INCONCLUSIVE: "plain", "NEW": "plain", "SKIPPED": "plain"}.get(case.verdict, "bad")
     change = "" if case.ratio is None else f"{case.ratio - 1:+.1%}"
     bounds = "" if case.low is None or case.high is None else f"{case.low - 1:+.1%} to {case.high - 1:+.1%}"
     base = seconds(case.seconds) if case.seconds else ""

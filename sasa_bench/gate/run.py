@@ -32,6 +32,7 @@ from sasa_bench.gate.verdicts import (
     contaminated,
     exit_status,
     run_verdict,
+    skip_unsupported,
 )
 from sasa_bench.timing.process import WorkerDied
 
@@ -152,6 +153,10 @@ def decide(
         remark = remarks.get(key, "")
         reason = f"{verdict.reason}; {remark}" if remark else verdict.reason
         decided[key] = replace(verdict, seconds=seconds[key], reason=reason)
+    rows = {
+        arm: {k: row for part in evidence.values() for k, row in part.exact[arm].items()} for arm in ("base", "head")
+    }
+    decided = skip_unsupported(decided, rows["base"], rows["head"])
     contamination = contaminated(floor, rules, nodes)
     ordered = sorted(decided.values(), key=_importance)
     loaded = _loaded(arms, evidence)
@@ -309,7 +314,7 @@ def _provisional(key: str, pairs: Sequence[Pair], reason: str, rules: Rules) -> 
     )
 
 
-_ORDER = ("NOT RUN", "WRONG", "MISSING", "REGRESSION", "INCONCLUSIVE", "IMPROVED", "NEW", "EQUIVALENT")
+_ORDER = ("NOT RUN", "WRONG", "MISSING", "REGRESSION", "INCONCLUSIVE", "IMPROVED", "NEW", "SKIPPED", "EQUIVALENT")
 
 
 def _importance(case: CaseVerdict) -> tuple[int, float]:

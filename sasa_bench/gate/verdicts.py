@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sasa_bench.gate.statistics import bias, detectable, holm, location, lower_bound, p_above
@@ -15,6 +15,7 @@ from sasa_bench.gate.statistics import bias, detectable, holm, location, lower_b
 REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
 INCONCLUSIVE, NEW, MISSING, WRONG = "INCONCLUSIVE", "NEW", "MISSING", "WRONG"
 NOT_RUN = "NOT RUN"
+SKIPPED = "SKIPPED"
 CONTAMINATED, PASS = "CONTAMINATED", "PASS"
 
 FAILING = (WRONG, MISSING, REGRESSION)
@@ -100,6 +101,32 @@ def exact_verdict(
     if grown:
         return CaseVerdict(key, REGRESSION, "; ".join(grown))
     return CaseVerdict(key, EQUIVALENT, _remark(base, head))
+
+
+def skip_unsupported(
+    verdicts: Mapping[str, CaseVerdict], base: Mapping[str, Mapping[str, Any]], head: Mapping[str, Mapping[str, Any]]
+) -> dict[str, CaseVerdict]:
+    """The verdicts, with SKIPPED instead of NOT RUN for cases that an implementation cannot compute in either arm.
+
+    Such a case is skipped in both arms for the same reason, and its implementation ran another case in both: it is
+    there, and the suite crosses it with what it does not cover. A package or a device that is missing skips every case
+    of an implementation, which stays NOT RUN.
+    """
+    ran = {_impl(key) for key in verdicts if all(rows.get(key, {}).get("status") == "ok" for rows in (base, head))}
+
+    def skipped(key: str) -> bool:
+        before, after = base.get(key, {}), head.get(key, {})
+        same = all(before.get(name) == after.get(name) for name in ("status", "reason"))
+        return same and after.get("status") == "skipped" and _impl(key) in ran
+
+    return {
+        key: replace(case, verdict=SKIPPED) if case.verdict == NOT_RUN and skipped(key) else case
+        for key, case in verdicts.items()
+    }
+
+
+def _impl(key: str) -> str:
+    return key.split(" ", 1)[0]
 
 
 def _grown(base: Mapping[str, Any], head: Mapping[str, Any], rules: Rules) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sasa_bench.gate.verdicts import (
     NOT_RUN,
     PASS,
     REGRESSION,
+    SKIPPED,
     WRONG,
     CaseVerdict,
     Rules,
@@ -32,6 +34,7 @@ from sasa_bench.gate.verdicts import (
     exit_status,
     run_verdict,
     screen,
+    skip_unsupported,
     worth_more,
 )
 
@@ -263,6 +266,31 @@ def test_a_case_that_ran_in_neither_arm_passes_only_where_that_is_allowed() -> N
     cases = [TIMED, CaseVerdict("b", NOT_RUN, "runs in neither arm")]
     assert run_verdict(cases, allow_not_run=True) == PASS
     assert run_verdict(cases[1:], allow_not_run=True) == INCONCLUSIVE
+
+
+UNSUPPORTED = {"status": "skipped", "reason": "inference only"}
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "other", "verdict"),
+    [
+        (UNSUPPORTED, UNSUPPORTED, OK, SKIPPED),
+        (UNSUPPORTED, UNSUPPORTED, UNSUPPORTED, NOT_RUN),
+        (UNSUPPORTED, UNSUPPORTED | {"reason": "needs a GPU"}, OK, NOT_RUN),
+        (UNSUPPORTED, UNSUPPORTED | {"status": "error"}, OK, NOT_RUN),
+        (OK, UNSUPPORTED, OK, MISSING),
+    ],
+)
+def test_what_an_implementation_cannot_compute_is_skipped_where_it_runs_other_cases(
+    base: dict[str, Any], head: dict[str, Any], other: dict[str, Any], verdict: str
+) -> None:
+    rows = {"base": {"onnx a": base, "onnx b": other}, "head": {"onnx a": head, "onnx b": other}}
+    exact = {key: exact_verdict(key, rows["base"][key], rows["head"][key], RULES) for key in rows["base"]}
+    found = skip_unsupported(exact, rows["base"], rows["head"])
+    assert found["onnx a"].verdict == verdict
+    assert run_verdict([found["onnx a"], TIMED]) == (
+        PASS if verdict == SKIPPED else run_verdict([exact["onnx a"], TIMED])
+    )
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
