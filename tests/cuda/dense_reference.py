@@ -12,6 +12,8 @@ from torch import Tensor
 # order and recomputes the weights from a rounded denominator; in 16 bits plain PyTorch rounds every step and
 # the kernel only the results.
 BUDGET_FACTOR = {torch.float32: 8.0, torch.float16: 2.0, torch.bfloat16: 2.0}
+TENSOR_CORE_FACTOR = BUDGET_FACTOR | {torch.float16: 4.0, torch.bfloat16: 4.0}
+"""Kernels on tensor cores also round the weights and their gradients to 16 bits, between two products."""
 NAMES = ("y", "dq", "dk", "dv", "drel_row", "drel_col")
 
 

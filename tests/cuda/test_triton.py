@@ -18,6 +18,16 @@ from sasa_bench.impls import triton
 from sasa_bench.impls.triton import launch
 
 HERE = Path(__file__).parent
+
+
+class Launched:
+    """Stands for the module of kernels and keeps the compile-time arguments of each launch of the forward."""
+
+    def __init__(self) -> None:
+        self.constants = []
+        self.forward = {(1, 1): lambda *arguments, **named: self.constants.append(named)}
+
+
 NEEDS_TRITON = "triton is not installed: pip install 'sasa-bench[triton]'"
 
 
@@ -39,6 +49,7 @@ def test_values_gradients_and_planted_bugs_in_the_interpreter():
     [
         ({"device": "cpu"}, "need --device cuda"),
         ({"dtype": "float32"}, "give dtype = one of .*float16"),
+        ({"dtype": "tf32"}, None),
         ({"channels": 256, "heads": 1}, "256 channels per head are more than the 128"),
         ({"kernel_size": 123}, "more than the 121"),
         ({}, None),
@@ -47,6 +58,26 @@ def test_values_gradients_and_planted_bugs_in_the_interpreter():
 def test_what_is_not_covered_has_a_reason(change, reason):
     found = triton.supports(Case(**({"device": "cuda", "dtype": "float16"} | change)))
     assert found is None if reason is None else re.search(reason, found)
+
+
+@pytest.fixture
+def matmul():
+    """torch's switches of products on CUDA, as they were afterwards."""
+    switches = torch.backends.cuda.matmul
+    before = switches.allow_tf32
+    yield switches
+    switches.allow_tf32 = before
+
+
+def test_float32_is_rounded_to_tf32_only_where_torch_allows_it(matmul):
+    kernels = Launched()
+    for allowed in (False, True):
+        matmul.allow_tf32 = allowed
+        for dtype in launch.DTYPES:
+            q = torch.zeros(1, 8, 2, 2, dtype=dtype)
+            launch.run_forward(launch.Launcher(kernels), q, q, q, None, None, q, torch.zeros(1, 1, 2, 2), 3, 1, False)
+    assert [found["PRECISION"] for found in kernels.constants] == [*["ieee"] * 5, "tf32"]
+    assert launch.allows_tf32()
 
 
 def test_without_triton_it_says_how_to_install_it(monkeypatch):

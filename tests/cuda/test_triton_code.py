@@ -28,7 +28,10 @@ def test_the_table_holds_every_specialisation_and_nothing_else():
     assert [{name: found[name] for name in wanted[0]} for found in ROWS] == wanted
 
 
-@pytest.mark.parametrize("item", [item for item in SPECIALISATIONS if item[0] == "forward"], ids=str)
+FORWARD_ON_NVIDIA = [item for item in SPECIALISATIONS if item[0] == "forward" and item[3] != triton_code.AMD]
+
+
+@pytest.mark.parametrize("item", FORWARD_ON_NVIDIA, ids=str)
 def test_the_forward_does_not_spill_and_keeps_eight_warps_resident(item):
     assert row(*item)["spill_instructions"] == row(*item)["stack_bytes"] == "0"
     assert int(row(*item)["resident_warps"]) >= 8
@@ -39,13 +42,14 @@ def test_every_kernel_multiplies_on_tensor_cores():
 
 
 def test_specialisations_drawn_at_random_cost_what_their_table_says():
-    if triton_code.version() not in triton_code.TABLE.read_text().splitlines()[0]:
+    if f"Triton {triton_code.version()};" not in triton_code.TABLE.read_text():
         pytest.skip(f"the table holds for another Triton than {triton_code.version()}")
     for item in random.sample(SPECIALISATIONS, DRAWN):
         assert triton_code.cost(*item) == row(*item)
 
 
-def test_the_forward_compiles_for_amd():
-    function, side = triton_code.SECOND_STAGE
-    made = triton_code.compiled("forward", function, side, triton_code.launch.CHOICES[0], triton_code.AMD)
-    assert "v_mfma" in made.asm["amdgcn"]
+@pytest.mark.parametrize("kernel", triton_code.KERNELS)
+def test_the_kernels_of_the_second_stage_use_the_matrix_cores_of_amd_without_a_spill(kernel):
+    found = row(kernel, *triton_code.SECOND_STAGE, triton_code.AMD)
+    assert int(found["tensor_core_instructions"]) > 0
+    assert found["spill_instructions"] == found["stack_bytes"] == "0"

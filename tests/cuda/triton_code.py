@@ -26,15 +26,17 @@ from sasa_bench.impls.triton.launch import Function, Tunables
 TABLE = Path(__file__).parent / "triton_resources.csv"
 ARCHITECTURES = ("sm_90", "sm_80", "sm_100")
 AMD = "gfx942"
+SIMDS = 4
+"""Of a compute unit of AMD's CDNA 3, each with waves of its own (AMD Instinct MI300 ISA, section 2)."""
 KERNELS = ("forward", "backward_queries", "backward_keys")
-F16, BF16, TF32 = torch.float16, torch.bfloat16, torch.float32
-ELEMENTS = {F16: "fp16", BF16: "bf16", TF32: "fp32"}
+F16, BF16, F32 = torch.float16, torch.bfloat16, torch.float32
+ELEMENTS = {F16: "fp16", BF16: "bf16", F32: "fp32"}
 OF_FLOATS = ("log2_sum", "delta_map", "row_sums", "column_sums")
 OF_POSITION = ("rel_row", "rel_col", "row_sums", "column_sums")
 SHIPPED = [
     *((Function(F16, 7, width, True, False), side) for width, side in ((8, 56), (16, 28), (32, 14), (64, 7))),
     (Function(BF16, 7, 16, True, False), 28),
-    (Function(TF32, 7, 16, True, False), 28),
+    (Function(F32, 7, 16, True, False, tf32=True), 28),
     (Function(F16, 7, 16, False, False), 28),
     (Function(F16, 7, 16, True, True), 28),
     (Function(F16, 19, 16, True, False), 28),
@@ -44,10 +46,10 @@ SECOND_STAGE = SHIPPED[1]
 
 
 def specialisations() -> Iterator[tuple[str, Function, int, str]]:
-    """(kernel, function, image side, architecture): all for the H100, the second stage for the others."""
+    """(kernel, function, image side, architecture): all for the H100, the second stage for the others too."""
     for function, side in SHIPPED:
         for kernel in KERNELS:
-            for arch in ARCHITECTURES if (function, side) == SECOND_STAGE else ("sm_90",):
+            for arch in (*ARCHITECTURES, AMD) if (function, side) == SECOND_STAGE else ("sm_90",):
                 yield kernel, function, side, arch
 
 
@@ -56,6 +58,11 @@ def version() -> str:
     import triton
 
     return str(triton.__version__)
+
+
+def heading() -> str:
+    """What the table holds for."""
+    return f"Triton {version()}; rewritten by tests/cuda/triton_code.py"
 
 
 def compiled(kernel: str, function: Function, side: int, tunables: Tunables, arch: str) -> Any:
@@ -92,6 +99,8 @@ def cost(kernel: str, function: Function, side: int, arch: str) -> dict[str, str
     """The row of the table for the unmeasured default."""
     tunables = launch.CHOICES[0]
     made = compiled(kernel, function, side, tunables, arch)
+    if arch == AMD:
+        return identity(kernel, function, side, arch) | {"warps": str(tunables.warps)} | _cost_on_amd(made)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()
@@ -118,6 +127,27 @@ def cost(kernel: str, function: Function, side: int, arch: str) -> dict[str, str
     }
 
 
+def _cost_on_amd(made: Any) -> dict[str, str]:
+    """The columns that AMD's assembly has: registers are vector registers, warps are waves of 64 threads."""
+    text = made.asm["amdgcn"]
+
+    def figure(name: str) -> int:
+        return max(int(value) for value in re.findall(rf"{name}: *(\d+)", text))
+
+    return {
+        "registers": str(figure(r"\.vgpr_count")),
+        "shared_bytes": str(made.metadata.shared),
+        "stack_bytes": str(figure(r"\.private_segment_fixed_size")),
+        "spill_instructions": str(figure(r"\.vgpr_spill_count") + figure(r"\.sgpr_spill_count")),
+        "resident_warps": str(SIMDS * figure("; Occupancy")),
+        "tensor_core_instructions": str(len(re.findall(r"^\s+v_mfma", text, re.MULTILINE))),
+        "instructions": str(len(re.findall(r"^\s+(?:[vs]|ds|buffer|global|flat)_\w+", text, re.MULTILINE))),
+        "loop_instructions": "",
+        "loop_tensor_core_instructions": "",
+        "loop_exponentials": "",
+    }
+
+
 def identity(kernel: str, function: Function, side: int, arch: str) -> dict[str, str]:
     """The columns that name a specialisation."""
     return {"arch": arch, "kernel": kernel, "function": str(function), "image": f"{side}x{side}"}
@@ -128,7 +158,7 @@ def main() -> None:
     for item in specialisations():
         rows.append(cost(*item))
         print(*rows[-1].values(), file=sys.stderr, flush=True)
-    machine_code.write_table(rows, TABLE, f"Triton {version()}; rewritten by tests/cuda/triton_code.py")
+    machine_code.write_table(rows, TABLE, heading())
 
 
 if __name__ == "__main__":

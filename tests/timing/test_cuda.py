@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from fake_nvml import FakeNvml
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasa_bench.case import Case
 from sasa_bench.timing import child, nvml, trial
@@ -352,3 +354,31 @@ def test_cold_times_stand_in_columns_of_their_own(tmp_path: Path) -> None:
     assert table[table.impl == "conv3x3"].time_cold_s.isna().all()
     without = load(factory.results_file(tmp_path / "b.jsonl", [factory.record("conv3x3")]))
     assert "time_cold_s" not in without.columns
+
+
+def test_the_flush_writes_one_buffer_and_reads_another_beyond_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_bytes = 4096
+    properties = SimpleNamespace(L2_cache_size=cache_bytes, uuid="none")
+    zeros, empty = torch.zeros, torch.empty
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch, "zeros", lambda *size, dtype, device: zeros(*size, dtype=dtype))
+    monkeypatch.setattr(torch, "empty", lambda *size, dtype, device: empty(*size, dtype=dtype))
+    monkeypatch.setattr(nvml, "find", absent_nvml)
+    touched: dict[str, tuple[int, int]] = {}
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            touched[func.overloadpacket.__name__] = (args[0].data_ptr(), args[0].nbytes)
+            return func(*args, **(kwargs or {}))
+
+    device = gpu.current()
+    with Watch():
+        device.flush()
+    (written, written_bytes), (read, read_bytes) = touched["zero_"], touched["amin"]
+    assert written != read
+    assert min(written_bytes, read_bytes) >= 2 * cache_bytes
+
+
+def absent_nvml(name: str) -> None:
+    raise nvml.NvmlAbsentError("no NVML here")

@@ -1,4 +1,4 @@
-"""Local self-attention on tensor cores, in Triton: float16, bfloat16, and float32 rounded to tf32.
+"""Local self-attention on tensor cores, in Triton: float16, bfloat16, and float32 as tf32 where torch allows it.
 
 Computes ``y_i = sum_j softmax_j(q_i.k_j + q_i.r_{j-i}) v_j`` over a K x K window, per head, without 1/sqrt(d)
 (Ramachandran et al., "Stand-Alone Self-Attention in Vision Models", NeurIPS 2019, section 3), and its gradients, with
@@ -73,8 +73,10 @@ OPERATORS = _operator.define(
     "triton_local_attention", "Triton", DTYPES, _run_forward, _run_backward, torch.channels_last
 )
 """``torch.ops.sasa_bench.triton_local_attention(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)`` and
-``triton_local_attention_qkv(qkv, ...)``. float32 is multiplied as tf32. Maps are read where they lie if the channels of
-a pixel lie side by side (channels-last, or thirds of a channels-last projection), else copied."""
+``triton_local_attention_qkv(qkv, ...)``. float32 is rounded to tf32 where torch allows it
+(``torch.backends.cuda.matmul.allow_tf32``, off by default); else the FMA units multiply it, slowly. Maps are read where
+they lie if the channels of a pixel lie side by side (channels-last, or thirds of a channels-last projection), else
+copied."""
 
 
 def missing() -> str | None:
@@ -147,7 +149,7 @@ def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
         return f"the Triton kernels have square windows, not {window.rows} x {window.columns}"
     if x.device.type not in ("cuda", "meta"):
         return f"the Triton kernels run on a GPU, not on {x.device.type}"
-    if x.dtype not in DTYPES or (x.dtype == torch.float32 and not torch.backends.cuda.matmul.allow_tf32):
+    if x.dtype not in DTYPES or (x.dtype == torch.float32 and not launch.allows_tf32()):
         return "the Triton kernels compute float16, bfloat16 and, where torch.backends.cuda.matmul.allow_tf32, tf32"
     if x.shape[1] > WIDEST_HEAD * window.heads:
         return f"the Triton kernels take at most {WIDEST_HEAD} channels per head"

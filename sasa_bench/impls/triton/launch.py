@@ -21,18 +21,30 @@ MOST_BLOCKS = 7
 """Blocks of queries that a program goes down; it reads the position embeddings once."""
 
 
+def allows_tf32() -> bool:
+    """Whether products of float32 on CUDA may round to tf32, by torch's own switch, which is off by default."""
+    switch = torch.backends.cuda.matmul
+    if hasattr(switch, "fp32_precision"):  # torch 2.9; it also holds what was set by the older switch
+        return bool(switch.fp32_precision == "tf32")
+    return bool(switch.allow_tf32)
+
+
 @dataclass(frozen=True)
 class Function:
-    """What the kernels compute: element type, window, channels of a head, relative position or none, border."""
+    """What the kernels compute: element type, window, channels of a head, relative position or none, border.
+
+    `tf32`: float32 is rounded to tf32 for tensor cores; without it the FMA units multiply float32.
+    """
 
     dtype: torch.dtype
     kernel_size: int
     head_width: int
     position: bool
     zero_border: bool
+    tf32: bool = False
 
     def __str__(self) -> str:
-        dtype = "tf32" if self.dtype == torch.float32 else str(self.dtype).removeprefix("torch.")
+        dtype = "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
         return (
             f"{dtype} k={self.kernel_size} d={self.head_width} "
             f"{'relative' if self.position else 'none'} {'zero' if self.zero_border else 'mask'}"
@@ -73,7 +85,7 @@ def constants(kernel: str, function: Function, height: int, tunables: Tunables) 
         "WIDTH": function.head_width,
         "POSITION": function.position,
         "ZERO_BORDER": function.zero_border,
-        "PRECISION": "tf32",
+        "PRECISION": "tf32" if function.tf32 else "ieee",
         "CHANNELS": max(LEAST, _power(function.head_width)),
         "WINDOW": max(LEAST, _power(function.kernel_size)),
         "QUERY_ROWS": tunables.rows,
@@ -153,13 +165,18 @@ class Launcher:
         getattr(self.kernels, kernel)[grid](*arguments, **named, num_warps=tunables.warps, num_stages=tunables.stages)
 
 
+def _function(q: Tensor, rel_row: Tensor | None, kernel_size: int, heads: int, zero_border: bool) -> Function:
+    tf32 = q.dtype == torch.float32 and allows_tf32()
+    return Function(q.dtype, kernel_size, q.shape[1] // heads, rel_row is not None, zero_border, tf32)
+
+
 def run_forward(
     launcher: Launcher, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, y: Tensor,
     log2_sum: Tensor, kernel_size: int, heads: int, zero_border: bool,
 ) -> None:  # fmt: skip
     """Fills y [B, C, H, W] and the base-2 logarithm of the softmax's denominator [B, heads, H, W] in float32."""
     shape = q.shape
-    function = Function(q.dtype, kernel_size, shape[1] // heads, rel_row is not None, zero_border)
+    function = _function(q, rel_row, kernel_size, heads, zero_border)
     q, k, v = pixel_major(q, k, v)
     arguments = [q, k, v, rel_row, rel_col, y, log2_sum, *shape[2:], heads, *strides(q), *strides(y)]
 
@@ -176,8 +193,8 @@ def run_backward(
 ) -> None:  # fmt: skip
     """Fills the gradients of q, k, v [B, C, H, W], which lie in the same way, and of rel_row and rel_col, if any."""
     shape = q.shape
-    batch, channels, height, width = shape
-    function = Function(q.dtype, kernel_size, channels // heads, rel_row is not None, zero_border)
+    batch, _, height, width = shape
+    function = _function(q, rel_row, kernel_size, heads, zero_border)
     q, k, v = pixel_major(q, k, v)
     y, dy = pixel_major(y, dy)
     delta = torch.empty_like(log2_sum)

@@ -25,8 +25,6 @@ from sasa_bench.impls.triton import launch
 
 KERNELS = Path(launch.__file__).parent / "kernels.py"
 MARGIN = 1 << 14
-FACTORS = dense_reference.BUDGET_FACTOR | {torch.float16: 4.0, torch.bfloat16: 4.0}
-"""These kernels also round the weights and their gradients to 16 bits, between two products."""
 
 
 @cache
@@ -138,4 +136,4 @@ def run(running: launch.Launcher, problem: Problem) -> tuple[list[torch.Tensor],
 def findings(running: launch.Launcher, problem: Problem) -> list[str]:
     """What is wrong with a run: values beyond their budget, writes beside a tensor."""
     results, strays = run(running, problem)
-    return dense_reference.failures(problem, results, FACTORS) + strays
+    return dense_reference.failures(problem, results, dense_reference.TENSOR_CORE_FACTOR) + strays
