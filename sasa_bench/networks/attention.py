@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sasa_bench.case import DTYPE_BYTES, Case
-from sasa_bench.networks.core import Core, Window, sizes
+from sasa_bench.networks.core import Core, Window, sizes, transforms_run
 from sasa_bench.networks.kept import Kept
 
 Function = Callable[..., Tensor]
@@ -155,7 +155,7 @@ class WindowAttention(nn.Module):
         elif core is None and whole and kernel.layer is not None:
             y = self._prepared(kernel, kernel.layer, "layer", x)(x, w_qkv, rel_row, rel_col)
         else:
-            q, k, v = self._project(x, w_qkv, b_qkv)
+            q, k, v = self._project(x.contiguous(), w_qkv, b_qkv)
             if core is not None:
                 tables = core.tables and self._kept.get(core.tables, q, self.window, *sizes(q)[2:])
                 y = core.run(self.window, tables, q, k, v, rel_row, rel_col)
@@ -163,6 +163,8 @@ class WindowAttention(nn.Module):
                 y = q + k + v  # prepared for one image at least
             else:
                 y = self._prepared(kernel, kernel.attend, "core", q)(q, k, v, rel_row, rel_col)
+            if not x.is_contiguous() and followed_by_autograd(y):
+                y.register_hook(Tensor.contiguous)  # a gradient that is channels-last is slow to read
         return self._output(given, y, core is None or core.keeps_output, w_out, b_out)
 
     def _project(self, x: Tensor, w_qkv: Tensor, b_qkv: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,6 +240,12 @@ class WindowAttention(nn.Module):
             if reason:
                 raise RuntimeError(reason)
         return make(case)
+
+
+def followed_by_autograd(t: Tensor) -> bool:
+    """Whether a backward pass of eager mode will go through `t`, so that a hook on it runs."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or transforms_run()
+    return t.requires_grad and not traced
 
 
 def _name(kernel: Kernel) -> Any:
