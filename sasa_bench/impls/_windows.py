@@ -21,6 +21,28 @@ def finite(k: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(is_finite, k, 0.0), torch.where(is_finite, v, 0.0), found
 
 
+def softmax(logits: Tensor, mask: Tensor) -> Tensor:
+    """The weights [.., queries, keys] of logits to which `mask`, 0 or -inf, is added."""
+    return (logits + mask).softmax(-1)
+
+
+LOWEST = -80.0
+"""exp of it, over the number of keys, is a normal number of float32."""
+
+
+def softmax_without_underflow(logits: Tensor, mask: Tensor) -> Tensor:
+    """The same for ONNX Runtime, whose exp takes 30 times as long where the result underflows, as it does for a mask.
+
+    Logits are raised to LOWEST below the largest of their query, which changes a weight by less than 2e-35; those that
+    the mask excludes get the weight 0 afterwards. float16 has no such room.
+    """
+    masked = logits + mask
+    if logits.dtype == torch.float16:
+        return masked.softmax(-1)
+    raised = torch.maximum(masked, masked.amax(-1, keepdim=True) + LOWEST)
+    return raised.softmax(-1) * (mask == 0).to(logits.dtype)
+
+
 def add_nonfinite(window: Window, y: Tensor, found: Tensor, dim: int) -> Tensor:
     """y, with NaN in each head where the window of the query holds a NaN of `found` [B, N, H, W]; see `finite`."""
     with torch.no_grad():

@@ -13,12 +13,19 @@ A narrow map needs neither blocks nor gathers: the keys of a band of rows are ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.impls import Core, Window, _onnx, _windows, local_attention
 from sasa_bench.networks.core import sizes
+
+Softmax = Callable[[Tensor, Tensor], Tensor]
+"""(logits, mask of 0 or -inf) -> weights."""
 
 BLOCK = 4
 """S, the side of a block of queries, pixels."""
@@ -138,7 +145,7 @@ def by_offset(rel: Tensor, queries: slice, keys: slice) -> Tensor:
 
 def run_in_bands(
     window: Window, masks: tuple[Tensor, ...], q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None,
-    rel_col: Tensor | None,
+    rel_col: Tensor | None, softmax: Softmax,
 ) -> Tensor:  # fmt: skip
     """y [B, C, H, W], one band of rows after the other."""
     _, _, height, width = sizes(q)
@@ -148,14 +155,14 @@ def run_in_bands(
     assert in_bands is not None
     for (rows, keys), mask in zip(in_bands, masks, strict=True):
         band = q[:, :, rows]
-        logits = band.flatten(2, 3) @ k[:, :, keys].flatten(2, 3).transpose(2, 3) + mask
+        logits = band.flatten(2, 3) @ k[:, :, keys].flatten(2, 3).transpose(2, 3)
         if rel_row is not None and rel_col is not None:
             half, every = rel_row.shape[1], slice(0, width)
             by_row = band[..., :half] @ by_offset(rel_row, rows, keys)
             by_column = (band[..., half:].transpose(2, 3) @ by_offset(rel_col, every, every)).transpose(2, 3)
             places = torch.cat([by_row, by_column], dim=4).flatten(2, 3)
             logits = logits + places @ spread(keys.stop - keys.start, width, q)
-        y.append(logits.softmax(3) @ v[:, :, keys].flatten(2, 3))
+        y.append(softmax(logits, mask) @ v[:, :, keys].flatten(2, 3))
     whole = torch.cat(y, dim=2).unflatten(2, (height, width))
     return _windows.add_nonfinite(window, whole, nonfinite, dim=4).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
@@ -168,11 +175,12 @@ def run(
     v: Tensor,
     rel_row: Tensor | None,
     rel_col: Tensor | None,
+    softmax: Softmax = _windows.softmax,
 ) -> Tensor:
     """y [B, C, H, W] of q, k, v [B, C, H, W] with the tables of their size."""
     batch, channels, height, width = sizes(q)
     if bands(window, height, width):
-        return run_in_bands(window, at, q, k, v, rel_row, rel_col)
+        return run_in_bands(window, at, q, k, v, rel_row, rel_col, softmax)
     queries, keys, pixels, masks = at
     heads, d = window.heads, channels // window.heads
     h, w = BLOCK + window.rows - 1, BLOCK + window.columns - 1
@@ -203,7 +211,7 @@ def run(
         logits = block @ k_halo.transpose(3, 4)
         if places is not None and ones is not None:
             logits = logits + (block.transpose(2, 3) @ places).transpose(2, 3) @ ones
-        return (logits + mask).softmax(4) @ v_halo
+        return softmax(logits, mask) @ v_halo
 
     parts = min(PARTS, masks.shape[0]) if isinstance(height, int) and isinstance(width, int) else 1
     split = (t.tensor_split(parts) for t in (queries, keys, masks)) if parts > 1 else ((queries,), (keys,), (masks,))
@@ -215,14 +223,15 @@ def run(
 
 
 CORE = Core(run, tables, open_sizes=False)
+EXPORTED = replace(CORE, run=partial(run, softmax=_windows.softmax_without_underflow))
 IMPL = local_attention("gathered", "blocks by gathers of runs of pixels, matrix products and a mask", core=CORE)
 ONNX = _onnx.exported_attention(
-    "onnx", "the gathered formulation in ONNX Runtime, for one size", CORE, exports="gathered"
+    "onnx", "the gathered formulation in ONNX Runtime, for one size", EXPORTED, exports="gathered"
 )
 ONNX_DYNAMIC = _onnx.exported_attention(
     "onnx_dynamic",
     "the gathered formulation in ONNX Runtime, one model for every size",
-    CORE,
+    EXPORTED,
     exports="gathered",
     dynamic=True,
 )
