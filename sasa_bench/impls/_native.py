@@ -36,10 +36,10 @@ ISAS: dict[str, tuple[list[str], set[str]]] = {
     # As avx512_wide, and products of bfloat16 matrices on tiles.
     "avx512_amx": (
         ["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512), "-mavx512bf16", "-mamx-tile", "-mamx-bf16"],
-        {*AVX512, "avx512_fp16", "avx512_bf16", "amx_tile", "amx_bf16"},
+        {*AVX512, "avx512_bf16", "amx_tile", "amx_bf16"},
     ),
-    # Vectors of 512 bits. No flag says that there are two units for their products; avx512_fp16 stands for it.
-    "avx512_wide": (["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512)], {*AVX512, "avx512_fp16"}),
+    # Vectors of 512 bits, chosen where the processor has two units for their products (`has_two_512_bit_units`).
+    "avx512_wide": (["-DSASA_WIDE", *(f"-m{flag}" for flag in AVX512)], set(AVX512)),
     # As avx512, and products of pairs of bfloat16, which are worth it where vectors of 512 bits are not.
     "avx512_bf16": ([*(f"-m{flag}" for flag in AVX512), "-mavx512bf16"], {*AVX512, "avx512_bf16"}),
     "avx512": ([f"-m{flag}" for flag in AVX512], set(AVX512)),
@@ -58,13 +58,46 @@ def cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
+@cache
+def _processor() -> tuple[str, int, int]:
+    """Vendor, family and model of this processor, from /proc/cpuinfo; "", 0, 0 where there is no such file."""
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    return found.get("vendor_id", ""), int(found.get("cpu family", 0)), int(found.get("model", 0))
+
+
+# Intel's client processors with AVX-512, by model: Cannon, Ice, Tiger and Rocket Lake. They have one unit.
+_INTEL_CLIENT = {0x66, 0x7D, 0x7E, 0x8C, 0x8D, 0xA7}
+
+
+def has_two_512_bit_units() -> bool:
+    """Whether two products of 512-bit vectors start in a cycle: Intel's servers, AMD from Zen 5 on.
+
+    Some of Intel's first Xeons with AVX-512 (Silver and Bronze) have one unit and are not told from those with two.
+    """
+    vendor, family, model = _processor()
+    if vendor == "AuthenticAMD":
+        return family >= 26
+    return vendor == "GenuineIntel" and not (family == 6 and model in _INTEL_CLIENT)
+
+
 def executable_isas() -> list[str]:
-    """The instruction sets that this machine can run, the most capable first."""
-    return [isa for isa, (_, needed) in ISAS.items() if needed <= cpu_flags()]
+    """The instruction sets that this machine can run, the fastest first.
+
+    That is the most capable one, but on a processor with one 512-bit unit vectors of 256 bits come first.
+    """
+    runnable = [isa for isa, (_, needed) in ISAS.items() if needed <= cpu_flags()]
+    if "avx512_wide" in runnable and not has_two_512_bit_units():
+        runnable.remove("avx512_wide")
+        runnable.insert(runnable.index("avx512") + 1, "avx512_wide")
+    return runnable
 
 
 def chosen_isa() -> str:
-    """The instruction set to build for: SASA_BENCH_ISA where it is set, else the most capable one.
+    """The instruction set to build for: SASA_BENCH_ISA where it is set, else the fastest one that this machine runs.
 
     Raises ValueError for a name that is not a build, RuntimeError for a build that this machine cannot run.
     """

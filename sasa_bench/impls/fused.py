@@ -23,9 +23,9 @@ from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
 CSRC = Path(__file__).parent / "csrc"
 
 
-SHARED_HEADERS = ("kernel_table", "vectors", "windows", "layout", "phases")
+SHARED_HEADERS = ("kernel_table", "vectors", "layout", "phases")
 HEADERS = {
-    "kernels": ("forward", "backward", "local_attention"),
+    "kernels": ("windows", "task", "forward_block", "forward", "backward_block", "backward", "local_attention"),
     "products": ("products", "packing", "products16", "amx"),
 }
 # Builds that share all but the products of matrices with another one.
@@ -51,7 +51,7 @@ def _operators() -> Library:
     return Library(
         "fused_operators",
         CSRC / "fused.cpp",
-        (CSRC / "kernel_table.h", CSRC / "parallel.h"),
+        (CSRC / "kernel_table.h", CSRC / "parallel.h", *sorted((CSRC / "operators").glob("*.h"))),
         ("-O2", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
         ("-lc10", "-ltorch_cpu", "-ltorch"),
         ("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include"), f"-L{root / 'lib'}"),

@@ -242,3 +242,25 @@ def test_a_file_is_written_whole_or_not_at_all(folder: Path, monkeypatch: pytest
         _native.write_atomically(path, b"second")
     assert path.read_bytes() == b"first"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "chosen"),
+    [
+        ("AuthenticAMD", 25, 0x61, "avx512"),  # Zen 4
+        ("AuthenticAMD", 26, 0x44, "avx512_wide"),  # Zen 5
+        ("GenuineIntel", 6, 0x55, "avx512_wide"),  # Skylake and Cascade Lake, servers
+        ("GenuineIntel", 6, 0x6A, "avx512_wide"),  # Ice Lake, servers
+        ("GenuineIntel", 6, 0x8C, "avx512"),  # Tiger Lake
+        ("", 0, 0, "avx512"),
+    ],
+)
+def test_vectors_of_512_bits_are_chosen_for_processors_with_two_units(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, family: int, model: int, chosen: str
+) -> None:
+    monkeypatch.delenv("SASA_BENCH_ISA", raising=False)
+    monkeypatch.setattr(_native, "cpu_flags", lambda: frozenset(_native.AVX512))
+    monkeypatch.setattr(_native, "_processor", lambda: (vendor, family, model))
+    assert _native.chosen_isa() == chosen
+    monkeypatch.setenv("SASA_BENCH_ISA", "avx512_wide")
+    assert _native.chosen_isa() == "avx512_wide"

@@ -31,8 +31,8 @@ struct Problem {
   // Applied to y as it is stored, forward only: one summand a channel (null: none), then max(0, .).
   const float* bias = nullptr;
   bool relu = false;
-  // Of each query's softmax, [images, heads, H, W] float32: the largest logit times log2(e), and the sum of
-  // exp(logit - largest). Null if not wanted.
+  // Of each query's softmax, [images, heads, H, W] float32: the largest logit, and the sum of exp(logit - largest). Null if
+  // not wanted.
   Planes top, sum;
   const void *rel_row = nullptr, *rel_col = nullptr;  // contiguous [heads, channels / 2, K], [heads, rest, K]
   Planes dy, dq, dk, dv;
@@ -95,6 +95,6 @@ struct Products {
 inline int64_t tiles_of(const Product& p, int64_t tile_rows) { return (p.rows + tile_rows - 1) / tile_rows; }
 inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-constexpr int32_t TABLE_VERSION = 3;
+constexpr int32_t TABLE_VERSION = 4;
 
 }  // namespace sasa

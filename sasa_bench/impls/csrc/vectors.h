@@ -43,13 +43,13 @@ constexpr int LANES = 8, ROWS = 4, KEYS = 2, CHANNELS = 2;
 #else
 constexpr int LANES = 4, ROWS = 4, KEYS = 2, CHANNELS = 2;
 #endif
-constexpr int64_t CHUNK = 80;  // keys per query whose logits are held at once: ROWS * CHUNK vectors fit in L1
+constexpr int STRIP = 4;       // blocks of ROWS queries that take turns with a key row
+constexpr int64_t CHUNK = 64;  // keys per query whose logits are held at once: STRIP * ROWS * CHUNK vectors fit in L1
 
 typedef float V __attribute__((vector_size(4 * LANES), may_alias));
 typedef int32_t VI __attribute__((vector_size(4 * LANES), may_alias));
 
 constexpr float LOG2E = 1.44269504088896340736f;
-constexpr float LN2 = 0.69314718055994530942f;
 
 SASA_INLINE V splat(float x) { return x - V{}; }
 
@@ -62,8 +62,16 @@ SASA_INLINE V vmax(V a, V b) {
 #endif
 }
 
+// The smaller of the two; b where either is NaN.
+SASA_INLINE V vmin(V a, V b) {
+#if defined(__AVX2__)
+  return (V)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
 #if defined(__AVX512VL__)
-SASA_INLINE V nearest(V x) { return (V)_mm256_roundscale_ps((__m256)x, 0); }
 SASA_INLINE V times_exp2(V x, V n) { return (V)_mm256_scalef_ps((__m256)x, (__m256)n); }
 #endif
 
@@ -74,7 +82,6 @@ typedef float Wide __attribute__((vector_size(8 * LANES)));
 constexpr int WIDTH = 2;
 
 SASA_INLINE Wide vmax(Wide a, Wide b) { return (Wide)_mm512_max_ps((__m512)a, (__m512)b); }
-SASA_INLINE Wide nearest(Wide x) { return (Wide)_mm512_roundscale_ps((__m512)x, 0); }
 SASA_INLINE Wide times_exp2(Wide x, Wide n) { return (Wide)_mm512_scalef_ps((__m512)x, (__m512)n); }
 
 SASA_INLINE V low(Wide a) { return (V)_mm512_castps512_ps256((__m512)a); }
@@ -83,6 +90,10 @@ SASA_INLINE V high(Wide a) { return (V)_mm512_extractf32x8_ps((__m512)a, 1); }
 SASA_INLINE Wide halves_added(Wide a, Wide b) {
   return (Wide)_mm512_mask_blend_ps(0xff00, (__m512)a, (__m512)b) +
          (Wide)_mm512_shuffle_f32x4((__m512)a, (__m512)b, 0x4e);
+}
+
+SASA_INLINE Wide join(V a, V b) {
+  return (Wide)_mm512_insertf32x8(_mm512_castps256_ps512((__m256)a), (__m256)b, 1);
 }
 
 SASA_INLINE V sum_of(Wide a) { return low(a) + high(a); }
@@ -142,18 +153,11 @@ SASA_INLINE T load(const V* p) {
 template <class T>
 SASA_INLINE void store(V* p, T x) { std::memcpy(p, &x, sizeof x); }
 
-// 2^x for x <= 128, relative error below 2.2e-7; 0 (or under 2^-125) for very negative x; NaN for NaN.
-// Minimax polynomial of degree 5 on [-1/2, 1/2] after splitting off the nearest integer.
+// e^x = 2^n 2^f with |f| <= 1/2 by a minimax polynomial of degree 5, relative error below 2.2e-7, for |x| < 87.
 template <class T>
-SASA_INLINE T exp2v(T x) {
-  x = vmax(T{} - 126.0f, x);
-#if defined(__AVX512VL__)
-  T n = nearest(x);
-#else
-  T shifted = x + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
-  T n = shifted - 12582912.0f;
-#endif
-  T f = x - n;
+SASA_INLINE T exponential(T x) {
+  const T shifted = x * LOG2E + 12582912.0f;  // 1.5 * 2^23: the low bits of the sum are the nearest integer
+  const T n = shifted - 12582912.0f, f = x * LOG2E - n;
   T p = f * 0x1.5c08e6p-10f + 0x1.3d0c52p-7f;
   p = p * f + 0x1.c6b6e4p-5f;
   p = p * f + 0x1.ebf918p-3f;
@@ -164,6 +168,33 @@ SASA_INLINE T exp2v(T x) {
 #else
   return (T)((VI)p + ((VI)shifted << 23));
 #endif
+}
+
+// e^x for x < 87; under 2^-125 for very negative x; NaN for NaN.
+template <class T>
+SASA_INLINE T expv(T x) {
+  return exponential(vmax(T{} - 87.33f, x));
+}
+
+// Sums of a softmax between 1 / DIRECT and DIRECT have all their digits without the largest logit taken off.
+constexpr float DIRECT = 0x1p40f, DIRECT_LOGIT = 20;
+
+constexpr float NONE = -std::numeric_limits<float>::max();  // the logit of a key that is not there
+
+// As expv for |x| < 87. For other x no value that leaves a sum within the bounds of DIRECT unless it belongs there.
+template <class T>
+SASA_INLINE T exp_near(T x) {
+#if defined(__AVX512VL__)
+  return exponential(x);
+#else
+  return exponential(vmin(T{} + 88.0f, vmax(T{} - 87.33f, x)));
+#endif
+}
+
+SASA_INLINE bool all(VI mask) {
+  int32_t every = -1;
+  for (int l = 0; l < LANES; ++l) every &= mask[l];
+  return every != 0;
 }
 
 template <int N, class F>
