@@ -23,14 +23,14 @@ FACTOR = 8.0
 
 
 def step(run: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
-    """The loss of a step of gradient descent, and by how much it changes the parameters, by name."""
+    """The scores before a step of gradient descent, and by how much it changes the parameters, by name."""
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    loss = F.cross_entropy(run(x).to(x.dtype), labels)
-    loss.backward()
+    scores = run(x).to(x.dtype)
+    F.cross_entropy(scores, labels).backward()
     optimizer.step()
     changes = {name: p.detach() - before[name] for name, p in model.named_parameters()}
-    return {"loss": loss.detach()} | changes
+    return {"scores": scores.detach()} | changes
 
 
 def errors(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
