@@ -108,7 +108,7 @@ def _too_large(
         return None
     factors = f"{biases[0]} images x {biases[1]} heads x {queries} queries x {keys} keys x {bytes_each} bytes"
     return (
-        f"a dense bias of {factors}, held {copies} times, is {needed / (1 << 30):.3g} GiB, more than half of the "
+        f"a dense bias of {factors}, held {copies} times, is {needed / (1 << 30):.0f} GiB, more than half of the "
         f"{_memory(device) / (1 << 30):.3g} GiB of this machine: give a smaller batch or resolution"
     )
 

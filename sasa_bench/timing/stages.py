@@ -63,7 +63,8 @@ class Stages(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 is_view = any(leaf.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in inputs)
                 if not (is_view and func.is_view):
-                    self._mark(leaf, made)
+                    # A mask says where data lies and holds none of it.
+                    self._mark(leaf, NOTHING if leaf.dtype == torch.bool else made)
         return outputs
 
     def _mark(self, tensor: Tensor, roles: Roles) -> None:

@@ -120,7 +120,9 @@ def _rows(path: Path, count: Count, whole: bool = False) -> set[tuple[Any, ...]]
     # The last case may be cut by a kill in the middle of its write; --resume measures it whole.
     count.split += sum(found < len(IMPLS) for found in by_case.values()) > 1
     kept = [row for row in rows if not whole or by_case[row.case] == len(IMPLS)]
-    return {(row.key, *(() if cut_short(row, ROUNDS) else (row.samples_s, row.started_at))) for row in kept}
+    # A case with a row that is cut short is the one in progress: --resume measures it whole again.
+    again = {row.case for row in rows if cut_short(row, ROUNDS)}
+    return {(row.key, *(() if row.case in again else (row.samples_s, row.started_at))) for row in kept}
 
 
 class Study:
