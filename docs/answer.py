@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,20 +30,21 @@ def table(files: Sequence[Path]) -> str:
         raise ValueError(f"{', '.join(map(str, files))}: no layer was compared with a convolution")
     best = rows.loc[rows.groupby([*KIND, *POINT], sort=False)["time_median_s"].idxmin()]
     points = list(dict.fromkeys(best[POINT].itertuples(index=False, name=None)))
-    lines = ["| | " + " | ".join(_point(*point) for point in points) + " |", "|---" * (len(points) + 1) + "|"]
+    lines = ["||" + "|".join(_point(*point) for point in points) + "|", "|---" * (len(points) + 1) + "|"]
     for kind, cells in best.groupby(KIND, sort=False):
         mode, dtype = kind
         found = {tuple(cell[name] for name in POINT): _cell(cell) for _, cell in cells.iterrows()}
-        lines.append(f"| {NAMES[mode]}, {dtype} | " + " | ".join(found.get(point, "") for point in points) + " |")
+        lines.append(f"|{NAMES[mode]}, {dtype}|" + "|".join(found.get(point, "") for point in points) + "|")
     return "\n".join(lines)
 
 
 def _point(channels: int, resolution: object, kernel_size: int) -> str:
-    return f"{channels} ch, {resolution}², K = {kernel_size}"
+    return f"{channels} ch, {resolution}², K={kernel_size}"
 
 
 def _cell(row: pd.Series) -> str:
-    return f"**{row[RATIO]:.2f}** ({row[f'{RATIO}_low']:.2f}–{row[f'{RATIO}_high']:.2f})"
+    low, high = row[f"{RATIO}_low"], row[f"{RATIO}_high"]
+    return f"**{row[RATIO]:.2f}** ({f'{low:.2f}–{high:.2f}' if math.isfinite(high) else 'no interval'})"
 
 
 if __name__ == "__main__":

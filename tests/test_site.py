@@ -99,6 +99,11 @@ def test_its_pages_load_nothing_from_elsewhere(site: Path) -> None:
         assert not [source for pair in loaded for source in pair if source.startswith(("http", "//"))], page
 
 
+def test_the_answer_in_the_readme_is_that_of_the_committed_results() -> None:
+    table = runpy.run_path(str(ROOT / "docs/answer.py"))["table"]
+    assert f"\n{table([ROOT / 'reports/reference/sapphire-rapids.jsonl'])}\n" in (ROOT / "README.md").read_text()
+
+
 def prose(page: Path) -> str:
     """The sentences of a page, without code, tables, headings and addresses."""
     text = re.sub(r"```.*?```|<!--.*?-->", "", page.read_text(), flags=re.DOTALL)
