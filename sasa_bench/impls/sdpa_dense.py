@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from sasa_bench.case import DTYPE_BYTES, Case
 from sasa_bench.impls import Core, Window, _windows, local_attention
 from sasa_bench.networks.core import sizes
+from sasa_bench.results.format import size
 
 COPIES = {"forward": 2, "backward": 5, "training": 5}
 """How many tensors of the size of the bias a pass holds at most, rounded up from measured peaks of 1.3 and 4.5: for a
@@ -108,8 +109,8 @@ def _too_large(
         return None
     factors = f"{biases[0]} images x {biases[1]} heads x {queries} queries x {keys} keys x {bytes_each} bytes"
     return (
-        f"a dense bias of {factors}, held {copies} times, is {needed / (1 << 30):.0f} GiB, more than half of the "
-        f"{_memory(device) / (1 << 30):.3g} GiB of this machine: give a smaller batch or resolution"
+        f"a dense bias of {factors}, held {copies} times, is {size(needed)}, more than half of the "
+        f"{size(_memory(device))} of this machine: give a smaller batch or resolution"
     )
 
 
