@@ -23,7 +23,7 @@ from sasa_bench.timing.sampling import interleave
 from sasa_bench.timing.settings import Settings
 from sasa_bench.timing.timers import Step, wall_clock
 
-COLD_CALLS = 3
+COLD_CALLS = 1
 """Cold calls of each implementation in each worker."""
 
 LEAST_FLUSH, MOST_FLUSH = 32 << 20, 256 << 20

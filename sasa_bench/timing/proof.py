@@ -22,7 +22,7 @@ from sasa_bench.timing.check import Oracle, compare
 from sasa_bench.timing.timers import Step, Timer, timer_for
 
 CALLS = 5
-"""Calls with new values each, after the timing, whose outputs are compared."""
+"""Calls with new values each, after the timing, whose outputs are compared; two, where five outlast LONG_S."""
 
 MOST_TIMES, MOST_MORE_S = 3.0, 5e-5
 """A call with new values may take so many times the same call again, and so much more for timing one call."""
@@ -35,8 +35,9 @@ the same pause before: whatever disturbs one of them disturbs the other as often
 like a cheat's. It is convicted with a probability of at most 1e-8, however busy the machine is; a cheat that a machine
 disturbs in 1 of 100 calls goes free once in 10,000 times."""
 
-LONG_S = 1.0
-"""Pairs that take so long together clear an implementation too: no disturbance makes a call so long by chance."""
+LONG_S = 0.5
+"""Calls that take so long together are enough, and such pairs clear an implementation: no disturbance makes a call so
+long by chance."""
 
 
 class CheatError(Exception):
@@ -78,7 +79,7 @@ def feed(case: Case, tensors: Mapping[str, Tensor], grad_y: Tensor | None, other
 
 
 def prove(timer: Timer, step: Step, feed: Feed, timed: bool = True) -> None:
-    """Make CALLS calls with new values each and judge the last one; then, if `timed`, compare the times of pairs.
+    """Make calls with new values each and judge the last one; then, if `timed`, compare the times of pairs.
 
     On CUDA no times are compared: a call alone takes the host's time to queue it.
 
@@ -88,10 +89,13 @@ def prove(timer: Timer, step: Step, feed: Feed, timed: bool = True) -> None:
     before: Sequence[Tensor] = ()
     outputs: tuple[Tensor, ...] = ()
     kept: list[Any] = []
-    longest = 0.0
-    for call in range(CALLS):
-        feed.vary(1.0 - call / (2 * CALLS) if call < CALLS - 1 else 1.0)
+    call, calls, longest = 0, CALLS, 0.0
+    while call < calls:
+        call += 1
+        feed.vary(1.0 if call == calls else 1.0 - call / (2 * CALLS))
         longest = max(longest, timer(lambda: kept.append(step()), 1))
+        if CALLS * longest > LONG_S:
+            calls = min(calls, call + 1)
         outputs = kept.pop()
         now = [output.detach().clone() for output in outputs]
         if any(torch.equal(a, b) for a, b in zip(before, now, strict=False) if b.numel() > 1 and b.any()):

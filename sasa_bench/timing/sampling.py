@@ -39,11 +39,16 @@ class Samples:
         return count >= settings.least and half_width(self.seconds) <= settings.precision
 
 
+def lacks(sample: Samples, settings: Settings, count: int) -> bool:
+    """Whether it has fewer samples than `count` and time for more: four budgets where samples were thrown away."""
+    budget = settings.budget_s * (4 if sample.discarded else 1)
+    return len(sample.seconds) < count and sample.spent_s < budget
+
+
 def spent(samples: Collection[Samples], settings: Settings) -> bool:
-    """Whether the budget of all is used up and each has the least samples; of long calls, four budgets and three."""
-    used = sum(s.spent_s for s in samples) / max(1, len(samples))
-    fewest = min((len(s.seconds) for s in samples), default=0)
-    return (fewest >= settings.least and used >= settings.budget_s) or (fewest >= 3 and used >= 4 * settings.budget_s)
+    """Whether the budget of all is used up, and each has the least samples or has used up its own."""
+    used = sum(sample.spent_s for sample in samples)
+    return used >= len(samples) * settings.budget_s and not any(lacks(s, settings, settings.least) for s in samples)
 
 
 def calibrate(timer: Timer, step: Step, settings: Settings) -> int:
@@ -78,21 +83,27 @@ def interleave(
     """Sample every step in rounds, each round in a random order, until each has enough or their time is used up.
 
     Drift of the machine so hits all steps alike, and none leaves early, so that what ran before a step is the same to
-    the end. `before_sample` is told which step is about to run, and `ready` makes it ready, untimed. `counts` are the
-    calls of a sample by name, for steps that are warm; else they are found by `calibrate`. `keep` is asked after each
-    sample whether it counts. A step of which most samples are thrown away is given up.
+    the end. A step whose samples take more than its share of a round, `budget_s / least`, misses rounds until the
+    others have used as much; the last rounds, until each has the fewest samples, are for all. Long calls so have few
+    samples and short ones many, in about the same time.
+
+    `before_sample` is told which step is about to run, and `ready` makes it ready, untimed. `counts` are the calls of a
+    sample by name, for steps that are warm; else they are found by `calibrate`. `keep` is asked after each sample
+    whether it counts. A step of which most samples are thrown away is given up.
     """
     shuffle = random.Random(seed).shuffle
     samples = {}
     for name, step in steps.items():
         before_sample(name)
         samples[name] = Samples(counts[name] if counts else calibrate(timer, step, settings))
-    running = list(steps)
+    running, share_s, closing = list(steps), 0.0, False
     while running:
         shuffle(running)
         for name in running:
-            before_sample(name)
             sample = samples[name]
+            if sample.spent_s > share_s and not closing:
+                continue
+            before_sample(name)
             began = time.perf_counter()
             ready(name)
             sample.spent_s += time.perf_counter() - began
@@ -103,8 +114,10 @@ def interleave(
             else:
                 sample.discarded += 1
         running = [name for name in running if not samples[name].hopeless(settings)]
+        share_s += settings.budget_s / settings.least
         of_running = [samples[name] for name in running]
-        if all(sample.enough(settings) for sample in of_running) or spent(of_running, settings):
+        closing = all(sample.enough(settings) for sample in of_running) or spent(of_running, settings)
+        if closing and all(len(sample.seconds) >= settings.fewest for sample in of_running):
             break
     return samples
 

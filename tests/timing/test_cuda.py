@@ -317,7 +317,8 @@ def test_what_fails_is_announced_last() -> None:
 def test_the_worker_times_cuda_by_this_module_and_the_cpu_by_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream(FakeNvml())
     monkeypatch.setattr(gpu, "current", stream.device)
-    rows = worker._sample("cuda", {"a": stream.step("a", 0.02, 0.05)}, {}, SETTINGS, lambda name: None, 0)
+    settings = replace(SETTINGS, budget_s=0.5)
+    rows = worker._sample("cuda", {"a": stream.step("a", 0.02, 0.05)}, {}, settings, lambda name: None, 0)
     assert rows["a"]["cold_samples_s"] == pytest.approx([0.05] * SETTINGS.least)
     matrix = torch.ones(64, 64)
     rows = worker._sample("cpu", {"a": lambda: matrix @ matrix}, {}, Settings(budget_s=0.01), lambda name: None, 0)

@@ -58,11 +58,28 @@ def test_a_call_that_outlasts_the_budget_gets_three_samples() -> None:
 
 def test_rounds_interleave_the_steps_in_varying_order() -> None:
     timer = FakeTimer()
-    interleave(timer, {"a": lambda: 0.02, "b": lambda: 0.01, "c": lambda: 0.04}, Settings(least=20))
+    interleave(timer, {"a": lambda: 0.02, "b": lambda: 0.01, "c": lambda: 0.04}, Settings(least=20, budget_s=1.0))
     sampled = [seconds for seconds, count in timer.calls][-60:]
     rounds = [tuple(sampled[i : i + 3]) for i in range(0, 60, 3)]
     assert all(sorted(r) == [0.01, 0.02, 0.04] for r in rounds)
     assert len(set(rounds)) > 2
+
+
+def test_long_calls_miss_rounds_and_are_there_at_both_ends() -> None:
+    timer = FakeTimer()
+    steps = {"short": lambda: 0.01, "middle": lambda: 0.05, "long": lambda: 3.0}
+    found = interleave(timer, steps, Settings(budget_s=0.2, least=7, precision=-1.0, fewest=2))
+    assert {name: len(sample.seconds) for name, sample in found.items()} == {"short": 8, "middle": 5, "long": 2}
+    sampled = [seconds for seconds, count in timer.calls]
+    assert 3.0 in sampled[-3:]
+    assert sampled.count(3.0) == 3  # one call calibrates
+
+
+def test_thrown_away_samples_have_time_to_be_taken_again() -> None:
+    kept = iter([False, True] * 20)
+    found = interleave(FakeTimer(), {"a": lambda: 0.1}, Settings(budget_s=0.5, least=5), keep=lambda: next(kept))["a"]
+    assert len(found.seconds) == 5
+    assert found.discarded == 5
 
 
 def test_before_each_sample_the_step_is_announced() -> None:
