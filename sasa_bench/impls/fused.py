@@ -243,5 +243,5 @@ PACKED = Impl(
     supports=_packable,
     missing=missing,
     computes=lambda case: case.with_(memory_format="channels_last"),
-    info=Info(phases=phases),
+    info=Info(phases=phases, native=lambda: [_operators(), *_kernels(chosen_isa())]),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
+from sasa_bench.impls._native import Library
 from sasa_bench.impls._phases import Phases
 from sasa_bench.networks import attention_cases
 from sasa_bench.networks.build import bind
@@ -59,6 +60,7 @@ class Info:
     details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
     phases    (call, threads, number of calls) -> where its time goes inside a kernel that profilers see as one piece
     kernels   case -> (source, template instance) of the CUDA kernels that it may launch, for `sasa-bench prebuild`
+    native    the native libraries that a layer needs, so that those of several implementations are compiled at once
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
     differs   for the work of others that is put next to local attention and is another function, with an op of its
               own: how it differs, as the end of a sentence; readers mark its name
@@ -68,6 +70,7 @@ class Info:
 
     details: Callable[[], list[str]] = _no_details
     kernels: Callable[[Case], list[tuple[str, str]]] = _no_kernels
+    native: Callable[[], Sequence[Library]] = tuple
     phases: Callable[[Callable[[], object], int, int], Phases] | None = None
     quick: bool = True
     differs: str = ""

@@ -120,4 +120,5 @@ IMPL = _onnx.exported_attention(
     supports=_supports,
     missing=missing,
     library=library,
+    native=lambda: [_library(headers)] if (headers := header_folder()) else [],
 )

@@ -74,6 +74,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
         at = name
         stage(name, what)
 
+    _compile_together(request, announce)
     for name in request.impls:
         announce(name, "start")
         trial = prepare(name, case, request.seed, partial(stage, name), oracles, request.judge)
@@ -109,6 +110,23 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
         for name, row in rows.items():
             yield name, row | found[name] | {"extra": row.get("extra", {}) | found[name].get("extra", {}) | switched}
         return
+
+
+def _compile_together(request: Request, announce: Callable[[str, str], None]) -> None:
+    """Compile the native code of all implementations at once; what does not compile says so when it is built."""
+    from sasa_bench import impls
+    from sasa_bench.impls import _native
+
+    owners: dict[_native.Library, str] = {}
+    for name in request.impls:
+        with contextlib.suppress(Exception):
+            impl = impls.get(name)
+            if not (impl.supports(request.case) or impl.missing()):
+                owners |= {library: name for library in impl.info.native() if not library.is_built()}
+    if owners:
+        announce(next(iter(owners.values())), "build")
+        with contextlib.suppress(RuntimeError):
+            _native.build(list(owners))
 
 
 def _end_if_broken(device: str, reason: str) -> None:

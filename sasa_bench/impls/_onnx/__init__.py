@@ -7,13 +7,14 @@ their parameters as tensors in every call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Core, Exported, Impl, Info, Window, attend_with, layers_only
+from sasa_bench.impls._native import Library
 from sasa_bench.impls._onnx.export import Function, export, exported_once, program
 from sasa_bench.impls._onnx.graph import node_count
 from sasa_bench.impls._onnx.session import Session, load, missing, session_options, unsupported
@@ -47,12 +48,13 @@ def exported(
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
     library: Callable[[], str] | None = None,
+    native: Callable[[], Sequence[Library]] = tuple,
 ) -> Impl:
     """An implementation that exports `function(case)` to ONNX and runs it in ONNX Runtime, forward only.
 
     `exports` names the implementation that computes the same function in PyTorch. `dynamic` leaves batch, height and
     width open in the file; else they are those of the case. `library` gives the path of the custom operators that the
-    graph contains, if any.
+    graph contains, if any, and `native` what is compiled for it.
     """
 
     def build(case: Case, tensors: Tensors) -> Session:
@@ -77,7 +79,7 @@ def exported(
         missing=missing,
         computes=computes,
         exported=exported_core,
-        info=Info(exports=exports, any_size=dynamic, library=library is not None, quick=False),
+        info=Info(exports=exports, any_size=dynamic, library=library is not None, quick=False, native=native),
     )
 
 
@@ -91,6 +93,7 @@ def exported_attention(
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
     library: Callable[[], str] | None = None,
+    native: Callable[[], Sequence[Library]] = tuple,
 ) -> Impl:
     """Local attention exported from its core, at both scopes; see `exported`.
 
@@ -113,6 +116,7 @@ def exported_attention(
         supports=able,
         missing=missing,
         library=library,
+        native=native,
     )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -80,12 +83,35 @@ def program(module: nn.Module, images: tuple[Tensor, ...], **options: Any) -> to
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            made = torch.onnx.export(module, images, dynamo=True, opset_version=OPSET, verbose=False, **options)
+            with _translations_kept():
+                made = torch.onnx.export(module, images, dynamo=True, opset_version=OPSET, verbose=False, **options)
         except torch.onnx.OnnxExporterError as error:
             cause = str(error.__cause__ or error).strip().splitlines()[0]
             raise RuntimeError(f"torch.onnx.export failed, torch {torch.__version__}: {cause}") from error
     assert made is not None
     return made
+
+
+@cache
+def _translations() -> tuple[Any, Callable[..., Any]] | None:
+    """The class of torch's table of translations and what makes one, once for each opset; None where torch differs."""
+    try:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        return ONNXRegistry, cache(ONNXRegistry.from_torchlib)
+    except (ImportError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def _translations_kept() -> Iterator[None]:
+    """torch.onnx.export makes its table anew each time, which takes longer than a small graph: here one is kept."""
+    if (found := _translations()) is None:
+        yield
+        return
+    registry, kept = found
+    with mock.patch.object(registry, "from_torchlib", staticmethod(kept)):
+        yield
 
 
 def exported_once(
