@@ -1,7 +1,7 @@
 """Runs inside the worker of an arm: the gate's own code times the calls of every arm, whatever revision the arm is of.
 
 The gate starts a worker with the text of this file, so it may use nothing of the package but what is looked up here, in
-the places where revisions keep the questions of a paired measurement.
+the places where revisions keep the requests of a paired measurement.
 """
 
 from __future__ import annotations
@@ -36,12 +36,16 @@ def seconds(step: Any, count: int, device: str) -> float:
 
 
 def take_over(blocks: ModuleType) -> None:
-    """Replace the questions of `blocks`, the module of an arm, that time something."""
-    stand = blocks.TURNS["stand"]
+    """Replace the requests of `blocks`, the module of an arm, that time something.
+
+    Older revisions keep them in `TURNS`, with "stand" for "prepare_cases"; their workers serve both names from here on.
+    """
+    requests = blocks.REQUESTS if hasattr(blocks, "REQUESTS") else blocks.TURNS
+    prepare_cases = requests["prepare_cases" if "prepare_cases" in requests else "stand"]
 
     def remember(cases: dict[str, list[Any]], **options: Any) -> Any:
         _devices.update({key: fields.get("device", "cpu") for key, (_, fields) in cases.items()})
-        return stand(cases=cases, **options)
+        return prepare_cases(cases=cases, **options)
 
     def calibrate(keys: list[str], block_s: float) -> dict[str, list[float]]:
         found = {}
@@ -66,7 +70,7 @@ def take_over(blocks: ModuleType) -> None:
 
         return seconds(slowed if spin_s else step, count, _devices[key]) / count
 
-    blocks.TURNS.update({"stand": remember, "calibrate": calibrate, "block": block})
+    requests.update({"prepare_cases": remember, "calibrate": calibrate, "block": block})
 
 
 def main() -> None:

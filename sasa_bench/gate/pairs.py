@@ -45,7 +45,7 @@ class Point:
         return f"{self.impl} {self.case.describe({'threads': self.case.threads})}"
 
     def request(self, arm: Arm) -> list[Any]:
-        """What a worker of `arm` is asked to stand: the implementation as it knows it, and the fields of the case.
+        """What a worker of `arm` prepares: the implementation by its name there, and the fields of the case.
 
         Fields that have their default are left out: their default means what code did before there was such a field,
         so an older revision need not know it.
@@ -106,7 +106,7 @@ def exact_rows(
                 worker = start(arm, timeout_s, layout)
                 verify(arm, worker.ask("loaded"))
             try:
-                rows |= worker.ask("stand", cases={point.key: point.request(arm)}, seed=SEED, exact=True)
+                rows |= worker.ask("prepare_cases", cases={point.key: point.request(arm)}, seed=SEED, exact=True)
             except WorkerDied as death:
                 rows[point.key] = {"status": death.status, "reason": str(death)}
                 worker.close()
@@ -137,7 +137,7 @@ def measure_pair(
             workers[arm.name] = start(arm, timeout_s, layout)
         cases = [point.key for point in points]
         requests = {arm.name: {point.key: point.request(arm) for point in points} for arm in arms}
-        for answer in [w.send("stand", cases=requests[n], seed=SEED, exact=False) for n, w in workers.items()]:
+        for answer in [w.send("prepare_cases", cases=requests[n], seed=SEED, exact=False) for n, w in workers.items()]:
             for key, row in answer().items():
                 if row["status"] != "ok":
                     raise WorkerDied("error", f"{key}: {row['reason']}", None, "build")

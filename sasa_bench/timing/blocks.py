@@ -86,7 +86,7 @@ def digest(folder: Path) -> str:
     return whole.hexdigest()[:16]
 
 
-def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict[str, Any]]:
+def prepare_cases(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict[str, Any]]:
     """Prepare each case, key -> [implementation, fields of the case]; key -> fields of a Record.
 
     With `exact` each is judged against its reference, and the row carries what never flakes: `operator_count`,
@@ -158,5 +158,10 @@ def _exact(step: Step) -> dict[str, int]:
     return {"operator_count": operators, "allocated_bytes": peak}
 
 
-TURNS: dict[str, Callable[..., Any]] = {"loaded": loaded, "stand": stand, "calibrate": calibrate, "block": block}
-"""The questions of a paired measurement, by the name a worker is asked them."""
+REQUESTS: dict[str, Callable[..., Any]] = {
+    "loaded": loaded,
+    "prepare_cases": prepare_cases,
+    "calibrate": calibrate,
+    "block": block,
+}
+"""The requests of a paired measurement, by name. gate.clock finds and replaces them in every revision."""

@@ -44,7 +44,7 @@ def main(events_fd: int) -> None:
                 send("row", impl=impl, row=row)
         else:
             try:
-                send("answer", answer=_question(do)(**message))
+                send("answer", answer=_request(do)(**message))
             except Exception as error:
                 send("failed", reason=(isinstance(error, ImportError) and absent(error)) or str(error))
         send("done")
@@ -208,11 +208,11 @@ def _profile(impl: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
     return capture(impl, from_dict(case), Path(folder))
 
 
-def _question(do: str) -> Callable[..., Any]:
-    from sasa_bench.timing.blocks import TURNS
+def _request(do: str) -> Callable[..., Any]:
+    from sasa_bench.timing.blocks import REQUESTS
 
-    questions: dict[str, Callable[..., Any]] = {**TURNS, "roof": _roof, "describe": _describe, "profile": _profile}
-    return questions[do]
+    requests: dict[str, Callable[..., Any]] = {**REQUESTS, "roof": _roof, "describe": _describe, "profile": _profile}
+    return requests[do]
 
 
 M_MMAP_THRESHOLD, M_MMAP_MAX = -3, -4

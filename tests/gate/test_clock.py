@@ -15,41 +15,46 @@ import pytest
 
 from sasa_bench.gate import clock
 
+NAMES = [("REQUESTS", "prepare_cases"), ("TURNS", "stand")]
+"""What this revision and older ones call the table of requests and the first of them."""
 
-def arm(step: Any) -> SimpleNamespace:
-    """A module of an arm that keeps its questions where any revision does, with a clock of its own that lies."""
+
+def arm(step: Any, table: str = "REQUESTS", prepare: str = "prepare_cases") -> SimpleNamespace:
+    """A module of an arm that keeps its requests where a revision does, with a clock of its own that lies."""
     asked: list[dict[str, Any]] = []
 
-    def stand(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, Any]:
+    def prepare_cases(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, Any]:
         asked.append(cases)
         return {key: {"status": "ok"} for key in cases}
 
     def lies(*arguments: Any) -> float:
         return 1e-9
 
-    turns = {"loaded": dict, "stand": stand, "calibrate": lies, "block": lies}
-    return SimpleNamespace(TURNS=turns, _use=lambda key: SimpleNamespace(step=step), asked=asked)
+    requests = {"loaded": dict, prepare: prepare_cases, "calibrate": lies, "block": lies}
+    module = {table: requests, "requests": requests, "_use": lambda key: SimpleNamespace(step=step), "asked": asked}
+    return SimpleNamespace(**module)
 
 
-def test_blocks_are_timed_by_the_gate_and_not_by_the_arm() -> None:
-    blocks = arm(lambda: time.sleep(0.002))
+@pytest.mark.parametrize(("table", "prepare"), NAMES)
+def test_blocks_are_timed_by_the_gate_and_not_by_the_arm(table: str, prepare: str) -> None:
+    blocks = arm(lambda: time.sleep(0.002), table, prepare)
     clock.take_over(blocks)
-    assert blocks.TURNS["stand"](cases={"a": ["unfold", {}]}, seed=1, exact=False) == {"a": {"status": "ok"}}
+    assert blocks.requests["prepare_cases"](cases={"a": ["unfold", {}]}, seed=1, exact=False) == {"a": {"status": "ok"}}
     assert blocks.asked == [{"a": ["unfold", {}]}]
-    count, fastest = blocks.TURNS["calibrate"](keys=["a"], block_s=0.01)["a"]
+    count, fastest = blocks.requests["calibrate"](keys=["a"], block_s=0.01)["a"]
     assert 1 <= count <= 5
     assert fastest >= 0.002
-    assert blocks.TURNS["block"](key="a", count=3, spin_s=0.0) >= 0.002
-    assert blocks.TURNS["block"](key="a", count=3, spin_s=0.004) >= 0.006
+    assert blocks.requests["block"](key="a", count=3, spin_s=0.0) >= 0.002
+    assert blocks.requests["block"](key="a", count=3, spin_s=0.004) >= 0.006
 
 
 def test_a_clock_that_stands_still_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = arm(lambda: None)
     clock.take_over(blocks)
-    blocks.TURNS["stand"](cases={"a": ["unfold", {}]}, seed=1, exact=False)
+    blocks.requests["prepare_cases"](cases={"a": ["unfold", {}]}, seed=1, exact=False)
     monkeypatch.setattr(clock, "_now", lambda: 1.0)
     with pytest.raises(RuntimeError, match="did not move"):
-        blocks.TURNS["calibrate"](keys=["a"], block_s=0.01)
+        blocks.requests["calibrate"](keys=["a"], block_s=0.01)
 
 
 INSTALLED = """
@@ -64,17 +69,19 @@ sys.meta_path.append(Installed())
 """
 
 
-@pytest.mark.parametrize("place", ["turns.py", "timing/blocks.py"])
-def test_the_clock_is_found_in_the_arm_alone(place: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "table", "prepare"), [("turns.py", *NAMES[1]), *[("timing/blocks.py", *names) for names in NAMES]]
+)
+def test_the_clock_is_found_in_the_arm_alone(place: str, table: str, prepare: str, tmp_path: Path) -> None:
     """An editable installation offers its modules also to a package of that name that lacks them."""
-    questions = tmp_path / "sasa_bench" / place
-    questions.parent.mkdir(parents=True)
-    for folder in {questions.parent, tmp_path / "sasa_bench"}:
+    requests = tmp_path / "sasa_bench" / place
+    requests.parent.mkdir(parents=True)
+    for folder in {requests.parent, tmp_path / "sasa_bench"}:
         (folder / "__init__.py").touch()
-    questions.write_text("TURNS = {'stand': None, 'calibrate': None, 'block': None}\n")
+    requests.write_text(f"{table} = {{{prepare!r}: None, 'calibrate': None, 'block': None}}\n")
     module = f"sasa_bench.{place.removesuffix('.py').replace('/', '.')}"
     (tmp_path / "sasa_bench" / "worker.py").write_text(
-        f"from {module} import TURNS\nprint(TURNS['block'].__module__)\n"
+        f"from {module} import {table}\nprint({table}['block'].__module__)\n"
     )
     (tmp_path / "sitecustomize.py").write_text(INSTALLED if place == "turns.py" else "")
     done = subprocess.run(

@@ -338,7 +338,7 @@ def test_threads_of_an_arm_that_waits_leave_the_cores_to_the_others(arms: list[A
         return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
     try:
-        worker.ask("stand", cases={point.key: [point.impl, point.case.to_dict()]}, seed=1, exact=False)
+        worker.ask("prepare_cases", cases={point.key: [point.impl, point.case.to_dict()]}, seed=1, exact=False)
         waited = []
         for _ in range(9):
             worker.ask("block", key=point.key, count=3, spin_s=0.0)
@@ -384,7 +384,7 @@ def test_a_head_that_broke_is_seen_in_its_exact_figures(
 def test_a_head_whose_own_clock_shows_half_the_time_is_timed_by_the_clock_of_the_gate(tmp_path: Path) -> None:
     def halve(package: Path) -> None:
         path = package / "timing/blocks.py"
-        path.write_text(path.read_text() + "\n\nTURNS['block'] = lambda key, count, spin_s: 1e-9\n")
+        path.write_text(path.read_text() + "\n\nREQUESTS['block'] = lambda key, count, spin_s: 1e-9\n")
 
     arms = set_up(str(checkout(tmp_path / "b")), str(checkout(tmp_path / "h", halve)), tmp_path / "out")
     pair = measure_pair(arms, POINTS[:1], Counts(), 60.0, blocks=5)
