@@ -8,7 +8,7 @@ from typing import Any
 
 from sasa_bench.gate.pairs import Pair
 from sasa_bench.gate.statistics import against_both
-from sasa_bench.gate.verdicts import EQUIVALENT, CaseVerdict, Rules, exact_verdict, screen, worth_more
+from sasa_bench.gate.verdicts import EQUIVALENT, CaseVerdict, Rules, exact_verdict, needs_more_pairs, screen
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Evidence:
         """The suspects that need fresh pairs, or more of them."""
         suspects = self.suspects(rules)
         fresh = head_over_both(self.phase("confirm"), suspects)
-        return [key for key in suspects if worth_more(fresh[key], rules)]
+        return [key for key in suspects if needs_more_pairs(fresh[key], rules)]
 
 
 def column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ class Rules:
     """When a case is suspect and when it is flagged; shares of the time of base.
 
     screen_pairs, confirm_pairs  fresh pairs of processes for the suspicion and for the decision
-    look_pairs  fresh pairs after which a suspect that no longer looks changed is let go; see worth_more
+    look_pairs  fresh pairs after which a suspect that no longer looks changed is dropped; see needs_more_pairs
     suspect   a ratio in the screen, see location, that differs by more raises a suspicion
     margin    a slow-down must exceed it beyond doubt; the bias of the case where that is more, see bias
     tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
@@ -164,10 +164,10 @@ def screen(head: Mapping[str, Sequence[float]], rules: Rules) -> list[str]:
     ]
 
 
-def worth_more(ratios: Sequence[float], rules: Rules) -> bool:
+def needs_more_pairs(ratios: Sequence[float], rules: Rules) -> bool:
     """Whether a suspect with these fresh pairs needs further ones to be decided.
 
-    From `look_pairs` on, one is let go whose location is within the margin, unless its scatter could hide `tolerance`.
+    From `look_pairs` on, one is dropped whose location is within the margin, unless its scatter could hide `tolerance`.
     That can miss a slow-down but never raise an alarm: only a suspect with all of its `confirm_pairs` is flagged.
     """
     count = len(ratios)
@@ -185,7 +185,7 @@ def confirm(
     A case is flagged when the exact lower bound of its slow-down exceeds its margin, at a level that Holm shares among
     the cases: REGRESSION, or IMPROVED for the same test the other way round. The bound is exact where head over both
     bases scatters evenly about its middle; what noise that leans to one side moves, the margin has to cover. One with
-    fewer than `confirm_pairs` was let go, see worth_more; it counts among the cases and is not flagged.
+    fewer than `confirm_pairs` was dropped, see needs_more_pairs; it counts among the cases and is not flagged.
     """
     keys = list(head)
     margins = {key: max(math.log1p(rules.margin), bias(floor[key])) for key in keys}

@@ -32,10 +32,10 @@ from sasa_bench.gate.verdicts import (
     contaminated,
     exact_verdict,
     exit_status,
+    needs_more_pairs,
     run_verdict,
     screen,
     skip_unsupported,
-    worth_more,
 )
 
 RULES = Rules()
@@ -126,13 +126,13 @@ def test_noise_that_only_ever_slows_raises_no_alarm() -> None:
 @pytest.mark.parametrize(("shift", "wanted"), [(0.05, True), (-0.05, True), (0.0, False)])
 def test_a_suspect_gets_all_its_pairs_where_it_still_looks_changed(shift: float, wanted: bool) -> None:
     ratios = pairs(np.random.default_rng(), shift, 0.004)
-    assert worth_more(ratios[: RULES.look_pairs - 1], RULES)
-    assert worth_more(ratios[: RULES.look_pairs], RULES) == wanted
-    assert not worth_more(ratios, RULES)
+    assert needs_more_pairs(ratios[: RULES.look_pairs - 1], RULES)
+    assert needs_more_pairs(ratios[: RULES.look_pairs], RULES) == wanted
+    assert not needs_more_pairs(ratios, RULES)
 
 
 def test_a_suspect_too_noisy_to_show_a_slow_down_is_not_let_go() -> None:
-    assert worth_more([0.0, *[0.4 * (-1) ** i for i in range(RULES.look_pairs - 1)]], RULES)
+    assert needs_more_pairs([0.0, *[0.4 * (-1) ** i for i in range(RULES.look_pairs - 1)]], RULES)
 
 
 def test_a_suspect_that_was_let_go_is_never_flagged_and_shares_the_level() -> None:
