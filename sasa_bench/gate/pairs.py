@@ -67,8 +67,8 @@ Spin = Callable[[Counts], Mapping[str, float]]
 """Seconds to add to each call of head, by key, from the calibrated times: a slow-down made on purpose."""
 
 
-def nothing(counts: Counts) -> Mapping[str, float]:
-    """The Spin that slows nothing."""
+def no_slow_down(counts: Counts) -> Mapping[str, float]:
+    """The Spin that adds no time."""
     return {}
 
 
@@ -123,7 +123,7 @@ def measure_pair(
     counts: Counts,
     timeout_s: float,
     blocks: int | None = None,
-    spin: Spin = nothing,
+    spin: Spin = no_slow_down,
     layout: Layout | None = None,
 ) -> Pair:
     """Start a fresh process for each arm, in random order, and let them take turns over every point.

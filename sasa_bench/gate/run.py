@@ -19,7 +19,17 @@ from typing import Any
 from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.evidence import Evidence, Share, column, environment_difference, head_over_both, same_code
 from sasa_bench.gate.layout import Layout, laid_out
-from sasa_bench.gate.pairs import Counts, Pair, Point, Spin, exact_rows, measure_pair, nothing, require_known, survey
+from sasa_bench.gate.pairs import (
+    Counts,
+    Pair,
+    Point,
+    Spin,
+    exact_rows,
+    measure_pair,
+    no_slow_down,
+    require_known,
+    survey,
+)
 from sasa_bench.gate.profiles import Profile
 from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.statistics import detectable, location, lower_bound
@@ -96,7 +106,7 @@ class Gate:
     say: Say = lambda phase, done, total: None
     journal: Path | None = None
     label: Mapping[str, Any] = field(default_factory=dict)
-    spin: Spin = nothing
+    spin: Spin = no_slow_down
     layout: str = BUILT
 
     def run(self) -> Result:
