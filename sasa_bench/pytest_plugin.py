@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sasa_bench.case import Case
     from sasa_bench.results.machine import Machine
     from sasa_bench.suite import Suite
-    from sasa_bench.timing.trial import Oracles
+    from sasa_bench.timing.prepared import References
 
 FIXTURE_PLUGINS = ("benchmark", "codspeed")
 """The plug-ins that give the fixture `benchmark`, as pytest knows them."""
@@ -86,17 +86,17 @@ def _is_suite(path: Path) -> bool:
 class SuiteFile(pytest.File):
     """A suite file: its tests are its cases, each with every implementation.
 
-    `oracles` holds what is expected of `case`, the one that was run last.
+    `references` holds what is expected of `case`, the one that was run last.
     """
 
     case: Case | None = None
-    oracles: Oracles
+    references: References
 
-    def oracles_of(self, case: Case) -> Oracles:
+    def references_of(self, case: Case) -> References:
         """What is expected of a case so far; that of any other is forgotten."""
         if case != self.case:
-            self.case, self.oracles = case, {}
-        return self.oracles
+            self.case, self.references = case, {}
+        return self.references
 
     def collect(self) -> Iterator[SuiteTest]:
         """The tests of the file, those of one case beside each other."""
@@ -155,20 +155,20 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
         from sasa_bench.results.pytest_benchmark import extra_info
         from sasa_bench.results.record import Record
         from sasa_bench.timing.memory import peak_memory
+        from sasa_bench.timing.prepared import prepare
         from sasa_bench.timing.probe import available_cores
-        from sasa_bench.timing.trial import prepare
 
         resolved = case if case.threads else case.with_(threads=available_cores())
         impl = impls.get(spec)
         with _threads(resolved.threads):
             seed = random.SystemRandom().randrange(1 << 31)
-            trial = prepare(spec, resolved, seed, lambda stage: None, file.oracles_of(resolved))
-            reason = f"{trial.row['status']}: {trial.row['reason']}"
-            if trial.row["status"] == "skipped":
+            prepared = prepare(spec, resolved, seed, lambda stage: None, file.references_of(resolved))
+            reason = f"{prepared.row['status']}: {prepared.row['reason']}"
+            if prepared.row["status"] == "skipped":
                 pytest.skip(reason)
-            if trial.step is None:
+            if prepared.step is None:
                 pytest.fail(reason, pytrace=False)
-            peak, source = peak_memory(trial.step, resolved.device)
+            peak, source = peak_memory(prepared.step, resolved.device)
             if hasattr(benchmark, "extra_info"):
                 machine = _machine()
                 row = Record(
@@ -177,12 +177,12 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
                     op=impl.op.name,
                     case=resolved,
                     started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                    **trial.row | {"peak_memory_bytes": peak, "memory_source": source},
+                    **prepared.row | {"peak_memory_bytes": peak, "memory_source": source},
                 )
                 info = asdict(impls.info(impl))
                 benchmark.extra_info.update(extra_info(row.to_dict(), info, machine))
                 benchmark.group = f"{suite.name}: {case.describe()}"
-            benchmark(_to_its_end(trial.step, resolved.device))
+            benchmark(_to_its_end(prepared.step, resolved.device))
 
     return measured
 

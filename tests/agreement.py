@@ -11,7 +11,7 @@ import torch
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import arranged, leaves, step
-from sasa_bench.timing.check import compare, consult, poisoned_memory
+from sasa_bench.timing.check import compare, compute_reference, poisoned_memory
 
 
 def agree(name: str, case: Case) -> None:
@@ -20,10 +20,10 @@ def agree(name: str, case: Case) -> None:
     if impl.missing() or impl.supports(case):
         pytest.skip(impl.missing() or impl.supports(case) or "")
     computed = impl.computes(case)
-    oracle = consult(impl.op, computed, random.randrange(1 << 31))
-    tensors = leaves(oracle.tensors, computed)
-    grad_y = None if oracle.grad_y is None else arranged(oracle.grad_y, computed).to(getattr(torch, case.dtype))
+    reference = compute_reference(impl.op, computed, random.randrange(1 << 31))
+    tensors = leaves(reference.tensors, computed)
+    grad_y = None if reference.grad_y is None else arranged(reference.grad_y, computed).to(getattr(torch, case.dtype))
     with poisoned_memory() if impl.poisoned else nullcontext():
         outputs = step(computed, impl.build(computed, tensors), tensors, grad_y)()
-    verdict = compare(oracle, outputs)
+    verdict = compare(reference, outputs)
     assert verdict.ok, f"{name} at {case.describe()}: {verdict.reason}"

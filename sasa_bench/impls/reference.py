@@ -23,7 +23,7 @@ def _supports(case: Case) -> str | None:
 IMPL = Impl(
     name="reference",
     op=ops.get("local_attention"),
-    summary="float64, one row of queries against the rows around it; judges the others",
+    summary="float64 reference, row by row; every other implementation is checked against it",
     build=_build,
     supports=_supports,
 )

@@ -191,12 +191,12 @@ def _worth_again(work: Plan, task: Task, rows: Sequence[Record]) -> Task:
 
 
 def _measure(
-    workers: Workers, task: Task, seed: int, settings: Settings, judge: bool = True
+    workers: Workers, task: Task, seed: int, settings: Settings, check: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(implementation, its Record fields) for each one of the task, whatever happens to the worker."""
     left = list(task.impls)
     while left:
-        request = Request(task.case, tuple(left), seed, asdict(settings), judge)
+        request = Request(task.case, tuple(left), seed, asdict(settings), check)
         try:
             for spec, values in workers.get().measure(request):
                 left.remove(spec)

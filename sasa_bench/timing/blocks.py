@@ -22,9 +22,9 @@ from sasa_bench.case import Case, from_dict
 from sasa_bench.impls import ENTRY_POINTS
 from sasa_bench.impls import get as implementation
 from sasa_bench.timing import switches
+from sasa_bench.timing.prepared import Prepared, References, key_of, prepare
 from sasa_bench.timing.probe import LIBRARIES
 from sasa_bench.timing.timers import Step, Timer, timer_for
-from sasa_bench.timing.trial import Oracles, Trial, key_of, prepare
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,19 @@ def prepare_cases(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[s
     `allocated_bytes`, the peak of what torch allocates in one call, and `budgets`, the error allowed to each output.
     """
     rows = {}
-    oracles: Oracles = {}
+    references: References = {}
     for key in random.sample(list(cases), len(cases)):
         impl, fields = cases[key]
         case = from_dict(fields)
         switches.apply(case)
-        trial: Trial = prepare(impl, case, seed, lambda what: None, oracles, judge=exact)
-        row = trial.row
-        if trial.step is not None:
-            _ready[key] = _Ready(trial.step, timer_for(case.device), case)
+        prepared: Prepared = prepare(impl, case, seed, lambda what: None, references, check=exact)
+        row = prepared.row
+        if prepared.step is not None:
+            _ready[key] = _Ready(prepared.step, timer_for(case.device), case)
             if exact:
                 known = implementation(impl)
-                oracle = oracles[key_of(known.op.name, known.computes(case))]
-                row = row | _exact(trial.step) | {"budgets": oracle.budgets}
+                reference = references[key_of(known.op.name, known.computes(case))]
+                row = row | _exact(prepared.step) | {"budgets": reference.budgets}
         rows[key] = row
     return rows
 

@@ -19,8 +19,8 @@ from sasa_bench.ops.tensors import leaves, random_tensors, step
 from sasa_bench.results.format import flops_key
 from sasa_bench.timing import switches
 from sasa_bench.timing.check import gradient_of_output
+from sasa_bench.timing.prepared import no_device
 from sasa_bench.timing.stages import Stages
-from sasa_bench.timing.trial import no_device
 
 CALLS = 5
 """Calls in a trace, after as many that warm up."""

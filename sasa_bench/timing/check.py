@@ -18,7 +18,7 @@ from sasa_bench.timing.far import Far, far_from_a_pixel
 
 
 @dataclass(frozen=True)
-class Oracle:
+class Reference:
     """What is expected of an op on a case.
 
     tensors   inputs and parameters, float64 on the CPU, representable in the dtype of the case
@@ -56,14 +56,14 @@ LARGE = 4.0
 that the softmax is saturated. Gradients of a saturated softmax are nothing but rounding, whoever computes them."""
 
 
-def consult(op: Op, case: Case, seed: int) -> Oracle:
+def compute_reference(op: Op, case: Case, seed: int) -> Reference:
     """What the reference gives in float64 on fresh random input, and how far an implementation may be from it."""
-    oracle = _consult(op, case, random_tensors(op, case, seed), seed)
-    y = oracle.expected.get("y")
-    return oracle if y is None else replace(oracle, far=far_from_a_pixel(op, case, oracle.tensors, y, seed))
+    reference = _compute_reference(op, case, random_tensors(op, case, seed), seed)
+    y = reference.expected.get("y")
+    return reference if y is None else replace(reference, far=far_from_a_pixel(op, case, reference.tensors, y, seed))
 
 
-def consult_again(op: Op, first: Oracle, seed: int) -> Oracle:
+def recompute_reference(op: Op, first: Reference, seed: int) -> Reference:
     """What is expected of the parameters of `first` with other images, LARGE times as large for one layer's forward.
 
     Of a backward pass alone, whose graph is recorded once: with another gradient of y.
@@ -74,10 +74,10 @@ def consult_again(op: Op, first: Oracle, seed: int) -> Oracle:
         one_layer = case.scope != "network" and case.stem == "none"
         scale = LARGE if one_layer and case.mode == "forward" else 1.0
         tensors |= {name: t * scale for name, t in other.items() if name in IMAGES}
-    return _consult(op, case, tensors, seed)
+    return _compute_reference(op, case, tensors, seed)
 
 
-def _consult(op: Op, case: Case, tensors: Tensors, seed: int) -> Oracle:
+def _compute_reference(op: Op, case: Case, tensors: Tensors, seed: int) -> Reference:
     seed_of_gradient = None if case.mode == "forward" else seed
     exact = _reference(op, case, tensors, torch.float64, seed_of_gradient)
     grad_y = exact.pop("grad_y", None)
@@ -87,17 +87,17 @@ def _consult(op: Op, case: Case, tensors: Tensors, seed: int) -> Oracle:
         return _reference(op, case, moved, torch.float64, seed_of_gradient)
 
     largest, rms = budgets(case, tensors, exact, plain, rerun, seed)
-    return Oracle(case, tensors, grad_y, exact, largest, rms)
+    return Reference(case, tensors, grad_y, exact, largest, rms)
 
 
-def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:
+def compare(reference: Reference, outputs: tuple[Tensor, ...]) -> Verdict:
     """The verdict on `outputs`, in the order of ops.output_names.
 
     A NaN or a wrong shape is an infinite error; so is a tensor of a class of its own, which may not be computed yet.
     """
     worst: tuple[float, float, float, str] | None = None
-    for (name, expected), output in zip(oracle.expected.items(), outputs, strict=True):
-        budget = oracle.budgets[name]
+    for (name, expected), output in zip(reference.expected.items(), outputs, strict=True):
+        budget = reference.budgets[name]
         if type(output) not in (Tensor, Parameter):
             return Verdict(math.inf, budget, f"{name} is a {type(output).__name__}, expected a torch.Tensor")
         if output.shape != expected.shape:
@@ -107,11 +107,11 @@ def compare(oracle: Oracle, outputs: tuple[Tensor, ...]) -> Verdict:
         error, usual = max_abs(difference), root_mean_square(difference)
         reason = f"{name} is off by {error:.2e}, {_times(error, budget):.3g} times its budget of {budget:.2e}"
         excess = _times(error, budget)
-        if name in oracle.rms and _times(usual, oracle.rms[name]) > max(1.0, excess):
-            excess = _times(usual, oracle.rms[name])
+        if name in reference.rms and _times(usual, reference.rms[name]) > max(1.0, excess):
+            excess = _times(usual, reference.rms[name])
             reason = (
                 f"{name} is off by {usual:.2e} in the root mean square, {excess:.3g} times its budget of "
-                f"{oracle.rms[name]:.2e}"
+                f"{reference.rms[name]:.2e}"
             )
         if worst is None or excess > worst[0]:
             worst = (excess, error, budget, reason)

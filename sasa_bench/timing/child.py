@@ -55,15 +55,15 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
 
     from sasa_bench.timing import switches
     from sasa_bench.timing.memory import WITHOUT_GRAPH, peak_memory
+    from sasa_bench.timing.prepared import References, first_line, prepare
     from sasa_bench.timing.proof import proved
     from sasa_bench.timing.settings import Settings
-    from sasa_bench.timing.trial import Oracles, first_line, prepare
 
     _freeze_imports()
     case, settings = request.case, Settings(**request.settings)
     switched = switches.apply(case)
     torch.manual_seed(request.seed)
-    oracles: Oracles = {}
+    references: References = {}
     rows: dict[str, dict[str, Any]] = {}
     steps: dict[str, Step] = {}
     feeds: dict[str, Feed] = {}
@@ -77,24 +77,24 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
     _compile_together(request, announce)
     for name in request.impls:
         announce(name, "start")
-        trial = prepare(name, case, request.seed, partial(stage, name), oracles, request.judge)
-        if trial.row["status"] == "error":
-            _end_if_broken(case.device, trial.row["reason"])
+        prepared = prepare(name, case, request.seed, partial(stage, name), references, request.check)
+        if prepared.row["status"] == "error":
+            _end_if_broken(case.device, prepared.row["reason"])
         try:
-            if trial.step is not None and trial.feed is not None:
-                feeds[name] = trial.feed()
+            if prepared.step is not None and prepared.feed is not None:
+                feeds[name] = prepared.feed()
         except Exception as error:
-            yield name, trial.row | {"status": "error", "reason": first_line(error)}
+            yield name, prepared.row | {"status": "error", "reason": first_line(error)}
             continue
-        if trial.step is None:
-            yield name, trial.row
+        if prepared.step is None:
+            yield name, prepared.row
         else:
-            rows[name], steps[name] = trial.row, trial.step
-    oracles.clear()
+            rows[name], steps[name] = prepared.row, prepared.step
+    references.clear()
     while steps:
         try:
             for name, step in steps.items():
-                if not request.judge:  # the first worker's figure stands
+                if not request.check:  # the first worker's figure stands
                     break
                 announce(name, "memory")
                 peak, source = peak_memory(step, case.device)

@@ -46,14 +46,14 @@ class WorkerRefused(UserError):
 class Request:
     """Measure `case` with these implementations, interleaved; `settings` are the fields of settings.Settings.
 
-    Without `judge` they are not checked: they were, in an earlier worker, on the tensors of the same seed.
+    Without `check` they are not checked: they were, in an earlier worker, on the tensors of the same seed.
     """
 
     case: Case
     impls: tuple[str, ...]
     seed: int
     settings: dict[str, Any]
-    judge: bool = True
+    check: bool = True
 
 
 class Worker:

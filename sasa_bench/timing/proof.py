@@ -18,7 +18,7 @@ from torch import Tensor
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import IMAGES, arranged
 from sasa_bench.timing import floor
-from sasa_bench.timing.check import Oracle, compare
+from sasa_bench.timing.check import Reference, compare
 from sasa_bench.timing.timers import Step, Timer, timer_for
 
 CALLS = 5
@@ -49,13 +49,13 @@ class Feed:
     """What changes between samples: the images of a case, unless its graph is recorded once, and the gradient of y.
 
     targets    name -> the very tensor that the implementation reads
-    values     name -> other values for it, which `oracle` judges
-    oracle     what is expected of these values
+    values     name -> other values for it, for which `reference` holds the outputs
+    reference  what is expected of these values
     """
 
     targets: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
-    oracle: Oracle
+    reference: Reference
 
     def vary(self, share: float) -> None:
         """New values in place: the others, scaled by `share`; autograd does not see it."""
@@ -68,7 +68,7 @@ class Feed:
             torch.empty_like(target).copy_(self.values[name]).mul_(1.0)
 
 
-def feed(case: Case, tensors: Mapping[str, Tensor], grad_y: Tensor | None, other: Oracle) -> Feed:
+def feed(case: Case, tensors: Mapping[str, Tensor], grad_y: Tensor | None, other: Reference) -> Feed:
     """The feed of one implementation that was built on `tensors` and `grad_y`; `other` holds the other values."""
     targets = {} if case.mode == "backward" else {name: t for name, t in tensors.items() if name in IMAGES}
     sources = {name: other.tensors[name] for name in targets}
@@ -104,7 +104,7 @@ def prove(timer: Timer, step: Step, feed: Feed, timed: bool = True) -> None:
     time.sleep(min(1.0, 3 * longest))
     if not all(_same(a, b.detach()) for a, b in zip(before, outputs, strict=True)):
         raise CheatError("an output changed after the call had returned: the call does not wait for its own threads")
-    verdict = compare(feed.oracle, tuple(before))
+    verdict = compare(feed.reference, tuple(before))
     if not verdict.ok:
         raise CheatError(f"after the timing, with other inputs: {verdict.reason}")
     if timed:

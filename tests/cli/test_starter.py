@@ -8,8 +8,8 @@ import pytest
 from sasa_bench.case import CHOICES, Case, UserError
 from sasa_bench.cli import starter
 from sasa_bench.library import run
+from sasa_bench.timing.prepared import prepare
 from sasa_bench.timing.settings import Settings
-from sasa_bench.timing.trial import prepare
 
 QUICK = Settings(warmup_s=0.001, sample_s=0.001, budget_s=0.01, least=3, most=7)
 

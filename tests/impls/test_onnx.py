@@ -16,8 +16,8 @@ from sasa_bench.cli import cli
 from sasa_bench.ops.tensors import leaves, random_tensors
 from sasa_bench.results.environment import KEEP_MODELS
 from sasa_bench.results.file import read
-from sasa_bench.timing.check import compare, consult
-from sasa_bench.timing.trial import prepare
+from sasa_bench.timing.check import compare, compute_reference
+from sasa_bench.timing.prepared import prepare
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -143,12 +143,12 @@ def test_one_dynamic_model_serves_every_size(tmp_path: Path) -> None:
     )
     for batch, resolution in [(2, "7x9"), (1, 1), (3, "4x4"), (1, "13x2"), (2, 20)]:
         sized = case.with_(batch=batch, resolution=resolution)
-        oracle = consult(LOCAL_ATTENTION, sized, batch)
+        reference = compute_reference(LOCAL_ATTENTION, sized, batch)
         parameters = {name: tensors[name] for name in ("rel_row", "rel_col")}
-        oracle.tensors.update(parameters)
-        oracle.expected["y"] = LOCAL_ATTENTION.reference(sized, oracle.tensors)
-        feed = {name: oracle.tensors[name].float().numpy() for name in ("q", "k", "v")}
-        verdict = compare(oracle, (torch.from_numpy(session.run(["y"], feed)[0]),))
+        reference.tensors.update(parameters)
+        reference.expected["y"] = LOCAL_ATTENTION.reference(sized, reference.tensors)
+        feed = {name: reference.tensors[name].float().numpy() for name in ("q", "k", "v")}
+        verdict = compare(reference, (torch.from_numpy(session.run(["y"], feed)[0]),))
         assert verdict.ok, f"{sized.describe()}: {verdict.reason}"
     feed = {name: torch.randn(1, 12, 9, 13).numpy() for name in ("q", "k", "v")}
     feed["v"][0, 0, 0, 0] = float("inf")

@@ -21,8 +21,8 @@ from sasa_bench.report.table import footnotes, frame, marked, render
 from sasa_bench.results.file import Writer, read
 from sasa_bench.results.record import DIFFERS, ImplInfo, Record, Results
 from sasa_bench.suite import load
-from sasa_bench.timing.check import consult
-from sasa_bench.timing.trial import prepare
+from sasa_bench.timing.check import compute_reference
+from sasa_bench.timing.prepared import prepare
 
 HALO_ATTENTION = ops.get("halo_attention")
 LOCAL_ATTENTION = ops.get("local_attention")
@@ -133,13 +133,13 @@ def test_compiled_unfolding_agrees_in_its_backward_pass_and_compiles_in_build_al
     if missing := impls.get("compiled_unfold").missing():
         pytest.skip(missing)
     case = TINY.with_(mode="backward", threads=torch.get_num_threads())
-    trial = prepare("compiled_unfold", case, random.randrange(1 << 31), lambda what: None, {})
-    assert trial.row["status"] == "ok", trial.row["reason"]
-    assert trial.row["extra"]["build_s"] > 0.5
-    assert trial.step is not None
+    prepared = prepare("compiled_unfold", case, random.randrange(1 << 31), lambda what: None, {})
+    assert prepared.row["status"] == "ok", prepared.row["reason"]
+    assert prepared.row["extra"]["build_s"] > 0.5
+    assert prepared.step is not None
     with torch._dynamo.config.patch(error_on_recompile=True):
         for _ in range(3):
-            trial.step()
+            prepared.step()
 
 
 def test_many_cases_in_one_process_stay_compiled() -> None:
@@ -256,8 +256,8 @@ def test_gradients_reach_every_parameter_of_the_layer_of_timm() -> None:
     if impl.missing():
         pytest.skip(impl.missing() or "")
     case = impl.computes(TINY.with_(mode="training"))
-    oracle = consult(impl.op, case, random.randrange(1 << 31))
-    tensors = leaves(oracle.tensors, case)
-    assert oracle.grad_y is not None
-    _, *gradients = step(case, impl.build(case, tensors), tensors, oracle.grad_y.float())()
+    reference = compute_reference(impl.op, case, random.randrange(1 << 31))
+    tensors = leaves(reference.tensors, case)
+    assert reference.grad_y is not None
+    _, *gradients = step(case, impl.build(case, tensors), tensors, reference.grad_y.float())()
     assert all(gradient.abs().max() > 0 for gradient in gradients)

@@ -17,7 +17,7 @@ from sasa_bench.networks.layers import Attention, Chain, Conv, Linear, Residual
 from sasa_bench.networks.stem import AttentionStem
 from sasa_bench.ops.stem import attention as reference_attention
 from sasa_bench.ops.tensors import leaves, step
-from sasa_bench.timing.check import compare, consult
+from sasa_bench.timing.check import compare, compute_reference
 
 LOCAL_ATTENTION = ops.get("local_attention")
 
@@ -35,10 +35,10 @@ def agree(name: str, of: Case, seed: int | None = None) -> str:
     impl = impls.get(name)
     computed = impl.computes(of)
     assert impl.supports(of) is None
-    oracle = consult(impl.op, computed, random.randrange(1 << 31) if seed is None else seed)
-    tensors = leaves(oracle.tensors, computed)
-    grad_y = None if oracle.grad_y is None else oracle.grad_y.to(tensors["x"].dtype)
-    return compare(oracle, step(computed, impl.build(computed, tensors), tensors, grad_y)()).reason
+    reference = compute_reference(impl.op, computed, random.randrange(1 << 31) if seed is None else seed)
+    tensors = leaves(reference.tensors, computed)
+    grad_y = None if reference.grad_y is None else reference.grad_y.to(tensors["x"].dtype)
+    return compare(reference, step(computed, impl.build(computed, tensors), tensors, grad_y)()).reason
 
 
 @pytest.fixture
@@ -126,27 +126,27 @@ def test_a_detector_agrees_with_the_reference(groups: str) -> None:
 
 @pytest.mark.usefixtures("narrow")
 def test_a_network_with_another_attention_is_found_out() -> None:
-    oracle = consult(LOCAL_ATTENTION, case(position="relative"), random.randrange(1 << 31))
-    tensors = leaves(oracle.tensors, oracle.case)
+    reference = compute_reference(LOCAL_ATTENTION, case(position="relative"), random.randrange(1 << 31))
+    tensors = leaves(reference.tensors, reference.case)
     for name in tensors:
         if name.endswith("rel_row"):
             tensors[name] = tensors[name].flip(-1)
     impl = impls.get(impls.ANYWHERE)
-    verdict = compare(oracle, step(oracle.case, impl.build(oracle.case, tensors), tensors, None)())
+    verdict = compare(reference, step(reference.case, impl.build(reference.case, tensors), tensors, None)())
     assert not verdict.ok
 
 
 @pytest.mark.usefixtures("narrow")
 def test_wrong_gradients_of_a_network_are_found_out() -> None:
     of = case(mode="training", attention_groups="34", resolution=96)
-    oracle = consult(LOCAL_ATTENTION, of, random.randrange(1 << 31))
-    tensors = leaves(oracle.tensors, of)
-    assert oracle.grad_y is not None
+    reference = compute_reference(LOCAL_ATTENTION, of, random.randrange(1 << 31))
+    tensors = leaves(reference.tensors, of)
+    assert reference.grad_y is not None
     call = impls.get(impls.ANYWHERE).build(of, tensors)
-    outputs = list(step(of, call, tensors, oracle.grad_y.float())())
+    outputs = list(step(of, call, tensors, reference.grad_y.float())())
     at = 1 + next(i for i, name in enumerate(tensors) if name.endswith("rel_col"))
     outputs[at] = torch.zeros_like(outputs[at])
-    assert "rel_col" in compare(oracle, tuple(outputs)).reason
+    assert "rel_col" in compare(reference, tuple(outputs)).reason
 
 
 def test_attention_runs_before_the_pool_that_replaces_a_stride() -> None:

@@ -92,7 +92,7 @@ import torch
 
 from sasa_bench.case import from_dict
 from sasa_bench.gate.pairs import SEED
-from sasa_bench.timing.trial import prepare
+from sasa_bench.timing.prepared import prepare
 
 HERE = Path(__file__).parent
 CASES = json.loads((HERE / "cases.json").read_text())
@@ -105,11 +105,11 @@ def step(name, arm):
         impl, fields = CASES[name]
         case = from_dict(fields)
         torch.set_num_threads(case.threads)
-        trial = prepare(impl, case, SEED, lambda what: None, {}, judge=False)
-        if trial.step is None:
-            raise RuntimeError(f"{name}: {trial.row['reason']}")
+        prepared = prepare(impl, case, SEED, lambda what: None, {}, check=False)
+        if prepared.step is None:
+            raise RuntimeError(f"{name}: {prepared.row['reason']}")
         slowed = json.loads((Path(arm) / "slowed.json").read_text())
-        ready[name] = longer(trial.step, slowed[name]) if name in slowed else trial.step
+        ready[name] = longer(prepared.step, slowed[name]) if name in slowed else prepared.step
     return ready[name]
 
 

@@ -11,7 +11,7 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import output_names
 from sasa_bench.timing.budgets import BUDGET_FACTOR
-from sasa_bench.timing.check import compare, consult, poisoned_memory
+from sasa_bench.timing.check import compare, compute_reference, poisoned_memory
 
 CONVOLUTION = ops.get("convolution")
 LOCAL_ATTENTION = ops.get("local_attention")
@@ -21,18 +21,18 @@ CASE = Case(channels=8, heads=2, kernel_size=3, resolution=6)
 
 @pytest.mark.parametrize("mode", ["forward", "backward", "training"])
 def test_the_expected_values_themselves_are_right(mode: str) -> None:
-    oracle = consult(LOCAL_ATTENTION, CASE.with_(mode=mode), 1)
-    assert list(oracle.expected) == output_names(CASE.with_(mode=mode), oracle.tensors)
-    verdict = compare(oracle, tuple(oracle.expected.values()))
+    reference = compute_reference(LOCAL_ATTENTION, CASE.with_(mode=mode), 1)
+    assert list(reference.expected) == output_names(CASE.with_(mode=mode), reference.tensors)
+    verdict = compare(reference, tuple(reference.expected.values()))
     assert verdict.ok
     assert verdict.max_abs_err == 0
 
 
 def test_an_error_over_the_budget_is_wrong_and_named() -> None:
-    oracle = consult(LOCAL_ATTENTION, CASE.with_(mode="training"), 2)
-    outputs = {name: value.clone() for name, value in oracle.expected.items()}
-    outputs["gradient of rel_col"].view(-1)[3] += 2 * oracle.budgets["gradient of rel_col"]
-    verdict = compare(oracle, tuple(outputs.values()))
+    reference = compute_reference(LOCAL_ATTENTION, CASE.with_(mode="training"), 2)
+    outputs = {name: value.clone() for name, value in reference.expected.items()}
+    outputs["gradient of rel_col"].view(-1)[3] += 2 * reference.budgets["gradient of rel_col"]
+    verdict = compare(reference, tuple(outputs.values()))
     assert not verdict.ok
     assert "gradient of rel_col" in verdict.reason
     assert verdict.max_abs_err == pytest.approx(2 * verdict.err_budget)
@@ -40,39 +40,39 @@ def test_an_error_over_the_budget_is_wrong_and_named() -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_one_value_that_is_not_a_number_is_wrong(poison: float) -> None:
-    oracle = consult(CONVOLUTION, CASE, 3)
-    y = oracle.expected["y"].clone()
+    reference = compute_reference(CONVOLUTION, CASE, 3)
+    y = reference.expected["y"].clone()
     y.view(-1)[0] = poison
-    assert not compare(oracle, (y,)).ok
+    assert not compare(reference, (y,)).ok
 
 
 def test_a_wrong_shape_is_wrong() -> None:
-    oracle = consult(CONVOLUTION, CASE, 3)
-    assert "shape" in compare(oracle, (oracle.expected["y"][:, :-1],)).reason
+    reference = compute_reference(CONVOLUTION, CASE, 3)
+    assert "shape" in compare(reference, (reference.expected["y"][:, :-1],)).reason
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_budget_follows_the_dtype(dtype: str) -> None:
-    oracle = consult(LOCAL_ATTENTION, CASE.with_(dtype=dtype), 4)
-    size = oracle.expected["y"].abs().max().item()
+    reference = compute_reference(LOCAL_ATTENTION, CASE.with_(dtype=dtype), 4)
+    size = reference.expected["y"].abs().max().item()
     rounding = torch.finfo(getattr(torch, dtype)).eps
-    assert BUDGET_FACTOR * rounding * size <= oracle.budgets["y"] < 10 * BUDGET_FACTOR * rounding * size
+    assert BUDGET_FACTOR * rounding * size <= reference.budgets["y"] < 10 * BUDGET_FACTOR * rounding * size
 
 
 @pytest.mark.parametrize("left_out", [0, 1])
 def test_the_gradient_of_a_parameter_may_add_pixels_in_sequence_but_leave_none_out(left_out: int) -> None:
     case = CASE.with_(mode="training", channels=4, resolution="56x112")
-    oracle = consult(CONVOLUTION, case, random.randrange(1 << 30))
-    assert oracle.grad_y is not None
-    padded = F.pad(oracle.tensors["x"], (1, 1, 1, 1)).float()
-    arriving = oracle.grad_y.float().transpose(0, 1).flatten(1).numpy()[:, left_out:]
-    weight = torch.empty(oracle.expected["gradient of weight"].shape)
+    reference = compute_reference(CONVOLUTION, case, random.randrange(1 << 30))
+    assert reference.grad_y is not None
+    padded = F.pad(reference.tensors["x"], (1, 1, 1, 1)).float()
+    arriving = reference.grad_y.float().transpose(0, 1).flatten(1).numpy()[:, left_out:]
+    weight = torch.empty(reference.expected["gradient of weight"].shape)
     for row, column in np.ndindex(3, 3):
         x = padded[:, :, row : row + 56, column : column + 112].transpose(0, 1).flatten(1).numpy()[:, left_out:]
         sums = np.add.accumulate(arriving[:, None] * x[None], axis=2)[..., -1]
         weight[:, :, row, column] = torch.from_numpy(sums)
-    outputs = oracle.expected | {"gradient of weight": weight}
-    assert compare(oracle, tuple(outputs.values())).ok == (not left_out)
+    outputs = reference.expected | {"gradient of weight": weight}
+    assert compare(reference, tuple(outputs.values())).ok == (not left_out)
 
 
 def test_fresh_memory_is_poisoned_inside_and_not_outside() -> None:

@@ -17,7 +17,7 @@ from fake_nvml import FakeNvml
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasa_bench.case import Case
-from sasa_bench.timing import child, nvml, trial
+from sasa_bench.timing import child, nvml, prepared
 from sasa_bench.timing import child as worker
 from sasa_bench.timing import cuda as gpu
 from sasa_bench.timing.cuda import Device
@@ -252,7 +252,7 @@ def test_an_error_that_breaks_the_device_ends_the_worker_and_blames_one(
 ) -> None:
     said: list[tuple[str, str]] = []
     row = {"status": "error", "reason": "RuntimeError: an illegal memory access was encountered"}
-    monkeypatch.setattr(trial, "prepare", lambda *arguments: trial.Trial(row, None))
+    monkeypatch.setattr(prepared, "prepare", lambda *arguments: prepared.Prepared(row, None))
     monkeypatch.setattr(gpu, "broken", lambda device: broken)
     monkeypatch.setattr(child.os, "_exit", lambda status: (_ for _ in ()).throw(SystemExit(status)))
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)

@@ -15,9 +15,9 @@ from torch import Tensor
 from sasa_bench import impls, ops
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import Tensors, project
-from sasa_bench.timing.check import consult
+from sasa_bench.timing.check import compute_reference
 from sasa_bench.timing.far import error_far_away
-from sasa_bench.timing.trial import prepare
+from sasa_bench.timing.prepared import prepare
 
 CASE = Case(channels=8, heads=2, resolution="7x6", kernel_size=3, batch=2, threads=1, position="none")
 
@@ -55,22 +55,22 @@ def test_a_finite_mask_is_wrong(
 
 
 def test_images_are_as_before_afterwards() -> None:
-    oracle = consult(ops.get("local_attention"), CASE, 3)
-    tensors = {name: t.clone() for name, t in oracle.tensors.items()}
-    assert oracle.far is not None
+    reference = compute_reference(ops.get("local_attention"), CASE, 3)
+    tensors = {name: t.clone() for name, t in reference.tensors.items()}
+    assert reference.far is not None
     seen = []
 
     def run() -> tuple[Tensor]:
         seen.append(tensors["x"].abs().max().item())
-        return (oracle.expected["y"],)
+        return (reference.expected["y"],)
 
-    assert error_far_away(oracle.far, oracle.expected["y"], 1.0, run, tensors) == (0.0, "")
+    assert error_far_away(reference.far, reference.expected["y"], 1.0, run, tensors) == (0.0, "")
     assert seen[0] > 1e9
-    for name, t in oracle.tensors.items():
+    for name, t in reference.tensors.items():
         assert torch.equal(tensors[name], t)
 
 
 def test_nothing_is_far_where_every_window_holds_the_pixel_and_for_convolutions() -> None:
-    assert consult(ops.get("local_attention"), CASE.with_(kernel_size=13), 4).far is None
-    assert consult(ops.get("convolution"), CASE, 4).far is None
-    assert consult(ops.get("global_attention"), CASE, 4).far is None
+    assert compute_reference(ops.get("local_attention"), CASE.with_(kernel_size=13), 4).far is None
+    assert compute_reference(ops.get("convolution"), CASE, 4).far is None
+    assert compute_reference(ops.get("global_attention"), CASE, 4).far is None

@@ -13,11 +13,11 @@ import torch
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.timing import proof
+from sasa_bench.timing.prepared import prepare
 from sasa_bench.timing.process import Request, Worker
 from sasa_bench.timing.proof import CheatError, Feed, prove
 from sasa_bench.timing.settings import Settings
 from sasa_bench.timing.timers import wall_clock
-from sasa_bench.timing.trial import prepare
 
 CASE = Case(channels=64, heads=4, kernel_size=7, resolution=28, threads=1)
 FILE = """
@@ -92,13 +92,13 @@ def test_a_clock_that_a_kernel_puts_in_place_is_not_asked(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("name", [name for name in impls.names() if impls.get(name).info.quick])
 def test_every_implementation_follows_its_inputs(name: str, mode: str) -> None:
     case = Case(channels=16, heads=2, kernel_size=3, resolution=9, mode=mode)
-    trial = prepare(name, case, 5, lambda stage: None, {})
-    if trial.row["status"] == "skipped":
-        pytest.skip(trial.row["reason"])
-    assert trial.step is not None, trial.row
-    assert trial.feed is not None
+    prepared = prepare(name, case, 5, lambda stage: None, {})
+    if prepared.row["status"] == "skipped":
+        pytest.skip(prepared.row["reason"])
+    assert prepared.step is not None, prepared.row
+    assert prepared.feed is not None
     with torch.random.fork_rng():
-        prove(wall_clock, trial.step, trial.feed(), timed=False)
+        prove(wall_clock, prepared.step, prepared.feed(), timed=False)
 
 
 class NoisyMachine:
@@ -114,7 +114,7 @@ class NoisyMachine:
 
 
 def convicted(machine: NoisyMachine) -> bool:
-    feed = Feed({}, {}, oracle=None)  # type: ignore[arg-type]
+    feed = Feed({}, {}, reference=None)  # type: ignore[arg-type]
     try:
         proof.compare_pairs(machine, lambda: None, feed)
     except CheatError:

@@ -12,8 +12,8 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import dtype_of, leaves, step
 from sasa_bench.timing import switches
-from sasa_bench.timing.check import compare, consult
-from sasa_bench.timing.trial import prepare
+from sasa_bench.timing.check import compare, compute_reference
+from sasa_bench.timing.prepared import prepare
 
 
 @pytest.fixture(autouse=True)
@@ -59,13 +59,13 @@ def rounded_to_tf32(t: torch.Tensor) -> torch.Tensor:
 def test_products_rounded_to_tf32_are_right_in_tf32_and_wrong_in_float32(op: str, mode: str) -> None:
     def verdict(dtype: str, as_tensor_cores: bool) -> Any:
         case = Case(channels=32, heads=2, kernel_size=5, resolution=12, mode=mode, dtype=dtype, threads=1)
-        oracle = consult(ops.get(op), case, 3)
-        tensors = leaves(oracle.tensors, case)
+        reference = compute_reference(ops.get(op), case, 3)
+        tensors = leaves(reference.tensors, case)
         assert all(t.dtype == dtype_of(case) == torch.float32 for t in tensors.values())
         if as_tensor_cores:
             tensors = {name: rounded_to_tf32(t.detach()).requires_grad_(t.requires_grad) for name, t in tensors.items()}
-        grad_y = None if oracle.grad_y is None else oracle.grad_y.float()
-        return compare(oracle, step(case, lambda: ops.get(op).reference(case, tensors), tensors, grad_y)())
+        grad_y = None if reference.grad_y is None else reference.grad_y.float()
+        return compare(reference, step(case, lambda: ops.get(op).reference(case, tensors), tensors, grad_y)())
 
     assert verdict("tf32", True).ok, verdict("tf32", True).reason
     assert verdict("tf32", False).ok

@@ -21,25 +21,25 @@ from sasa_bench.results.columns import MEASURED
 from sasa_bench.results.fields import printable
 from sasa_bench.timing import switches
 from sasa_bench.timing.check import (
-    Oracle,
+    Reference,
     Verdict,
     compare,
-    consult,
-    consult_again,
+    compute_reference,
     gradient_of_output,
     poisoned_memory,
+    recompute_reference,
 )
 from sasa_bench.timing.far import error_far_away
 from sasa_bench.timing.proof import Feed, feed
 from sasa_bench.timing.timers import Step
 
-Oracles = dict[tuple[Any, ...], Oracle]
+References = dict[tuple[Any, ...], Reference]
 """What is expected of (op, contiguous case), and of (op, contiguous case, "again") with other images; filled on demand,
 so that implementations of one op share it."""
 
 
 def key_of(op: str, computed: Case) -> tuple[str, Case]:
-    """Under what `Oracles` hold what is expected of a case: values do not depend on how they lie in memory."""
+    """The key of a case in `References`: its values do not depend on the memory format."""
     return op, computed.with_(memory_format="contiguous")
 
 
@@ -47,8 +47,8 @@ REPEATED = "the output was the same for another input: every call has to compute
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One implementation that is ready, or why it is not.
+class Prepared:
+    """An implementation that is ready to be timed, or the reason why not.
 
     row   the fields of a Record so far
     step  makes one call; None where the row is not ok
@@ -61,9 +61,9 @@ class Trial:
 
 
 def prepare(
-    name: str, case: Case, seed: int, stage: Callable[[str], None], oracles: Oracles, judge: bool = True
-) -> Trial:
-    """Build an implementation and judge one call of it on random input; without `judge` only see that it runs.
+    name: str, case: Case, seed: int, stage: Callable[[str], None], references: References, check: bool = True
+) -> Prepared:
+    """Build an implementation and check one call of it on random input; without `check` only make sure that it runs.
 
     `stage` is told "check" and "build" before each begins. Any exception becomes a row with status "error".
     """
@@ -74,16 +74,17 @@ def prepare(
         row |= asdict(impl.op.cost(computed))
         reason = switches.unfit(case) or impl.supports(case) or no_device(case) or impl.missing()
         if reason:
-            return Trial(row | {"status": "skipped", "reason": reason}, None)
-        if not judge:
-            return Trial(row, _unjudged(impl, computed, seed, stage))
+            return Prepared(row | {"status": "skipped", "reason": reason}, None)
+        if not check:
+            return Prepared(row, _unchecked(impl, computed, seed, stage))
         stage("check")
         key = key_of(impl.op.name, computed)
-        if key not in oracles:
-            oracles[key] = consult(impl.op, key[1], seed)
-        oracle = oracles[key]
-        tensors = leaves(oracle.tensors, computed)
-        grad_y = None if oracle.grad_y is None else arranged(oracle.grad_y, computed).to(tensors[next(iter(tensors))])
+        if key not in references:
+            references[key] = compute_reference(impl.op, key[1], seed)
+        reference = references[key]
+        tensors = leaves(reference.tensors, computed)
+        first = tensors[next(iter(tensors))]
+        grad_y = None if reference.grad_y is None else arranged(reference.grad_y, computed).to(first)
         with poisoned_memory() if impl.poisoned else nullcontext():
             stage("build")
             started = time.perf_counter()
@@ -92,27 +93,27 @@ def prepare(
             stage("check")
             run = step(computed, call, tensors, grad_y)
             outputs = run()
-            verdict = compare(oracle, outputs)
+            verdict = compare(reference, outputs)
             if verdict.ok and computed.mode != "backward" and _ignores_its_input(run, outputs, tensors):
                 row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
-                return Trial(row | {"status": "wrong", "reason": REPEATED}, None)
-            if verdict.ok and oracle.far is not None:
-                budget = oracle.budgets["y"]
-                error, reason = error_far_away(oracle.far, oracle.expected["y"], budget, run, tensors)
+                return Prepared(row | {"status": "wrong", "reason": REPEATED}, None)
+            if verdict.ok and reference.far is not None:
+                budget = reference.budgets["y"]
+                error, reason = error_far_away(reference.far, reference.expected["y"], budget, run, tensors)
                 verdict = Verdict(error, budget, reason) if reason else verdict
     except Exception as error:
-        return Trial(row | {"status": "error", "reason": first_line(error)}, None)
+        return Prepared(row | {"status": "error", "reason": first_line(error)}, None)
     row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
     if not verdict.ok:
-        return Trial(row | {"status": "wrong", "reason": verdict.reason}, None)
+        return Prepared(row | {"status": "wrong", "reason": verdict.reason}, None)
 
     def other_values() -> Feed:
         again = (*key, "again")
-        if again not in oracles:
-            oracles[again] = consult_again(impl.op, oracle, seed + 1)
-        return feed(computed, tensors, grad_y, oracles[again])
+        if again not in references:
+            references[again] = recompute_reference(impl.op, reference, seed + 1)
+        return feed(computed, tensors, grad_y, references[again])
 
-    return Trial(row, run, other_values)
+    return Prepared(row, run, other_values)
 
 
 def figures_of(call: object) -> dict[str, Any]:
@@ -150,7 +151,7 @@ def _ignores_its_input(run: Callable[[], Any], outputs: tuple[Tensor, ...], tens
                 image.neg_()
 
 
-def _unjudged(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], None]) -> Step:
+def _unchecked(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], None]) -> Step:
     tensors = leaves(random_tensors(impl.op, case, seed), case)
     stage("build")
     call = impl.build(case, tensors)

@@ -1,4 +1,4 @@
-"""What a trial refuses besides wrong results: outputs that were kept, and figures that no row may have."""
+"""What prepare refuses besides wrong results: outputs that were kept, and figures that no row may have."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from sasa_bench import impls
 from sasa_bench.case import Case
-from sasa_bench.timing.trial import figures_of, first_line, prepare
+from sasa_bench.timing.prepared import figures_of, first_line, prepare
 
 CASE = Case(channels=8, heads=2, resolution=6, kernel_size=3, batch=1, threads=1)
 
