@@ -67,8 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 REMEDIES = {
-    errno.ENOSPC: "free some space and repeat the command; `run --resume` goes on where it was",
-    errno.EDQUOT: "free some of your quota and repeat the command; `run --resume` goes on where it was",
+    errno.ENOSPC: "free some space and repeat the command; `run --resume` continues where it stopped",
+    errno.EDQUOT: "free some of your quota and repeat the command; `run --resume` continues where it stopped",
     errno.EROFS: "name another path with --out",
     errno.EACCES: "name another path, or change its permissions",
     errno.EISDIR: "name a file",

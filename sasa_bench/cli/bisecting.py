@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--good", required=True, metavar="REV", help="Where the case was fast.")
-@click.option("--bad", required=True, metavar="REV", help="Where it is slow; --good is one of its ancestors.")
+@click.option("--good", required=True, metavar="REV", help="Revision at which the case was fast.")
+@click.option(
+    "--bad", required=True, metavar="REV", help="Revision at which it is slow; --good is one of its ancestors."
+)
 @SUITE
 @click.option("--case", "words", multiple=True, metavar="TEXT", help="Only cases with this in their name; repeatable.")
 @IMPLS
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 @click.option("--confidence", default=0.95, show_default=True, help="Probability of one commit at which to stop.")
 @click.option("--budget", default="1h", show_default=True, help="Wall time; the probabilities so far are printed then.")
 @TIMEOUT
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the search; named again, it goes on there.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the search; an existing one is continued.")
 def bisect(
     good: str, bad: str, suite: Path, words: tuple[str, ...], pairs: tuple[str, ...], out: Path | None, **given: Any
 ) -> int:
@@ -51,7 +53,7 @@ def bisect(
         search = Bisection(repository, good, bad, points, folder, Rules(), *limits, given["impls"], say, PAIR)
         found = search.run()
     click.echo(found.text(), nl=False)
-    click.echo(f"{folder}: --out {folder} goes on from here")
+    click.echo(f"{folder}: --out {folder} continues from here")
     return 0 if max(found.p) >= given["confidence"] else 3
 
 

@@ -108,6 +108,6 @@ def _gpu_state() -> str:
     told = ", ".join(f"{name} {value:g}" for name, value in figures.items())
     held = found.throttling()
     slowed = (
-        "throttling is not told" if held is None else f"throttled by {', '.join(held)}" if held else "not throttled"
+        "throttling: not reported" if held is None else f"throttled by {', '.join(held)}" if held else "not throttled"
     )
     return f"{told or 'no figures'}; {slowed}"

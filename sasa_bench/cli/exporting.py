@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 )
 @click.option("--dynamic", is_flag=True, help="Leave batch, height and width open.")
 @click.option("--library", is_flag=True, help="Attention as one custom operator, the fastest; its library is named.")
-@click.option("--trust", is_flag=True, help="Load MODEL.pt although it holds more than modules: it may run any code.")
+@click.option("--trust", is_flag=True, help="Load MODEL.pt even where it can run any code.")
 def export(source: str, out: Path, shape: str | None, dynamic: bool, library: bool, trust: bool) -> None:
     """Write a trained LocalAttention2d or network as ONNX, run in ONNX Runtime against the module first.
 

@@ -60,8 +60,8 @@ class Asked:
 
 
 @click.command()
-@click.option("--base", required=True, metavar="REV|DIR", help="What head is compared with.")
-@click.option("--head", required=True, metavar="REV|DIR", help="What may have become slower.")
+@click.option("--base", required=True, metavar="REV|DIR", help="The revision or folder to compare with.")
+@click.option("--head", required=True, metavar="REV|DIR", help="The revision or folder to check for slow-downs.")
 @SUITE
 @IMPLS
 @CASE
@@ -200,7 +200,7 @@ class AskedOfAA:
 @click.command()
 @SUITE
 @click.option("--runs", default=0, help="Live gate runs on identical code.")
-@click.option("--record", is_flag=True, help="Decide nothing in these runs: all fresh pairs for every case, to replay.")
+@click.option("--record", is_flag=True, help="Record all fresh pairs of every case without a decision, for --replay.")
 @click.option("--replay", is_flag=True, help="Decide the recorded runs of the journal again, each case slowed alone.")
 @click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
 @click.option("--inject-cases", default=1, show_default=True, help="How many random cases each run slows.")
@@ -233,7 +233,7 @@ def aa(**given: Any) -> None:
     if asked.ratio < 1:
         raise click.UsageError(f"--inject {asked.ratio}: give a ratio of 1 or more, such as 1.05")
     if asked.record and asked.ratio > 1:
-        raise click.UsageError("--record keeps identical code, so it takes no --inject: --replay slows each case")
+        raise click.UsageError("--record runs identical code: drop --inject; --replay slows each case")
     points = _points(asked.suite, asked.impls, asked.pairs)
     if not 1 <= asked.inject_cases <= len(points):
         raise click.UsageError(f"--inject-cases {asked.inject_cases}: give a number from 1 to {len(points)}")

@@ -62,7 +62,7 @@ class Asked:
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Measure this one instead; repeatable.")
 @CASE
 @click.option("--out", type=click.Path(path_type=Path), help="Results file; under reports/ by default.")
-@click.option("--resume", is_flag=True, help="Finish the file that --out names; rows it has are not measured again.")
+@click.option("--resume", is_flag=True, help="Continue the file of --out; rows in it are not measured again.")
 @click.option(
     "--budget", "budget_s", callback=seconds, default=0.6, show_default=True, help="Seconds of samples for each row."
 )
@@ -75,7 +75,7 @@ class Asked:
     help="Seconds a stage of a row may take.",
 )
 @click.option(
-    "--shard", callback=part, metavar="I/N", help="Measure part I of N, cut by cost; `merge` joins the parts."
+    "--shard", callback=part, metavar="I/N", help="Measure part I of N, split by cost; `merge` joins the parts."
 )
 @SLURM
 @click.option("--energy", is_flag=True, help="On CUDA, also read the joules of a call; two seconds more for each row.")
@@ -87,11 +87,11 @@ def run(**given: Any) -> int:
     if asked.resume and asked.out is None:
         raise click.UsageError("--resume needs --out FILE, the results file to finish")
     if asked.slurm and asked.shard:
-        raise click.UsageError("--slurm cuts whole suites itself: leave --shard out")
+        raise click.UsageError("--slurm splits suites itself: drop --shard")
     suites = load_suites(asked.suites, asked.pairs, asked.device)
     on_gpu = any(case.device == "cuda" for suite in suites for case in suite.cases)
     if asked.energy and (asked.slurm or not on_gpu):
-        raise click.UsageError("--energy reads a counter of the GPU at hand: give --device cuda, without --slurm")
+        raise click.UsageError("--energy reads a counter of the local GPU: give --device cuda, without --slurm")
     shard = "-{}of{}".format(*asked.shard) if asked.shard else ""
     path = asked.out or stamped(f"{suites[0].name}-{{}}{shard}.jsonl")
     if asked.slurm:
@@ -113,11 +113,11 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     known = open_results(path, asked.resume, machine)
     warn(known.warnings if known else ())
     if asked.resume and known is None:
-        warn([f"{path} is not there yet: the run starts at its beginning"])
+        warn([f"{path} does not exist yet: the run starts from the beginning"])
     elif known and (others := {row.suite for row in known.rows} - {suite.name for suite in suites}):
         warn([f"{path} also holds suites that this command does not name and leaves as they are: {', '.join(others)}"])
     if on_gpu and (reason := nvml.absent()):
-        warn([f"clocks and power are not recorded, and throttled samples stay in: {reason}"])
+        warn([f"clocks and power are not recorded, and throttled samples are kept: {reason}"])
     started = time.monotonic()
     seen: list[Summary] = []
     with progress() as shown:
@@ -154,10 +154,10 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     elapsed = time.monotonic() - started
     shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in summary.spent_s.most_common())
     click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")
-    return _judged(path) if asked.strict else 0
+    return _strict_status(path) if asked.strict else 0
 
 
-def _judged(path: Path) -> int:
+def _strict_status(path: Path) -> int:
     """The exit status of --strict, after a line for each row that is wrong or failed."""
     from sasa_bench.results.file import read
 
@@ -179,7 +179,7 @@ def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
 def _stopped(asked: Asked, path: Path, summary: Summary) -> int:
     click.echo(f"stopped: {summary.done} of {summary.total} rows are in {path}", err=True)
     words = " ".join(str(suite) for suite in asked.suites)
-    click.echo(f"go on with: sasa-bench run {words} --out {path} --resume (and the same options)", err=True)
+    click.echo(f"resume with: sasa-bench run {words} --out {path} --resume (and the same options)", err=True)
     return ERROR
 
 
@@ -209,10 +209,10 @@ def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
             shown.show(total - sum(sweep.missing().values()), total, "")
     except KeyboardInterrupt:
         click.echo("stopped watching: the tasks go on; `scancel --name " + sweep.name + "` ends them", err=True)
-        click.echo(f"go on with: the same command, with --out {out} --resume", err=True)
+        click.echo(f"resume with: the same command, with --out {out} --resume", err=True)
         return ERROR
     _write_merged(sweep, out, total, lost)
-    return _judged(out) if asked.strict else 0
+    return _strict_status(out) if asked.strict else 0
 
 
 def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> None:
@@ -227,10 +227,10 @@ def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> Non
     write(merged.results, out)
     click.echo(f"{out}: {len(merged.results.rows)} of {total} rows from {len(sweep.shards)} tasks")
     if missing := sum(sweep.missing().values()):
-        ended = "task {} ended again and again without a new row; {}"
+        ended = "task {} ended repeatedly without a new row; {}"
         warn([ended.format(index, last_words(sweep.folder, index)) for index in lost])
         raise SlurmError(
-            f"{missing} rows are missing: see to the cause, then repeat the command with --out {out} --resume"
+            f"{missing} rows are missing: fix the cause, then repeat the command with --out {out} --resume"
         )
 
 

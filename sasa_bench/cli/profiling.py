@@ -21,7 +21,7 @@ TRACE = click.option(
     "--trace",
     "as_traces",
     is_flag=True,
-    help="Show the traces FILE… of torch.profiler or ONNX Runtime, from whatever program, instead of a suite.",
+    help="Show the traces FILE… of torch.profiler or ONNX Runtime, from any program, instead of a suite.",
 )
 AGAINST = click.option(
     "--against",
@@ -59,7 +59,7 @@ def profile(
     """
     if as_traces or against:
         if impls or pairs or device:
-            raise click.UsageError("--trace shows files: it takes no -c, --impl or --device")
+            raise click.UsageError("--trace reads files: drop -c, --impl and --device")
         _show_traces(paths, against, out)
     elif len(paths) > 1 or not impls:
         raise click.UsageError("profile one SUITE with --impl NAME, or give --trace FILE…")

@@ -164,7 +164,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
     from sasa_bench.results.merge import merge as merge_results
 
     if out.exists() and out.resolve() not in (path.resolve() for path in files):
-        raise click.UsageError(f"{out} is there already: name it among the files to add to it, or give another --out")
+        raise click.UsageError(f"{out} already exists: list it among the files to add to it, or give another --out")
     try:
         merged = merge_results([(str(path), read([path])) for path in files])
     except MergeConflictError as error:

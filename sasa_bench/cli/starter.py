@@ -20,12 +20,12 @@ def write(path: Path) -> None:
     if path.suffix != ".py" or not re.fullmatch(r"[A-Za-z]\w*", path.stem, re.ASCII):
         raise UserError(f"{path}: give a .py file named by letters, digits and underscores, such as {NAME}.py")
     if path.stem in names():
-        raise UserError(f"{path}: {path.stem!r} is an implementation already; choose another name")
+        raise UserError(f"{path}: {path.stem!r} is already an implementation; choose another name")
     text = resources.files("sasa_bench.impls").joinpath(TEMPLATE).read_text(encoding="utf-8")
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text.replace(NAME, path.stem))
     except FileExistsError:
-        raise UserError(f"{path} is there already and was left as it is; give another name") from None
+        raise UserError(f"{path} already exists and was not changed; give another name") from None
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None

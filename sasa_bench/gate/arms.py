@@ -248,7 +248,7 @@ def _python(option: str | None) -> str:
     # Not resolved: the interpreter of a virtual environment is a link, and its place is what makes it that environment.
     found = shutil.which(option) if os.sep not in option else option
     if not found or not os.access(found, os.X_OK) or Path(found).is_dir():
-        raise ArmError(f"{option} is no Python to run an arm with: give the path of an interpreter")
+        raise ArmError(f"{option} is not a Python interpreter for an arm: give the path of an interpreter")
     return str(Path(found).absolute())
 
 

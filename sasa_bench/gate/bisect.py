@@ -1,4 +1,4 @@
-"""Which commit made a case slower: a search with the gate as an oracle that errs at a known rate.
+"""Which commit made a case slower: a search with the gate as a test that errs at a known rate.
 
 Every question compares one commit with the good end on a few fresh pairs. The answer is a likelihood, not a yes or no:
 Bayes' rule turns all answers into a probability for each commit, the next question goes to the commit that halves it

@@ -82,7 +82,9 @@ def main() -> None:
             take_over(importlib.import_module(f"sasa_bench.{name}"))
             break
     else:
-        raise SystemExit("this revision of sasa-bench keeps its paired measurement where the gate cannot find it")
+        raise SystemExit(
+            "the gate does not find the paired measurement (timing/blocks.py) of this revision of sasa-bench"
+        )
     runpy.run_module("sasa_bench.worker", run_name="__main__", alter_sys=True)
 
 

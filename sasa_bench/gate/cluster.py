@@ -43,7 +43,7 @@ from sasa_bench.timing.process import WorkerRefused
 
 SCREEN_SHARE = 0.25
 """Of the time budget of a task: what screening is expected to take where the number of tasks is not given."""
-STAND_S = 0.1
+PREPARE_S = 0.1
 """Seconds in which a fresh process prepares a case, however small."""
 
 
@@ -106,7 +106,7 @@ def require_room(folder: Path, options: Options, budget_s: float) -> None:
     if options.minutes * 60 <= budget_s:
         raise SlurmError(
             f"time={options.minutes} (minutes) ends a task before --budget {budget_s:g} (seconds) does, "
-            "and a task that is cut off starts anew: give more time or less budget"
+            "and a task that is cut off starts again: give more time or less budget"
         )
 
 
@@ -138,7 +138,7 @@ def screen_s(point: Point, op: str, rules: Rules) -> float:
     """Seconds that the screen of `point` is expected to take, by the FLOPs of `op` whoever implements it."""
     flops = ops.get(op).cost(point.case).flops if op in ops.BUILTIN else 0
     block_s = max(BLOCK_S, flops / RATE_FLOPS_PER_S[point.case.device])
-    return rules.screen_pairs * 3 * (STAND_S + BLOCKS * block_s)
+    return rules.screen_pairs * 3 * (PREPARE_S + BLOCKS * block_s)
 
 
 def _ops(arms: Sequence[Arm], impls: Sequence[str], timeout_s: float) -> dict[str, str]:

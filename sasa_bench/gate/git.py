@@ -67,7 +67,7 @@ class Repository:
         ancestor = _git(self.root, "merge-base", "--is-ancestor", good, bad)
         if ancestor.returncode:
             cut_off = ": this clone is shallow, fetch more history" if self.is_shallow() else ""
-            raise GitError(f"{good} is no ancestor of {bad}{cut_off}")
+            raise GitError(f"{good} is not an ancestor of {bad}{cut_off}")
         found = _git(self.root, "rev-list", "--first-parent", "--reverse", f"{good}..{bad}")
         if found.returncode:
             raise GitError(f"git rev-list {good}..{bad}: {_said(found)}")

@@ -27,8 +27,8 @@ MOST_ROWS = 15
 MEANING = {
     "PASS": "nothing became slower beyond its margin",
     "REGRESSION": "something became slower, or an exact figure became worse",
-    "CONTAMINATED": "identical code seemed to differ, so the times of this run prove nothing; run it again",
-    "INCONCLUSIVE": "some cases ran in neither arm or could not be decided; the reasons stand beside them",
+    "CONTAMINATED": "identical code measured differently, so the times of this run are not valid; run it again",
+    "INCONCLUSIVE": "some cases ran in neither arm or could not be decided; each is listed with its reason",
 }
 
 

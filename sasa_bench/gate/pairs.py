@@ -1,4 +1,4 @@
-"""Pairs: live processes of all arms take turns block by block, so that what disturbs one disturbs all."""
+"""Pairs: live processes of all arms are interleaved block by block, so that what disturbs one disturbs all."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def measure_pair(
     spin: Spin = no_slow_down,
     layout: Layout | None = None,
 ) -> Pair:
-    """Start a fresh process for each arm, in random order, and let them take turns over every point.
+    """Start a fresh process for each arm, in random order, and interleave them over every point.
 
     `arms` are base, head and copy; `blocks` is BLOCKS for many cases and up to MOST_BLOCKS for few. `spin`
     slows the head arm on purpose. Raises WorkerDied when a process of the pair dies: the pair is lost.
@@ -148,7 +148,7 @@ def measure_pair(
         blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
         own = [worker.process.pid for worker in workers.values()]
         before = host.read(own)
-        pair = _take_turns(workers, cases, counts, blocks, spin(counts))
+        pair = _interleave_blocks(workers, cases, counts, blocks, spin(counts))
         return replace(pair, disturbed=host.between(before, host.read(own)).total)
     finally:
         for worker in workers.values():
@@ -157,7 +157,7 @@ def measure_pair(
             layout.settle()
 
 
-def _take_turns(
+def _interleave_blocks(
     workers: Mapping[str, Worker], keys: list[str], counts: Counts, blocks: int, spin: Mapping[str, float]
 ) -> Pair:
     times: dict[str, dict[str, list[float]]] = {key: {name: [] for name in workers} for key in keys}

@@ -1,4 +1,4 @@
-"""The gate: base and head in turns on one machine, screened, confirmed on fresh pairs, within a time budget.
+"""The gate: base and head interleaved on one machine, screened, confirmed on fresh pairs, within a time budget.
 
 Cases may be spread over machines, the arms of a pair never: each task measures, and one decision is made of all.
 """
@@ -280,7 +280,7 @@ class _Measurement:
 
     def why_stopped(self) -> str:
         if self.lost > MOST_LOST:
-            return f"{self.lost} pairs were lost to a dying process"
+            return f"{self.lost} pairs were lost because a process died"
         return f"the time budget of {self.gate.budget_s:g} s ended first; --budget allows more"
 
     def write(self, phase: str, pair: Pair) -> None:

@@ -22,7 +22,7 @@ class Phases:
 
     seconds   phase -> seconds of a call, the mean over its threads and the median over calls; those of 0 are left out
     timed_s   median seconds of a call of the build with timers
-    plain_s   the same of the build that is measured otherwise, called in turns with it
+    plain_s   the same of the build that is measured otherwise, interleaved with it
     """
 
     seconds: dict[str, float]
@@ -42,7 +42,7 @@ def count(
     threads: int,
     calls: int,
 ) -> Phases:
-    """Call `run` `calls` times with each build, in turns, and read the clocks of the build with timers.
+    """Call `run` `calls` times with each build, interleaved, and read the clocks of the build with timers.
 
     `use(True)` puts the build with timers in place, whose files are `libraries`; `use(False)` the plain one, which is
     in place at the end.

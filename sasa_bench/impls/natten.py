@@ -1,4 +1,4 @@
-"""Neighbourhood attention by NATTEN: near a border the window is shifted inward, where the paper's is cut off."""
+"""Neighborhood attention by NATTEN: near a border the window is shifted inward, where the paper's is cut off."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _on_cpu(case: Case) -> str | None:
 IMPL = Impl(
     name="natten",
     op=ops.get("neighborhood_attention"),
-    summary="neighbourhood attention by NATTEN; on a CPU its FlexAttention backend, not compiled",
+    summary="neighborhood attention by NATTEN; on a CPU its FlexAttention backend, not compiled",
     build=_build,
     supports=_supports,
     missing=_missing,

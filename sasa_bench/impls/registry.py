@@ -161,7 +161,9 @@ def _from_file(path: Path) -> Impl:
         beside = [sys.modules.pop(name) for name in set(sys.modules) - before if _lies_beside(name, path.parent)]
     impl = _checked(getattr(module, "IMPL", None), str(path))
     if impl.name in names():
-        raise UnknownImplError(f"{path}: its IMPL is called {impl.name!r}, as one that is there: choose another name")
+        raise UnknownImplError(
+            f"{path}: its IMPL is called {impl.name!r}, which is already registered: choose another name"
+        )
     _sources[str(path)] = [path, *(Path(module.__file__) for module in beside if module.__file__)]
     return impl
 

@@ -20,7 +20,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 class TraceError(UserError):
-    """A file that is no Chrome trace; the message says which and why."""
+    """A file that is not a Chrome trace; the message says which and why."""
 
 
 class Events:
@@ -78,7 +78,7 @@ class Events:
         return found.end() if found else 0
 
     def _refused(self, why: str) -> TraceError:
-        return TraceError(f"{self.path} is no Chrome trace: {why}; give one of torch.profiler or of ONNX Runtime")
+        return TraceError(f"{self.path} is not a Chrome trace: {why}; give one of torch.profiler or of ONNX Runtime")
 
 
 def _text(file: IO[bytes]) -> Iterator[str]:

@@ -173,9 +173,9 @@ def read(path: Path, calls: int = 1) -> Trace:
         for event in events:
             reader.take(event)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise TraceError(f"{path} is no Chrome trace ({type(error).__name__}: {error})") from None
+        raise TraceError(f"{path} is not a Chrome trace ({type(error).__name__}: {error})") from None
     if not reader.found:
-        raise TraceError(f"{path} is no Chrome trace of a program: it holds no range of time")
+        raise TraceError(f"{path} is not a Chrome trace of a program: it holds no range of time")
     place = {key[:2]: i for i, key in enumerate(reader.lanes) if not key[2]}
     trace = Trace(
         reader.found,

@@ -1,7 +1,7 @@
 """Times over those of the 3 x 3 convolution: the paper's baseline, and the fastest one that was measured beside it.
 
 Rows are compared within one file, suite, case and machine id, which covers hardware, libraries and revision: nothing
-else was measured in turns.
+else was measured interleaved.
 """
 
 from __future__ import annotations

@@ -210,11 +210,11 @@ def _said(pairs: Sequence[Pair], first: Run, other: Run) -> Iterator[str]:
         yield f"`{pair.a.impl}` in {pair.a.suite} ({_words_of(pair.a)}): {found} times its time in A."
     if len(decided) > MOST_ROWS:
         yield f"{len(decided) - MOST_ROWS} smaller changes are in the table."
-    yield "Runs at different times drift: a change of a few percent between two files proves nothing."
+    yield "Machines drift between runs: a change of a few percent between two files is no evidence."
 
 
 def _said_within(shown: pd.DataFrame, first: Run, other: Run) -> Iterator[str]:
-    yield f"Unlike hardware, so no time of one is divided by one of the other: each stands over its own `{BASELINE}`."
+    yield f"Different hardware: each time is divided by that of `{BASELINE}` on its own machine."
     if shown.empty:
         yield f"No case has `{BASELINE}` and another implementation ok in both files."
         return

@@ -19,7 +19,7 @@ def html(results: Results, name: str = "results") -> str:
     Raises ResultsError for rows of unlike machines, and for a file without rows.
     """
     if not results.rows:
-        raise ResultsError("no rows to report: the run stopped before its first case was done")
+        raise ResultsError("no rows to report: the run stopped before it finished a case")
     hardware = results.hardware()
     if len(hardware) > 1:
         raise ResultsError(

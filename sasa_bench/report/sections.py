@@ -17,7 +17,7 @@ from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.page import Section
 from sasa_bench.report.samples import packed
 from sasa_bench.report.styles import Style
-from sasa_bench.report.table import footnotes, told_statuses, varying_axes
+from sasa_bench.report.table import footnotes, reported_statuses, varying_axes
 from sasa_bench.results.columns import COLUMNS, cells
 from sasa_bench.results.format import seconds
 from sasa_bench.results.record import Results
@@ -118,8 +118,8 @@ def samples(given: Inputs) -> Section | None:
 
 
 def failed(given: Inputs) -> Section:
-    """What has no time, with the reasons."""
-    return page.section("failed", "What has no time", "Not timed", failed=failures(given.shown))
+    """Cases without a time, with the reasons."""
+    return page.section("failed", "Cases without a time", "Not timed", failed=failures(given.shown))
 
 
 def implementations(given: Inputs) -> Section:
@@ -167,7 +167,7 @@ SECTIONS: tuple[Callable[[Inputs], Section | None], ...] = (
 def rows_table(table: pd.DataFrame) -> str:
     """Every row, sortable and filterable; figures to four digits, the files to save have them in full."""
     words = ["suite", *varying_axes(table), "impl", "status"]
-    shown = table[words].assign(status=told_statuses(table))
+    shown = table[words].assign(status=reported_statuses(table))
     shown.columns = pd.Index([COLUMNS[name].label for name in words])
     searched = list(shown.columns)
     for name, column in cells(table.columns).items():
@@ -214,7 +214,7 @@ def _ends(values: pd.Series) -> str:
 
 
 def failures(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """What has no time: one entry for each suite, implementation, status and reason, with its cases."""
+    """Cases without a time: one entry for each suite, implementation, status and reason, with its cases."""
     failed = table[table["status"] != "ok"]
     axes = varying_axes(table)
     found = []

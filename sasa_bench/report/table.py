@@ -214,12 +214,12 @@ def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.
     for name in {"time_vs_conv3x3", "time_vs_best_conv3x3"} & set(columns):
         texts = zip(shown[COLUMNS[name].label], table[f"{name}_high"], strict=True)
         shown[COLUMNS[name].label] = [f"{text} (no interval)" if np.isinf(high) else text for text, high in texts]
-    statuses = zip(told_statuses(table), table["reason"], strict=True)
+    statuses = zip(reported_statuses(table), table["reason"], strict=True)
     shown["status"] = [f"{status}: {reason}" if reason else status for status, reason in statuses]
     return shown
 
 
-def told_statuses(table: pd.DataFrame) -> list[str]:
+def reported_statuses(table: pd.DataFrame) -> list[str]:
     """The status of each row for people; where its samples scatter too much to rank it, that too."""
     noisy = (table["sample_count"] >= FEWEST) & (table["time_p80_s"] > NOISY * table["time_p20_s"])
     return [f"{s}, too noisy" if n else str(s) for s, n in zip(table["status"], noisy.fillna(False), strict=True)]

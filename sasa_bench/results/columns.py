@@ -176,7 +176,7 @@ EXTRAS: dict[str, Column] = {
     "disturbed": Column("processors used by others", SHARE),
     "stolen": Column("processors given away by the hypervisor", SHARE),
     "clock": Column("effective clock, of the fastest seen", SHARE),
-    "spoiled_samples": Column("samples that the host spoiled", COUNT),
+    "spoiled_samples": Column("samples that the host disturbed", COUNT),
     "tf32": Column("products rounded to TF32"),
     "cudnn_benchmark": Column("cuDNN chooses by time"),
     "build_s": Column("time to build", TIME, "s"),

@@ -109,7 +109,7 @@ def _read_into(results: Results, path: Path) -> None:
     except OSError as error:
         raise ResultsError(f"{path} cannot be read as a results file: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise ResultsError(f"{path} cannot be read as a results file: it is no text in UTF-8 ({error})") from None
+        raise ResultsError(f"{path} cannot be read as a results file: it is not UTF-8 text ({error})") from None
     document = benchmark_json.parse(text)
     if document is not None:
         _read_benchmarks(results, path, document)
@@ -127,7 +127,9 @@ def _read_into(results: Results, path: Path) -> None:
             seen_any = True
         except UNUSABLE as error:
             if last and seen_any and not text.endswith("\n"):
-                results.warnings.append(f"{path}: the last line is cut off and was left out; --resume measures it anew")
+                results.warnings.append(
+                    f"{path}: the last line is cut off and was left out; --resume measures it again"
+                )
                 return
             raise ResultsError(
                 f"{path}, line {number}, is not a line of a results file ({_why(error)}); "

@@ -24,7 +24,7 @@ class MergeConflictError(ResultsError):
     def __init__(self, conflicts: Sequence[str]) -> None:
         rows = "1 row was" if len(conflicts) == 1 else f"{len(conflicts)} rows were"
         super().__init__(
-            f"{rows} measured more than once on like machines, with different results: merge only one of each"
+            f"{rows} measured more than once on one kind of machine, with different results: merge one of each"
         )
         self.conflicts = tuple(conflicts)
 

@@ -41,7 +41,7 @@ def interval_of_ratio(
     """Interval of median(over) / median(under), each a list of samples for each worker process that measured both.
 
     The error is between processes and minutes more than between the samples of one: with LEAST_WORKERS or more, the
-    interval is Student's t over the workers' log ratios, the two of a worker paired, as they were measured in turns.
+    interval is Student's t over the workers' log ratios, the two of a worker paired, as they were interleaved.
     With fewer it holds for that process and minute only: from the order statistics of both, each at half the error.
 
     0 to infinity where either `is_noisy`: its median may lie on either of two levels.

@@ -77,7 +77,7 @@ def plan(
 
     A case that lacks a row, or has one of a file that has changed since or that fewer than `rounds` workers have
     measured before the run was stopped, is measured whole: its implementations are
-    compared with each other, and that takes rounds in turns. A case that asks for 0 threads gets every core this
+    compared with each other, and that takes interleaved rounds. A case that asks for 0 threads gets every core this
     process may use.
     """
     cores = available_cores()
@@ -112,7 +112,7 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
     if out.is_dir():
         raise ResultsError(f"{out} is a folder: name a results file, such as {out / 'results.jsonl'}")
     if not resume:
-        raise ResultsError(f"{out} is there already: --resume finishes it, another --out starts a new one")
+        raise ResultsError(f"{out} already exists: pass --resume to continue it, or another --out to start a new one")
     results = read([out])
     others = [hardware for hardware in results.hardware() if hardware != machine.hardware_id]
     if others:

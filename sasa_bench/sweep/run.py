@@ -202,7 +202,7 @@ def _measure(
                 left.remove(spec)
                 yield spec, values
             if left:
-                raise WorkerDied("error", "the worker gave no row", left[0], "time")
+                raise WorkerDied("error", "the worker returned no row", left[0], "time")
         except WorkerDied as death:
             workers.drop()
             blamed = death.impl if death.impl in left else left[0]

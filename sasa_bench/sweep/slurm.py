@@ -132,7 +132,7 @@ def open_sweep(
 ) -> Sweep:
     """The sweep whose merged results go to `out`: cut anew, or with `resume` the one begun in the folder next to it.
 
-    Raises SlurmError for a sweep that is there without `resume`, or that was begun with other suites or options.
+    Raises SlurmError for a sweep that is there without `resume`, or that was started with other suites or options.
     """
     folder = out.with_suffix(".tasks").absolute()
     require_one_meaning_of_threads(suites)
@@ -144,12 +144,14 @@ def open_sweep(
             {(s.name, s.impls, case) for shard in sweep.shards for s in shard for case in s.cases},
         ]
         if asked != begun:
-            raise SlurmError(f"{folder} was begun with other suites or options: repeat those, or give another --out")
+            raise SlurmError(f"{folder} was started with other suites or options: repeat those, or give another --out")
         return sweep
     if folder.exists() and not resume:
-        raise SlurmError(f"{folder} is there already: --resume goes on with its sweep, another --out starts a new one")
+        raise SlurmError(
+            f"{folder} already exists: pass --resume to continue its sweep, or another --out to start a new one"
+        )
     if out.exists():
-        raise SlurmError(f"{out} is there already and was not made by --slurm: give another --out")
+        raise SlurmError(f"{out} already exists and was not written by --slurm: give another --out")
     count = options.tasks or task_count(suites, impls, infos)
     shards = tuple(shard for shard in cut(suites, count, impls, infos) if shard)
     name = f"sasa-bench-{suites[0].name}-{uuid.uuid4().hex[:8]}"

@@ -26,7 +26,7 @@ CALLS = 5
 """Calls in a trace, after as many that warm up."""
 
 PHASE_CALLS = 30
-"""Calls with timers inside the kernel, and as many without, in turns."""
+"""Calls with timers inside the kernel, and as many without, interleaved."""
 
 Run = Callable[[], object]
 

@@ -38,7 +38,7 @@ SPOILED = 1.25
 
 @dataclass
 class Probes:
-    """A fixed piece of work after each sample: how fast the clock was, and whether the host spoiled the sample."""
+    """A fixed piece of work after each sample: how fast the clock was, and whether the host disturbed the sample."""
 
     seconds: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
     stolen: dict[str, list[bool]] = field(default_factory=lambda: defaultdict(list))

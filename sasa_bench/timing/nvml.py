@@ -94,7 +94,7 @@ def find(uuid: str | None = None, library: Any = None) -> Gpu:
         return Gpu(library, library.nvmlDeviceGetHandleByIndex(int(wanted) if wanted.isdecimal() else 0))
     except library.NVMLError as error:
         of = f" of {wanted}" if wanted else ""
-        raise NvmlAbsentError(f"NVML tells nothing{of} ({error}): nvidia-smi must list the GPU") from None
+        raise NvmlAbsentError(f"NVML reports nothing{of} ({error}): nvidia-smi must list the GPU") from None
 
 
 def absent(uuid: str | None = None) -> str | None:

@@ -43,7 +43,9 @@ def key_of(op: str, computed: Case) -> tuple[str, Case]:
     return op, computed.with_(memory_format="contiguous")
 
 
-REPEATED = "the output was the same for another input: every call has to compute it from the tensors as they are then"
+REPEATED = (
+    "the output was the same for another input: every call has to compute it from the current values of its tensors"
+)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ class Worker:
             raise WorkerRefused(refusal)
         if answer is not None:
             return answer
-        raise WorkerDied("error", f"the worker gave no answer to {do!r}", None, "start")
+        raise WorkerDied("error", f"the worker returned no answer to {do!r}", None, "start")
 
     def _ask(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
         self._write(message)
@@ -123,7 +123,7 @@ class Worker:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            raise self._autopsy(None, "start") from None
+            raise self._death(None, "start") from None
 
     def _events(self) -> Iterator[dict[str, Any]]:
         impl, stage = None, "start"
@@ -137,7 +137,7 @@ class Worker:
                 reason = f"stage {stage!r} took longer than {limit:g} s and was stopped; --timeout allows more"
                 raise WorkerDied("timeout", reason, impl, stage)
             if not line:
-                raise self._autopsy(impl, stage)
+                raise self._death(impl, stage)
             event = json.loads(line)
             if event["event"] == "done":
                 return
@@ -158,14 +158,14 @@ class Worker:
         line, _, self.buffer = self.buffer.partition(b"\n")
         return line
 
-    def _autopsy(self, impl: str | None, stage: str) -> WorkerDied:
+    def _death(self, impl: str | None, stage: str) -> WorkerDied:
         code = self.process.wait()
         self.errors.seek(0)
         said = self.errors.read().decode(errors="replace").strip().splitlines()
         if code < 0:
             cause = f"the worker was killed by {signal.Signals(-code).name}"
             if -code == signal.SIGKILL:
-                cause += " (out of memory, as a rule)"
+                cause += " (usually out of memory)"
         else:
             cause = f"the worker ended with exit status {code}"
         last = f": {printable(said[-1])}" if said else ""

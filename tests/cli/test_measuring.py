@@ -149,7 +149,7 @@ def test_new_writes_a_kernel_and_says_how_to_run_it(tmp_path: Path) -> None:
     assert f"sasa-bench run suites/smoke.toml --impl {mine}" in made.stdout
     assert get(str(mine)).name == "swift"
     again = sasa_bench("new", mine)
-    assert (again.returncode, "there already" in again.stderr) == (1, True)
+    assert (again.returncode, "already exists" in again.stderr) == (1, True)
 
 
 WRONG = """
@@ -182,7 +182,7 @@ def test_a_budget_is_a_number_of_seconds(suite: Path, budget: str) -> None:
     ran = sasa_bench("run", suite, "--budget", budget)
     assert (ran.returncode, "give seconds, more than 0" in ran.stderr) == (1, True)
     gated = sasa_bench("gate", "--base", "a", "--head", "b", "--budget", budget)
-    assert (gated.returncode, "is no duration" in gated.stderr) == (1, True)
+    assert (gated.returncode, "is not a duration" in gated.stderr) == (1, True)
 
 
 def test_resume_says_what_it_leaves_and_when_there_is_nothing_to_resume(tmp_path: Path, suite: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_forward_only_kernel_is_skipped_in_training_and_measured_forward(tmp_p
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text("precious = 1\n")
-    with pytest.raises(UserError, match="there already"):
+    with pytest.raises(UserError, match="already exists"):
         starter.write(path)
     assert path.read_text() == "precious = 1\n"
 

@@ -158,7 +158,7 @@ def test_the_worker_profiles_on_request(tmp_path: Path) -> None:
 
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"rows": []}')
-    with pytest.raises(TraceError, match=r"a\.json is no Chrome trace"):
+    with pytest.raises(TraceError, match=r"a\.json is not a Chrome trace"):
         trace.read(tmp_path / "a.json", 1)
 
 

@@ -168,7 +168,7 @@ def test_a_trace_that_is_cut_off_shows_what_comes_before(tmp_path: Path, cut: in
 def test_what_is_no_trace_is_refused_with_its_name(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(TraceError, match=r"a\.json is no Chrome trace"):
+    with pytest.raises(TraceError, match=r"a\.json is not a Chrome trace"):
         read(path)
 
 

@@ -41,7 +41,7 @@ def test_a_gpu_that_nvml_does_not_show_is_recorded_with_the_reason(monkeypatch: 
     monkeypatch.setattr(nvml, "_pynvml", lambda: FakeNvml(unsupported={"nvmlInit"}))
     found = probe.detect()
     assert (found.gpu, found.gpu_limits) == ("GPU zero", {})
-    assert "NVML tells nothing" in found.gpu_state["absent"]
+    assert "NVML reports nothing" in found.gpu_state["absent"]
 
 
 def test_the_id_names_the_limits_and_not_what_changes_from_minute_to_minute() -> None:

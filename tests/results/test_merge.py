@@ -181,7 +181,7 @@ def test_the_verb_writes_one_file_and_says_what_it_kept_once(tmp_path: Path) -> 
     assert "kept once: s, unfold, the default case" in said.output
     again = CliRunner().invoke(cli, ["merge", str(a), "--out", str(b)])
     assert again.exit_code
-    assert "b.jsonl is there already: name it among the files" in again.output
+    assert "b.jsonl already exists: list it among the files" in again.output
     assert CliRunner().invoke(cli, ["merge", str(a), str(b), "--out", str(b)]).exit_code == 0
     assert b.read_bytes() == (tmp_path / "new" / "c.jsonl").read_bytes()
 

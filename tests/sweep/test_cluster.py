@@ -200,7 +200,7 @@ def test_only_one_submitter_at_a_time(tmp_path: Path, monkeypatch: pytest.Monkey
     cluster = Cluster(sweep, {}).install(monkeypatch)
     with (
         through.locked(sweep.folder / "jobs.jsonl"),
-        pytest.raises(SlurmError, match="another process sees to the sweep"),
+        pytest.raises(SlurmError, match="another process runs the sweep"),
     ):
         cluster.drive()
 

@@ -41,9 +41,9 @@ def test_a_sweep_reads_back_as_it_was_cut(
 def test_a_sweep_that_is_there_goes_on_only_when_asked_and_only_as_it_was_begun(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     opened(out)
-    with pytest.raises(SlurmError, match="is there already: --resume goes on with its sweep"):
+    with pytest.raises(SlurmError, match="already exists: pass --resume to continue its sweep"):
         opened(out)
-    with pytest.raises(SlurmError, match="was begun with other suites or options"):
+    with pytest.raises(SlurmError, match="was started with other suites or options"):
         opened(out, resume=True, budget_s=0.1)
     other = tmp_path / "other.jsonl"
     other.write_text("{}")

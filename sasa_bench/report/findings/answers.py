@@ -11,7 +11,7 @@ import pandas as pd
 
 from sasa_bench.case import AXES, Case
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
-from sasa_bench.report.findings.questions import Swept, crossings, memory, others, promises, which
+from sasa_bench.report.findings.questions import Swept, crossings, flops_and_time, memory, others, which
 from sasa_bench.report.findings.ratios import ATTENTION, Point, against_strongest, case_of, middle, ratio, span, times
 from sasa_bench.report.panels import Panel, panels
 from sasa_bench.results.format import size
@@ -59,9 +59,9 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
     questions: dict[str, Callable[[Swept], Iterator[str]]] = {
         "Which implementation of attention?": which,
         "Where is attention faster than convolution?": crossings,
-        "What do the FLOPs promise, and what does the clock say?": promises,
+        "What do FLOPs predict, and what was measured?": flops_and_time,
         "What does it cost in memory?": memory,
-        "What do those cost that compute something else?": lambda swept: others(swept, results.impls),
+        "What do layers that compute something else cost?": lambda swept: others(swept, results.impls),
     }
     by_suite: dict[str, list[tuple[Panel, list[Point]]]] = {}
     for panel, of_panel in swept:

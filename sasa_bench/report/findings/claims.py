@@ -134,7 +134,7 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
         and (best := fastest(point))
         and (base := strongest(point))
     ]
-    text = "For want of optimised kernels it is slower in wall-clock time all the same."
+    text = "It is still slower in wall-clock time, for lack of optimised kernels."
     return _judged_slower(text, "The fastest attention at k = 7", ratios) if ratios else None
 
 
@@ -203,7 +203,7 @@ def _slower_networks(points: Sequence[Point]) -> Iterator[Claim]:
     for stem, found in ratios.items():
         name = stem.replace("_", " ")
         yield _judged_slower(
-            f"A network with attention, stem {name}, is slower all the same for want of optimised kernels.",
+            f"A network with attention, stem {name}, is still slower, for lack of optimised kernels.",
             "The fastest",
             found,
         )

@@ -32,11 +32,13 @@ def noise(results: Results) -> str:
     rows = [row for row in results.rows if row.samples_s and row.case.device == "cpu"]
     if not rows:
         return ""
-    cause = next(_causes(results, rows), "nothing that the system shows disturbed it")
+    cause = next(_causes(results, rows), "unknown, the system reports no disturbance")
     samples = sum(len(row.samples_s) for row in rows)
     spoiled = sum(int(row.extra.get("spoiled_samples", 0)) for row in rows)
     counted = (
-        f"; the host spoiled {spoiled} of {samples} samples" if any("spoiled_samples" in r.extra for r in rows) else ""
+        f"; the host disturbed {spoiled} of {samples} samples"
+        if any("spoiled_samples" in r.extra for r in rows)
+        else ""
     )
     return f"Likely cause of noise: {cause}{counted}."
 

@@ -113,7 +113,7 @@ def crossings(swept: Swept) -> Iterator[str]:
         ratios = [point.ratio for _, point in every]
         spread = span(r.value for r in ratios)
         faster, slower = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
-        turns = [turn for panel, against in found for turn in _turns(panel, against, target)]
+        changes = [change for panel, against in found for change in _crossings_of(panel, against, target)]
         if slower == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
@@ -123,8 +123,8 @@ def crossings(swept: Swept) -> Iterator[str]:
             )
         elif faster == len(ratios):
             yield f"Always faster than {target}: {spread} of its time at {_all(len(every))}."
-        elif 0 < len(turns) <= MOST_PANELS:
-            yield from turns
+        elif 0 < len(changes) <= MOST_PANELS:
+            yield from changes
         else:
             counts = [(faster, "faster"), (slower, "slower"), (len(ratios) - faster - slower, "too close to call")]
             words = ", ".join(f"{word} at {count}" for count, word in counts if count)
@@ -139,26 +139,25 @@ def _against(panel: Panel, points: Sequence[Point], target: str) -> Iterator[Aga
             yield Against(ratio(best, other), best.impl, getattr(case_of(point), panel.x))
 
 
-def _turns(panel: Panel, against: Sequence[Against], target: str) -> Iterator[str]:
+def _crossings_of(panel: Panel, against: Sequence[Against], target: str) -> Iterator[str]:
     for a, b in pairwise([point for point in against if point.ratio.decided]):
         if (a.ratio.value < 1) != (b.ratio.value < 1):
-            turn = "slower" if b.ratio.value > 1 else "faster"
+            word = "slower" if b.ratio.value > 1 else "faster"
             yield (
-                f"`{b.impl}` becomes {turn} than {target} between {COLUMNS[panel.x].label} {a.at} and {b.at}"
+                f"`{b.impl}` becomes {word} than {target} between {COLUMNS[panel.x].label} {a.at} and {b.at}"
                 f"{_facet(panel)}: from {a.ratio} to {b.ratio} times its time."
             )
 
 
-def promises(swept: Swept) -> Iterator[str]:
+def flops_and_time(swept: Swept) -> Iterator[str]:
     """The ratio that FLOPs alone would give, next to the measured one."""
     found = against_strongest(point for _, points in swept for point in points)
     paired = [(a.flops / b.flops, r.value) for a, b in found if a.flops and b.flops and (r := ratio(a, b)).known]
     if not paired:
         return
     yield (
-        f"By FLOPs, attention would take {span(work for work, _ in paired)} of the time of {STRONGEST}; "
-        f"the fastest "
-        f"takes {span(clock for _, clock in paired)} times it. Per FLOP it takes "
+        f"FLOPs predict {span(work for work, _ in paired)} times the time of {STRONGEST}; the fastest attention takes "
+        f"{span(clock for _, clock in paired)} times. Per FLOP, attention takes "
         f"{span(clock / work for work, clock in paired)} times as long."
     )
 

@@ -81,7 +81,7 @@ class History:
             most = max(len(series.values) for series in self.short)
             said.append(
                 f"{len(self.short)} series have fewer than the {least} results that a change point needs at "
-                f"{100 * self.level:g} % (the longest has {most}) and were not judged."
+                f"{100 * self.level:g} % (the longest has {most}) and were not tested."
             )
         return said
 

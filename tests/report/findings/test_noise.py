@@ -28,8 +28,8 @@ def said(*rows: Record, **after: Any) -> str:
 @pytest.mark.parametrize(
     ("rows", "after", "cause"),
     [
-        ([row()], {}, "nothing that the system shows disturbed it; the host spoiled 0 of 21 samples."),
-        ([row(), row(spoiled_samples=3)], {}, "; the host spoiled 3 of 42 samples."),
+        ([row()], {}, "unknown, the system reports no disturbance; the host disturbed 0 of 21 samples."),
+        ([row(), row(spoiled_samples=3)], {}, "; the host disturbed 3 of 42 samples."),
         ([row()], {"throttled_s": 5.0}, "a quota: the container was stopped for 5 s"),
         ([row(disturbed=0.06, stolen=0.05)], {}, "a neighbour on the host: the hypervisor gave 5.0%"),
         ([row(disturbed=0.5)], {}, "a neighbour on this system: other processes took 50.0%"),
@@ -51,5 +51,5 @@ def test_one_disturbed_row_of_many_is_no_cause() -> None:
 
 def test_rows_from_before_there_were_such_figures_say_nothing_of_samples() -> None:
     sentence = noise(Results([factory.record()]))
-    assert sentence == "Likely cause of noise: nothing that the system shows disturbed it."
+    assert sentence == "Likely cause of noise: unknown, the system reports no disturbance."
     assert noise(Results([factory.failed("unfold", "error", "boom", case=Case())])) == ""
