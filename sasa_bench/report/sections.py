@@ -17,7 +17,7 @@ from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.page import Section
 from sasa_bench.report.samples import packed
 from sasa_bench.report.styles import Style
-from sasa_bench.report.table import footnotes, reported_statuses, varying_axes
+from sasa_bench.report.table import above_roof, footnotes, reported_statuses, varying_axes
 from sasa_bench.results.columns import COLUMNS, cells
 from sasa_bench.results.format import seconds
 from sasa_bench.results.record import Results
@@ -104,6 +104,7 @@ def table(given: Inputs) -> Section:
         table=rows_table(given.shown),
         downloads=page.downloads(given.table, given.name),
         cold="time_cold_s" in given.table,
+        notes=above_roof(given.table),
     )
 
 

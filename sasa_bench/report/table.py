@@ -26,6 +26,9 @@ FORMULAS = ("=", "+", "-", "@")
 """How a formula begins for spreadsheets."""
 
 FORMATS = ("text", "markdown", "csv", "parquet", *EXPORTS)
+ABOVE_ROOF = "faster than the measured roof"
+"""Of a row: its time is below the least that the measured peak and bandwidth allow."""
+
 COLD = ("time_cold_s", "time_cold_p20_s", "time_cold_p80_s")
 
 
@@ -155,7 +158,7 @@ def render(table: pd.DataFrame, form: str) -> bytes:
         raise ResultsError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
     shown = display(marked(table)).map(lambda cell: _one_cell(cell, form)).to_dict("list")
     body = tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
-    return (body + "".join(f"\n{note}\n" for note in footnotes(table))).encode()
+    return (body + "".join(f"\n{note}\n" for note in [*footnotes(table), *above_roof(table)])).encode()
 
 
 def _without_formulas(column: pd.Series) -> pd.Series:
@@ -183,6 +186,19 @@ def footnotes(table: pd.DataFrame) -> list[str]:
     found = table[table["differs"] != ""].drop_duplicates("impl")
     pairs = zip(found["impl"], found["differs"], strict=True)
     return [f"{DIFFERS} {name} computes another function: {differs}." for name, differs in pairs]
+
+
+def above_roof(table: pd.DataFrame) -> list[str]:
+    """A sentence on the rows that are faster than their roof; none where no row is."""
+    found = table["above_roof"].dropna() if "above_roof" in table else pd.Series(dtype="float64")
+    if found.empty:
+        return []
+    rows, have = ("1 row is", "has") if len(found) == 1 else (f"{len(found)} rows are", "have")
+    times = column("above_roof").text(found.max())
+    return [
+        f"{rows} {ABOVE_ROOF}, by up to {times} times, and so {have} no share of it: the peak or bandwidth "
+        "was measured too low there, usually because other work ran or because the data of a call stays in the caches."
+    ]
 
 
 READ_BY_PEOPLE = (
@@ -220,6 +236,8 @@ def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.
 
 
 def reported_statuses(table: pd.DataFrame) -> list[str]:
-    """The status of each row for people; where its samples scatter too much to rank it, that too."""
+    """The status of each row for people: also whether it is too noisy to rank, or faster than its roof."""
     noisy = (table["sample_count"] >= FEWEST) & (table["time_p80_s"] > NOISY * table["time_p20_s"])
-    return [f"{s}, too noisy" if n else str(s) for s, n in zip(table["status"], noisy.fillna(False), strict=True)]
+    above = table["above_roof"].notna() if "above_roof" in table else pd.Series(False, table.index)
+    found = zip(table["status"], noisy.fillna(False), above, strict=True)
+    return [", ".join([str(s)] + ["too noisy"] * bool(n) + [ABOVE_ROOF] * bool(a)) for s, n, a in found]

@@ -172,7 +172,7 @@ EXTRAS: dict[str, Column] = {
     "time_cold_s": Column("time, cold", TIME, "s", cell="cold", bounds=("time_cold_p20_s", "time_cold_p80_s")),
     "time_cold_p20_s": Column("time, cold, p20", TIME, "s"),
     "time_cold_p80_s": Column("time, cold, p80", TIME, "s"),
-    "above_roof": Column("time beats the measured roof, times", RATIO),
+    "above_roof": Column("faster than the measured roof, times", RATIO),
     "disturbed": Column("processors used by others", SHARE),
     "stolen": Column("processors given away by the hypervisor", SHARE),
     "clock": Column("effective clock, of the fastest seen", SHARE),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pandas as pd
 import pytest
 
 from sasa_bench.case import AXES, Case
+from sasa_bench.report import report
+from sasa_bench.report.charts.roofline import roofline
 from sasa_bench.report.sections import rows_table
-from sasa_bench.report.table import FORMATS, display, frame, load, render
+from sasa_bench.report.styles import style
+from sasa_bench.report.table import FORMATS, above_roof, display, frame, load, render, reported_statuses
 from sasa_bench.results.columns import COLUMNS
-from sasa_bench.results.file import ResultsError
+from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.record import Results
 
 CONTRACT = """suite, impl, op, status, reason,
@@ -72,6 +76,26 @@ def test_a_row_that_beats_its_roof_has_no_fraction_of_it_and_says_so(tmp_path: P
     assert table.above_roof["blocked"] > 1
 
 
+def test_a_row_that_beats_its_roof_is_marked_wherever_people_read_it(tmp_path: Path) -> None:
+    slow, quick = factory.record("unfold", 1.0), factory.record("blocked", 1e-5)
+    results = read([factory.results_file(tmp_path / "a.jsonl", [slow, quick])])
+    table = frame(results)
+    (sentence,) = above_roof(table)
+    assert sentence.startswith(f"1 row is faster than the measured roof, by up to {table.above_roof.max():.0f} times")
+    assert reported_statuses(table) == ["ok", "ok, faster than the measured roof"]
+    assert sentence in render(table, "text").decode()
+    assert sentence.replace("'", "&#39;") in report.html(results)
+    chart = json.dumps(roofline(table, list(results.roofs.values()), style(results.impls, ["blocked", "unfold"])))
+    assert "'faster than the measured roof'" in chart
+    assert '"impl": "blocked"' in chart
+
+
+def test_no_row_is_marked_where_all_are_slower_than_their_roof(tmp_path: Path) -> None:
+    table = load(factory.results_file(tmp_path / "a.jsonl", [factory.record("unfold", 1.0)]))
+    assert above_roof(table) == []
+    assert not any("roof" in status for status in reported_statuses(table))
+
+
 def test_a_failed_row_has_a_reason_and_no_time(table: pd.DataFrame) -> None:
     row = table[table.status == "error"].iloc[0]
     assert row.reason == "RuntimeError: boom"
@@ -107,8 +131,8 @@ def test_extra_figures_of_one_implementation_become_columns(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("noisy", ["unfold", "conv3x3"])
 def test_the_table_says_of_which_rows_the_median_means_little(noisy: str, tmp_path: Path) -> None:
-    uneven = tuple(0.0008 if i % 20 < 11 else 0.008 for i in range(21))
-    rows = [factory.record(n, 0.001, **({"samples_s": uneven} if n == noisy else {})) for n in ("unfold", "conv3x3")]
+    uneven = tuple(0.08 if i % 20 < 11 else 0.8 for i in range(21))
+    rows = [factory.record(n, 0.1, **({"samples_s": uneven} if n == noisy else {})) for n in ("unfold", "conv3x3")]
     table = load(factory.results_file(tmp_path / "a.jsonl", rows))
     shown = display(table).set_index("implementation")
     assert (shown["status"] == "ok, too noisy").to_dict() == {n: n == noisy for n in ("unfold", "conv3x3")}

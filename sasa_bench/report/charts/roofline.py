@@ -23,7 +23,7 @@ from sasa_bench.report.charts.parts import (
     zoom,
 )
 from sasa_bench.report.styles import Style
-from sasa_bench.report.table import varying_axes
+from sasa_bench.report.table import ABOVE_ROOF, varying_axes
 from sasa_bench.results.columns import COLUMNS, RATE, SHARE, TIME
 from sasa_bench.results.record import Roof
 
@@ -33,7 +33,8 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
 
     Offers `most` cases at most, spread evenly over the table.
     """
-    ok = rows[(rows["status"] == "ok") & rows["roofline_fraction"].notna()]
+    above = rows["above_roof"] if "above_roof" in rows else pd.Series(float("nan"), rows.index)
+    ok = rows[(rows["status"] == "ok") & (rows["roofline_fraction"].notna() | above.notna())]
     if ok.empty or not roofs:
         return None
     axes = varying_axes(ok)
@@ -71,7 +72,7 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
         {
             "title": "datum.impl",
             "FLOP/s": RATE.tick.of("datum.flops_per_s", 3),
-            "of roofline": SHARE.tick.of("datum.fraction", 3),
+            "of roofline": f"isValid(datum.fraction) ? {SHARE.tick.of('datum.fraction', 3)} : '{ABOVE_ROOF}'",
             "time": TIME.tick.of("datum.time", 3),
             "FLOPs per byte": "format(datum.intensity, '.3r')",
         }
