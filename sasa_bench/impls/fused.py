@@ -59,6 +59,11 @@ def _operators() -> Library:
     )
 
 
+def native() -> list[Library]:
+    """The libraries that a layer needs on this machine. Raises the errors of `chosen_isa`."""
+    return [_operators(), *_kernels(chosen_isa())]
+
+
 def build(isas: list[str]) -> None:
     """Compiles the operators and the given builds of the kernels at once, those that are not in the cache.
 
@@ -116,8 +121,7 @@ def missing() -> str | None:
 
     Compiles nothing. Raises the errors of `chosen_isa`.
     """
-    libraries = (_operators(), *_kernels(chosen_isa()), _stem.library())
-    return next((reason for library in libraries if (reason := library.missing())), None)
+    return next((reason for library in (*native(), _stem.library()) if (reason := library.missing())), None)
 
 
 def run(
@@ -234,6 +238,7 @@ IMPL = local_attention(
     missing=missing,
     details=details,
     phases=phases,
+    native=native,
 )
 PACKED = Impl(
     name="fused_packed",
@@ -243,5 +248,5 @@ PACKED = Impl(
     supports=_packable,
     missing=missing,
     computes=lambda case: case.with_(memory_format="channels_last"),
-    info=Info(phases=phases, native=lambda: [_operators(), *_kernels(chosen_isa())]),
+    info=Info(phases=phases, native=native),
 )

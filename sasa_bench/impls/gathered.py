@@ -139,8 +139,11 @@ def spread(h: int, w: int, like: Tensor) -> Tensor:
 def by_offset(rel: Tensor, queries: slice, keys: slice) -> Tensor:
     """[N, d', K] -> [N, queries, d', keys]: r of every key row, or column, for each of queries; 0 outside of K."""
     count = keys.stop - keys.start
-    padded, first = F.pad(rel, (count, count)), count + rel.shape[2] // 2 + keys.start
-    return torch.stack([padded[..., first - i : first - i + count] for i in range(queries.start, queries.stop)], dim=1)
+    offset = torch.arange(keys.start, keys.stop, device=rel.device) - torch.arange(
+        queries.start, queries.stop, device=rel.device
+    ).unsqueeze(1)
+    # One gather: a slice for each query would be most of an exported graph.
+    return F.pad(rel, (count, count))[..., offset + count + rel.shape[2] // 2].movedim(2, 1)
 
 
 def run_in_bands(
@@ -153,13 +156,15 @@ def run_in_bands(
     k, v, nonfinite = _windows.finite(k, v, dim=4)
     in_bands, y = bands(window, height, width), []
     assert in_bands is not None
+    every = slice(0, width)
+    columns = None if rel_col is None else by_offset(rel_col, every, every)
     for (rows, keys), mask in zip(in_bands, masks, strict=True):
         band = q[:, :, rows]
         logits = band.flatten(2, 3) @ k[:, :, keys].flatten(2, 3).transpose(2, 3)
-        if rel_row is not None and rel_col is not None:
-            half, every = rel_row.shape[1], slice(0, width)
+        if rel_row is not None and columns is not None:
+            half = rel_row.shape[1]
             by_row = band[..., :half] @ by_offset(rel_row, rows, keys)
-            by_column = (band[..., half:].transpose(2, 3) @ by_offset(rel_col, every, every)).transpose(2, 3)
+            by_column = (band[..., half:].transpose(2, 3) @ columns).transpose(2, 3)
             places = torch.cat([by_row, by_column], dim=4).flatten(2, 3)
             logits = logits + places @ spread(keys.stop - keys.start, width, q)
         y.append(softmax(logits, mask) @ v[:, :, keys].flatten(2, 3))

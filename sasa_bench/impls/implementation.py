@@ -170,6 +170,7 @@ def local_attention(
     missing: Callable[[], str | None] = _nothing_missing,
     details: Callable[[], list[str]] = _no_details,
     phases: Callable[[Callable[[], object], int, int], Phases] | None = None,
+    native: Callable[[], Sequence[Library]] = tuple,
 ) -> Impl:
     """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 
@@ -212,6 +213,6 @@ def local_attention(
         layer=layer,
         core=core,
         stem=stem,
-        info=Info(details=details, phases=phases),
+        info=Info(details=details, phases=phases, native=native),
     )
     return impl

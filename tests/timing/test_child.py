@@ -66,3 +66,13 @@ def test_what_a_case_does_not_need_is_not_compiled(with_native: dict[str, Librar
     child._compile_together(request, lambda name, stage: said.append(name))
     assert said == []
     assert not with_native["unfold"].is_built()
+
+
+@pytest.mark.parametrize("name", ["fused", "fused_packed", "onnx_fused"])
+def test_implementations_in_native_code_name_it_ahead(name: str) -> None:
+    impl = impls.get(name)
+    if impl.missing():
+        pytest.skip(impl.missing())
+    libraries = impl.info.native()
+    assert libraries
+    assert all(library.source.is_file() for library in libraries)
