@@ -92,7 +92,10 @@ def _compare(files: Sequence[Path], out: Path | None) -> None:
 @click.command()
 @FOLDER
 def index(folder: Path) -> None:
-    """Write a report for each results file in FOLDER, and index.html that links them."""
+    """Write a report for each results file in FOLDER, and index.html that links them.
+
+    Of several files also a page that sets them side by side, and one that shows them over revisions.
+    """
     from sasa_bench.report.index import write
 
     for path in write(folder):

@@ -1,17 +1,22 @@
-"""A folder of results files as pages: a report for each file, and an index of them."""
+"""A folder of results files as pages: a report for each file, their comparison and history, and an index of them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from sasa_bench.report import page, report
+from sasa_bench.report import compare, history, page, report
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import ResultsError, read
 
+COMPARISON, HISTORY = "index-compare.html", "index-history.html"
+
 
 def write(folder: Path) -> list[Path]:
     """Write FILE.html beside each FILE.jsonl of `folder`, and index.html; returns their paths, the index last.
+
+    Of several files also COMPARISON and HISTORY; no history where no row is ok, or where ruptures is not installed.
 
     Raises ResultsError for a folder without results files, or with one that cannot be reported.
     """
@@ -38,6 +43,23 @@ def write(folder: Path) -> list[Path]:
                 "started": str(min(table["started_at"]))[:10],
             }
         )
+    together = _write_together(folder, files) if len(files) > 1 else []
+    written += [path for path, _ in together]
     written.append(folder / "index.html")
-    page.write(page.render("index.html", entries=entries), written[-1])
+    links = [{"page": path.name, "words": words} for path, words in together]
+    page.write(page.render("index.html", entries=entries, links=links), written[-1])
     return written
+
+
+def _write_together(folder: Path, files: Sequence[Path]) -> list[tuple[Path, str]]:
+    """(page, what it shows) of all files together."""
+    out = folder / COMPARISON
+    page.write(compare.html(compare.load(files)), out)
+    pages = [(out, "All files side by side")]
+    try:
+        found = history.load(files)
+    except history.HistoryError:
+        return pages
+    out = folder / HISTORY
+    page.write(history.html(found), out)
+    return [*pages, (out, "Results over revisions")]

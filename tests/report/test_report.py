@@ -321,11 +321,17 @@ def test_the_index_links_a_report_for_each_file(tmp_path: Path) -> None:
     factory.results_file(tmp_path / "cpu.jsonl", factory.sweep())
     other_machine(tmp_path)
     written = index.write(tmp_path)
-    assert [path.name for path in written] == ["cpu.html", "other.html", "index.html"]
+    names = ["cpu.html", "other.html", "index-compare.html", "index-history.html", "index.html"]
+    assert [path.name for path in written] == names
     text = written[-1].read_text()
-    assert 'href="cpu.html"' in text
-    assert 'href="other.html"' in text
+    assert all(f'href="{name}"' in text for name in names[:-1])
+    assert "other next to A: cpu" in written[2].read_text()
     assert "local attention" in text
+
+
+def test_the_index_of_one_file_compares_nothing(tmp_path: Path) -> None:
+    factory.results_file(tmp_path / "cpu.jsonl", factory.sweep())
+    assert [path.name for path in index.write(tmp_path)] == ["cpu.html", "index.html"]
 
 
 def test_an_empty_folder_has_no_index(tmp_path: Path) -> None:
