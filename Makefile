@@ -118,6 +118,7 @@ lint: setup-dev
 	$(BIN)/lint-imports
 	$(BIN)/actionlint
 	$(BIN)/codespell
+	$(BIN)/python docs/prose.py
 
 # The daily loop: lint, and the tests of what needs no worker, no browser and no compiler.
 QUICK_TESTS = tests/test_case.py tests/test_suite.py tests/test_docs.py tests/ops tests/results tests/sweep/test_shard.py \

@@ -61,7 +61,7 @@ class Case:
     device            cpu or cuda
     mode              forward; backward alone; training = forward + backward, gradients of input and parameters
     threads           CPU threads; 0 asks for every core the process may use
-    network           the model at scope "network", else "none"; its widths are its own, whatever `channels` says
+    network           the model at scope "network", else "none"; its widths are its own, not `channels`
     stem              of a network: conv, or attention in 4 x 4 blocks with stand_alone, conv_values or aware_values;
                       at scope "layer" such a stem alone instead of a layer, from an image of 3 colours to C channels at
                       a quarter of the resolution, whose 4 heads and relative positions are its own

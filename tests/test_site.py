@@ -130,6 +130,26 @@ def test_a_guide_reads_easily(page: Path) -> None:
     assert textstat.flesch_kincaid_grade(words) <= 11
 
 
+def test_the_pages_use_the_words_of_the_field() -> None:
+    prose = runpy.run_path(str(ROOT / "docs/prose.py"))
+    assert prose["main"]([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "words"),
+    [
+        ("It is measured anew.", 1, "anew"),
+        ("Fine.\nA kernel becomes dearer here.", 2, "dearer"),
+        ("Arms take turns.", 1, "take turns"),
+        ("`sasa-bench doctor` tells what is missing.", 1, "`sasa-bench doctor` tells"),
+    ],
+)
+def test_other_words_are_found_with_their_line(text: str, line: int, words: str) -> None:
+    flawed = runpy.run_path(str(ROOT / "docs/prose.py"))["flawed"]
+    assert [found[:2] for found in flawed(text)] == [(line, words)]
+    assert list(flawed(f"```sh\n{text}\n```")) == []
+
+
 def test_the_readme_is_short() -> None:
     readme = ROOT / "README.md"
     assert len(readme.read_text().split()) <= 700
