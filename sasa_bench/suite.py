@@ -77,7 +77,7 @@ def load(path: Path, overrides: Mapping[str, Sequence[Any]] | None = None) -> Su
     except FileNotFoundError:
         raise SuiteError(f"{path}: no such suite file{_nearby(path)}") from None
     except PermissionError:
-        raise SuiteError(f"{path} cannot be read: see to its permissions") from None
+        raise SuiteError(f"{path} cannot be read: change its permissions") from None
     except IsADirectoryError:
         raise SuiteError(f"{path} is a folder: name a suite file in it, such as {path}/smoke.toml") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -282,5 +282,5 @@ def new(path: Path) -> None:
     write(path)
     out = path.with_suffix(".jsonl").name
     click.echo(f"{path}: measure it with")
-    click.echo(f"  sasa-bench run suites/smoke.toml --impl {path} --impl unfold --out {out}")
+    click.echo(f"  sasa-bench run smoke --impl {path} --impl unfold --out {out}")
     click.echo(f"  sasa-bench table {out}")

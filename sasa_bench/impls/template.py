@@ -1,6 +1,6 @@
 """my_kernel: local self-attention in plain torch, to be replaced by your own kernel.
 
-    sasa-bench run suites/smoke.toml --impl my_kernel.py --impl unfold --out my_kernel.jsonl
+    sasa-bench run smoke --impl my_kernel.py --impl unfold --out my_kernel.jsonl
     sasa-bench table my_kernel.jsonl
 
 Every case is checked against a float64 reference on fresh random input, with its gradients where the case has them,

@@ -146,7 +146,7 @@ def test_new_writes_a_kernel_and_says_how_to_run_it(tmp_path: Path) -> None:
     mine = tmp_path / "swift.py"
     made = sasa_bench("new", mine)
     assert made.returncode == 0
-    assert f"sasa-bench run suites/smoke.toml --impl {mine}" in made.stdout
+    assert f"sasa-bench run smoke --impl {mine}" in made.stdout
     assert get(str(mine)).name == "swift"
     again = sasa_bench("new", mine)
     assert (again.returncode, "already exists" in again.stderr) == (1, True)

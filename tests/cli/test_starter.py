@@ -74,7 +74,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         ("kernel", r"give a \.py file"),
         ("my-kernel.py", r"give a \.py file"),
         ("2.py", r"give a \.py file"),
-        ("unfold.py", "an implementation already"),
+        ("unfold.py", "already an implementation"),
         ("nowhere/mine.py", "cannot be written"),
     ],
 )
