@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -58,7 +57,6 @@ def replace_function(path: Path, code: str) -> None:
 def test_its_commands_work_from_an_empty_file_to_an_installed_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(ROOT / "suites", tmp_path / "suites")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(tmp_path / "site")]))
     for language, content in blocks("sh", "python", "toml"):
@@ -101,7 +99,7 @@ def test_its_ci_job_is_valid_and_calls_the_gate_with_options_that_exist(tmp_path
     for option in options:
         assert option in shown, option
     parsed = cli.cli.commands["gate"].make_context("gate", arguments[1:])
-    assert (parsed.params["suite"], parsed.params["impls"]) == (Path("gate.toml"), ("my_kernel.py",))
+    assert (parsed.params["suite"], parsed.params["impls"]) == (Path("gate"), ("my_kernel.py",))
     ((_, packaging),) = blocks("toml")
     assert list(tomllib.loads(packaging)["project"]["entry-points"]["sasa_bench.impls"]) == ["my_kernel"]
     for step in job["steps"]:
