@@ -12,7 +12,7 @@ Resolution = int | str
 
 
 class UserError(ValueError):
-    """An error that a user can cause and mend; the message says what was given, what is allowed and how to fix it."""
+    """An error that a user can cause and mend; the message states what was given, what is allowed and how to fix it."""
 
 
 class CaseError(UserError):

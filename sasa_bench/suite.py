@@ -17,7 +17,7 @@ KEYS = ("title", "impls", "axes", "fixed")
 
 
 class SuiteError(UserError):
-    """A suite file that cannot be used; the message says which file, what is wrong and what is allowed."""
+    """A suite file that cannot be used; the message states which file, what is wrong and what is allowed."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from sasa_bench.cli.options import INCONCLUSIVE
 def doctor(check: bool, choose_from: tuple[Path, ...]) -> int:
     """Show what this machine can run, what would unlock the rest, and what spoils measurements.
 
-    Processor, GPU and what NVML says of it, compiler, libraries, environment variables; then each implementation with
+    Processor, GPU with what NVML reports, compiler, libraries, environment variables; then each implementation with
     what it lacks, its native builds, and the tunables that were measured here and are kept in SASA_BENCH_CACHE; what
     impl = "auto" runs and why; last what makes times noisy: a quota, binding, governor, turbo, SMT, load, a preloaded
     allocator. Compiles and measures nothing.

@@ -29,7 +29,7 @@ from sasa_bench.gate.verdicts import REGRESSION, Rules
 
 
 class JournalError(UserError):
-    """A journal that cannot be read or replayed; the message says why."""
+    """A journal that cannot be read or replayed; the message states why."""
 
 
 @dataclass(frozen=True)

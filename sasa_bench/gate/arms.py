@@ -23,7 +23,7 @@ _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", "*.e
 
 
 class ArmError(UserError):
-    """An arm that cannot be set up, or that runs something else than it should; the message says what to do."""
+    """An arm that cannot be set up, or that runs something else than it should; the message states what to do."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ LEAST_SCATTER = 0.003
 
 
 class BisectError(UserError):
-    """A search that cannot start or go on; the message says why."""
+    """A search that cannot start or continue; the message states why."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ class Found:
 class Bisection:
     """A search for the commit after `good`, up to `bad`, that made one of the points slower.
 
-    out     holds the arms and journal.jsonl, from which a search that was stopped goes on
+    out     holds the arms and journal.jsonl, from which a search that was stopped resumes
     impls   as given on the command line: kernel files among them belong to the arms
     layout  how native code of the arms is linked, one of relink.LAYOUTS
     """

@@ -171,7 +171,7 @@ class Task:
     folder: Path
 
     def __call__(self, index: int) -> None:
-        """Runs on a node. Started again it measures everything anew: no case has pairs of two nodes."""
+        """Runs on a node. Started again it measures everything again: no case has pairs of two nodes."""
         plan = load(self.folder)
         path = plan.file(index)
         with locked(path.with_suffix(".lock")):

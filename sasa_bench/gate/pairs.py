@@ -94,7 +94,7 @@ class Pair:
 def exact_rows(
     arm: Arm, points: Sequence[Point], timeout_s: float, layout: Layout | None = None
 ) -> dict[str, dict[str, Any]]:
-    """key -> fields of a Record, with `operator_count` and `allocated_bytes`, judged against the reference.
+    """key -> fields of a Record, with `operator_count` and `allocated_bytes`, checked against the reference.
 
     Runs in a fresh process, which also compiles what needs compiling. A case that kills it gets an error row.
     """

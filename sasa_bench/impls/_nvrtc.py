@@ -216,7 +216,7 @@ def runtime(device: torch.device) -> Runtime:
 
     Raises:
         ValueError: the device is not a CUDA device.
-        RuntimeError: this machine cannot run CUDA kernels; the message says what is missing.
+        RuntimeError: this machine cannot run CUDA kernels; the message states what is missing.
     """
     if device.type != "cuda":
         raise ValueError(f"CUDA kernels take CUDA tensors, these are on {device.type!r}: use .to('cuda').")

@@ -47,7 +47,7 @@ def check(
     q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int,
     heads: int, dtypes: Sequence[torch.dtype], what: str,
 ) -> None:  # fmt: skip
-    """Raises ValueError where shapes, dtypes or devices do not fit together; the message says which are allowed."""
+    """Raises ValueError where shapes, dtypes or devices do not fit together; the message states which are allowed."""
     if q.dim() != 4:
         raise ValueError(f"q has shape {tuple(q.shape)}; it must be [batch, channels, height, width].")
     if q.dtype not in dtypes:

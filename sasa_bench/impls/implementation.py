@@ -96,7 +96,7 @@ class Impl:
     """How an op is computed.
 
     name      as written in suites
-    op        what is computed; its reference judges the result
+    op        what is computed; results are checked against its reference
     summary   one line for people
     build     (case, tensors) -> call; `call()` computes y from those very tensors, so set-up is not timed. The
               tensors are those of op.shapes in the dtype and on the device of the case. A call with an attribute

@@ -104,7 +104,7 @@ class WindowAttention(nn.Module):
         return projections | {"rel_row": scale, "rel_col": scale, "b_qkv": 0.0, "b_out": 0.0}
 
     def reset_parameters(self) -> None:
-        """Draw parameters anew: logits of unit variance, values of the variance of the input, biases of 0."""
+        """Draw new parameters: logits of unit variance, values of the variance of the input, biases of 0."""
         scales = self.random_scales()
         with torch.no_grad():
             for name, parameter in self.named_parameters(recurse=False):

@@ -198,7 +198,7 @@ class _Loaded:
 
 
 LOADED = _Loaded()
-"""For torch.compile, which looks an attribute up anew in each layer but remembers a dict as the first layer saw it."""
+"""For torch.compile, which looks an attribute up again in each layer but remembers a dict as the first layer saw it."""
 
 READY: dict[str, Impl] = vars(LOADED)
 """The same by name."""

@@ -1,4 +1,4 @@
-"""What a trace says: operators, kernels, stages, stacks, memory, threads and idle time. Times in seconds."""
+"""What a trace contains: operators, kernels, stages, stacks, memory, threads and idle time. Times in seconds."""
 
 from __future__ import annotations
 

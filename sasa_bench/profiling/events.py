@@ -20,7 +20,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 class TraceError(UserError):
-    """A file that is not a Chrome trace; the message says which and why."""
+    """A file that is not a Chrome trace; the message states which and why."""
 
 
 class Events:

@@ -24,7 +24,7 @@ from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.record import ImplInfo, Record, Results
 
 MOST_ROWS = 5
-"""How many of the largest changes are told in words."""
+"""How many of the largest changes are described in sentences."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from sasa_bench.results.record import Conditions, ImplInfo, Part, Record, Result
 
 
 class ResultsError(UserError):
-    """A file that cannot be read or written as results; the message says which, why and what to do."""
+    """A file that cannot be read or written as results; the message states which, why and what to do."""
 
 
 def replace_file(path: Path, content: bytes) -> None:

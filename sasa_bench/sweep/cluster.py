@@ -36,7 +36,7 @@ OURS = ("job-name", "nodes", "ntasks", "output", "error", "open-mode", "signal",
 
 
 class SlurmError(UserError):
-    """Slurm cannot be used as asked; the message says why and what to do."""
+    """Slurm cannot be used as asked; the message states why and what to do."""
 
 
 @dataclass(frozen=True)

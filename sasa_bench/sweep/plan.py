@@ -15,7 +15,7 @@ from sasa_bench.timing.probe import available_cores
 
 
 class PlanError(UserError):
-    """What cannot be measured as asked; the message says what to change."""
+    """What cannot be measured as asked; the message states what to change."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def require_distinct(names: Mapping[str, str]) -> None:
         same = [other for other, its in names.items() if its == name]
         if len(same) > 1:
             raise PlanError(
-                f"{' and '.join(same)} are both called {name!r}, and their rows could not be told apart: "
+                f"{' and '.join(same)} are both called {name!r}, and their rows could not be distinguished: "
                 "give each IMPL a name of its own, as in replace(IMPL, name=...)"
             )
 

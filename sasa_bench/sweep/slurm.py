@@ -130,7 +130,7 @@ def open_sweep(
     budget_s: float,
     timeout_s: float,
 ) -> Sweep:
-    """The sweep whose merged results go to `out`: cut anew, or with `resume` the one begun in the folder next to it.
+    """The sweep whose merged results go to `out`: split again, or with `resume` the one in the folder beside it.
 
     Raises SlurmError for a sweep that is there without `resume`, or that was started with other suites or options.
     """

@@ -89,7 +89,7 @@ def digest(folder: Path) -> str:
 def prepare_cases(cases: dict[str, list[Any]], seed: int, exact: bool) -> dict[str, dict[str, Any]]:
     """Prepare each case, key -> [implementation, fields of the case]; key -> fields of a Record.
 
-    With `exact` each is judged against its reference, and the row carries what never flakes: `operator_count`,
+    With `exact` each is checked against its reference, and the row carries what never flakes: `operator_count`,
     `allocated_bytes`, the peak of what torch allocates in one call, and `budgets`, the error allowed to each output.
     """
     rows = {}

@@ -32,7 +32,7 @@ Run = Callable[[], object]
 
 
 class ProfileError(UserError):
-    """An implementation that cannot be profiled on a case; the message says why."""
+    """An implementation that cannot be profiled on a case; the message states why."""
 
 
 def capture(impl: str, case: Case, folder: Path, seed: int = 0) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Verdict:
 
 
 LARGE = 4.0
-"""Images that a forward pass is judged on after the timing are so many times as large: logits grow with the square, so
+"""Images that a forward pass is checked on after the timing are so many times as large: logits grow with the square, so
 that the softmax is saturated. Gradients of a saturated softmax are nothing but rounding, whoever computes them."""
 
 

@@ -130,7 +130,7 @@ def _compile_together(request: Request, announce: Callable[[str, str], None]) ->
 
 
 def _end_if_broken(device: str, reason: str) -> None:
-    """End this process where an error has broken the device for it: the parent blames who was at it, and goes on."""
+    """End this process where an error has broken the device; the parent records which implementation was running."""
     if device == "cuda":
         from sasa_bench.timing import cuda as gpu
 

@@ -1,4 +1,4 @@
-"""What the driver says of an NVIDIA GPU: clocks, power, temperature, throttling, energy. Each figure may be absent.
+"""What the driver of an NVIDIA GPU reports: clocks, power, temperature, throttling, energy. Each figure may be absent.
 
 Read from NVML, the driver's own library, through nvidia-ml-py. Names and units are those of NVIDIA's NVML API
 reference; a GPU, or a part of one, that does not tell a figure leaves it out.
@@ -26,7 +26,7 @@ these."""
 
 
 class NvmlAbsentError(Exception):
-    """NVML cannot be read; the message says why and what would help."""
+    """NVML cannot be read; the message states why and what would help."""
 
 
 class Gpu:
@@ -44,7 +44,7 @@ class Gpu:
 
     @property
     def name(self) -> str:
-        """The product, such as "NVIDIA H100 80GB HBM3"; empty where it is not told."""
+        """The product, such as "NVIDIA H100 80GB HBM3"; empty where it is not reported."""
         return str(self._read("nvmlDeviceGetName") or "")
 
     @property
@@ -70,12 +70,12 @@ class Gpu:
         )
 
     def throttling(self) -> tuple[str, ...] | None:
-        """The reasons of THROTTLING that hold now; None where it is not told."""
+        """The reasons of THROTTLING that hold now; None where it is not reported."""
         bits = self._read("nvmlDeviceGetCurrentClocksEventReasons")
         return None if bits is None else tuple(reason for reason, bit in self._bits.items() if bits & bit)
 
     def energy_j(self) -> float | None:
-        """Joules since the driver was loaded; None where it is not told."""
+        """Joules since the driver was loaded; None where it is not reported."""
         millijoules = self._read("nvmlDeviceGetTotalEnergyConsumption")
         return None if millijoules is None else millijoules / 1000
 

@@ -39,7 +39,7 @@ class WorkerDied(Exception):
 
 
 class WorkerRefused(UserError):
-    """The child could not answer a question; the message says why."""
+    """The child could not answer a question; the message states why."""
 
 
 @dataclass(frozen=True)

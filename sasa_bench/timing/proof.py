@@ -1,4 +1,4 @@
-"""Timings that prove their work: inputs that change between samples, and calls that are judged after the timing.
+"""Timings that prove their work: inputs that change between samples, and calls that are checked after the timing.
 
 An implementation that answers from an earlier call, by the address or by the content of its inputs, computes several
 calls at once, or is still at work when it returns, would be timed for work that it did not do.
@@ -41,7 +41,7 @@ long by chance."""
 
 
 class CheatError(Exception):
-    """Calls that did not do the work that was timed; the message says how it showed."""
+    """Calls that did not do the work that was timed; the message states how it showed."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def feed(case: Case, tensors: Mapping[str, Tensor], grad_y: Tensor | None, other
 
 
 def prove(timer: Timer, step: Step, feed: Feed, timed: bool = True) -> None:
-    """Make calls with new values each and judge the last one; then, if `timed`, compare the times of pairs.
+    """Make calls with new values each and check the last one; then, if `timed`, compare the times of pairs.
 
     On CUDA no times are compared: a call alone takes the host's time to queue it.
 

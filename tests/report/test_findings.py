@@ -72,7 +72,7 @@ def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
     case = Case(threads=2)
     rows = [factory.record(name, 0.002, noise=0.2, case=case) for name in ("unfold", "blocked", "conv3x3")]
     answers = found(tmp_path, rows)
-    assert "cannot be told apart by time" in answers.verdict
+    assert "cannot be distinguished by time" in answers.verdict
     assert "The fastest" not in answers.verdict
     assert "No implementation of attention is faster than the others beyond the uncertainty." in sentences(answers)
     assert OPEN in {claim.verdict for claim in answers.claims}
@@ -196,7 +196,7 @@ def test_no_figure_is_given_for_samples_on_two_levels(tmp_path: Path) -> None:
     answers = found(tmp_path, rows)
     (tile,) = [tile for tile in answers.tiles if tile.label == "time"]
     assert (tile.value, tile.note) == ("too noisy", "samples scatter: p80 above 2 × p20")
-    assert "cannot be told apart" in answers.verdict
+    assert "cannot be distinguished" in answers.verdict
     assert "(too noisy)" in str(ratio(*rows))
 
 

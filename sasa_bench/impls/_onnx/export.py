@@ -105,7 +105,7 @@ def _translations() -> tuple[Any, Callable[..., Any]] | None:
 
 @contextlib.contextmanager
 def _translations_kept() -> Iterator[None]:
-    """torch.onnx.export makes its table anew each time, which takes longer than a small graph: here one is kept."""
+    """torch.onnx.export makes its table again each time, which takes longer than a small graph: here one is kept."""
     if (found := _translations()) is None:
         yield
         return

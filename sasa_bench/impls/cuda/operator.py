@@ -46,8 +46,8 @@ def local_attention(
         zero_border: whether zero-padded positions outside the image take part in the softmax.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit together; the message says which are allowed.
-        RuntimeError: this machine cannot run CUDA kernels; the message says what is missing.
+        ValueError: shapes, dtypes or devices do not fit together; the message states which are allowed.
+        RuntimeError: this machine cannot run CUDA kernels; the message states what is missing.
         NotImplementedError: a second derivative is asked for.
     """
     return OPERATORS.attend(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)

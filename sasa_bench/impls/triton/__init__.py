@@ -38,7 +38,7 @@ def _chooser(index: int) -> Chooser:
 
 @cache
 def launcher(index: int) -> launch.Launcher:
-    """Runs the kernels on a device. Raises RuntimeError, which says what is missing."""
+    """Runs the kernels on a device. Raises RuntimeError, which states what is missing."""
     if reason := missing():
         raise RuntimeError(reason)
     from sasa_bench.impls.triton import kernels

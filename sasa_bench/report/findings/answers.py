@@ -136,7 +136,7 @@ def _verdict(paired: Sequence[Point]) -> str:
     if windows == {PAPER.kernel_size}:
         where = "At the paper's 7×7 window"
     if not any(r.decided for r in clear):
-        return f"{where}, local attention and the fastest 3×3 convolution cannot be told apart by time."
+        return f"{where}, local attention and the fastest 3×3 convolution cannot be distinguished by time."
     if all(r.high < 1 for r in clear):
         said = (
             f"{where}, local attention is faster than the fastest 3×3 convolution: it takes {middle(clear)} of the time"

@@ -21,7 +21,7 @@ RATIO, TIME = f"time / {BASELINE}", "time"
 
 
 class HistoryError(UserError):
-    """A history that cannot be made; the message says why and what to do."""
+    """A history that cannot be made; the message states why and what to do."""
 
 
 @dataclass(frozen=True, eq=False)
