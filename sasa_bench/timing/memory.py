@@ -6,6 +6,7 @@ import ctypes
 import gc
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from sasa_bench.timing.timers import Step
 
 HIGH_WATER = "high-water mark of resident memory"
+T = TypeVar("T")
 WITHOUT_GRAPH = ", without what forward saved for backward"
 """Ends the source of a backward pass alone: its graph was recorded before the call."""
 
@@ -33,40 +35,40 @@ def peak_memory(step: Step, device: str) -> tuple[int | None, str]:
         step()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before, "CUDA allocator"
-    kept = kept_output_bytes(step)
+    first = step()
     try:
-        return _in_a_thread_of_its_own(lambda: _high_water(step)) + kept, HIGH_WATER
+        peak, again = _in_a_thread_of_its_own(lambda: _high_water(step))
     except (OSError, AttributeError, KeyError):
         return None, "this system does not show a high-water mark"
+    return peak + kept_bytes(first, again), HIGH_WATER
 
 
-def kept_output_bytes(step: Step) -> int:
+def kept_bytes(first: object, again: object) -> int:
     """Bytes of the outputs that two calls give in the same memory although the first ones are still in use."""
-    first = step()
-    second = step()
     places = {t.untyped_storage().data_ptr() for t in _tensors(first)}
-    again = {(s := t.untyped_storage()).data_ptr(): s.nbytes() for t in _tensors(second)}
-    return sum(size for place, size in again.items() if place in places)
+    found = {(s := t.untyped_storage()).data_ptr(): s.nbytes() for t in _tensors(again)}
+    return sum(size for place, size in found.items() if place in places)
 
 
 def _tensors(result: object) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
 
-def _high_water(step: Step) -> int:
+def _high_water(step: Step) -> tuple[int, object]:
+    """Bytes of the worst moment of a call above those before it, and what the call gave."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = _status_bytes("VmRSS")
     result = step()
-    peak = _status_bytes("VmHWM")
-    del result
-    return max(0, peak - before)
+    return max(0, _status_bytes("VmHWM") - before), result
 
 
-def _in_a_thread_of_its_own(measure: Callable[[], int]) -> int:
-    threads, found, failed = torch.get_num_threads(), [], []
+def _in_a_thread_of_its_own(measure: Callable[[], T]) -> T:
+    threads = torch.get_num_threads()
+    found: list[T] = []
+    failed: list[BaseException] = []
 
     def run() -> None:
         try:
@@ -81,7 +83,7 @@ def _in_a_thread_of_its_own(measure: Callable[[], int]) -> int:
     thread.join()
     if failed:
         raise failed[0]
-    return int(found[0])
+    return found[0]
 
 
 def _status_bytes(name: str) -> int:
