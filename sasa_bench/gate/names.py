@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def _parsed(keys: Sequence[str]) -> dict[str, tuple[str, dict[str, str]]]:
-    found = {}
-    for key in keys:
-        impl, _, rest = key.partition(" ")
-        found[key] = impl, dict(word.partition("=")[::2] for word in rest.split() if "=" in word)
-    return found
+def split(key: str) -> tuple[str, dict[str, str]]:
+    """(implementation, axis -> value for the axes that it names) of a pairs.Point.key."""
+    impl, _, rest = key.partition(" ")
+    return impl, dict(word.partition("=")[::2] for word in rest.split() if "=" in word)
 
 
 def _axes(keys: Sequence[str]) -> dict[str, set[str | None]]:
     """axis -> its values; None where a key does not name it, which means the default."""
-    parsed = _parsed(keys)
-    names = dict.fromkeys(name for _, values in parsed.values() for name in values)
-    return {axis: {values.get(axis) for _, values in parsed.values()} for axis in names}
+    named = [split(key)[1] for key in keys]
+    axes = dict.fromkeys(axis for values in named for axis in values)
+    return {axis: {values.get(axis) for values in named} for axis in axes}
 
 
 def short_names(keys: Sequence[str]) -> dict[str, str]:
     """key -> the implementation with the axes that differ among the keys; every name stays unique."""
     differ = [axis for axis, values in _axes(keys).items() if len(values) > 1]
+    parts = [split(key) for key in keys]
     return {
         key: " ".join([impl, *(f"{axis}={values[axis]}" for axis in differ if axis in values)])
-        for key, (impl, values) in _parsed(keys).items()
+        for key, (impl, values) in zip(keys, parts, strict=True)
     }
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sasa_bench.gate.names import split
 from sasa_bench.gate.statistics import bias, detectable, holm, location, lower_bound, p_above
 
 REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
@@ -112,21 +113,17 @@ def skip_unsupported(
     there, and the suite crosses it with what it does not cover. A package or a device that is missing skips every case
     of an implementation, which stays NOT RUN.
     """
-    ran = {_impl(key) for key in verdicts if all(rows.get(key, {}).get("status") == "ok" for rows in (base, head))}
+    ran = {split(key)[0] for key in verdicts if all(rows.get(key, {}).get("status") == "ok" for rows in (base, head))}
 
     def skipped(key: str) -> bool:
         before, after = base.get(key, {}), head.get(key, {})
         same = all(before.get(name) == after.get(name) for name in ("status", "reason"))
-        return same and after.get("status") == "skipped" and _impl(key) in ran
+        return same and after.get("status") == "skipped" and split(key)[0] in ran
 
     return {
         key: replace(case, verdict=SKIPPED) if case.verdict == NOT_RUN and skipped(key) else case
         for key, case in verdicts.items()
     }
-
-
-def _impl(key: str) -> str:
-    return key.split(" ", 1)[0]
 
 
 def _grown(base: Mapping[str, Any], head: Mapping[str, Any], rules: Rules) -> list[str]:
