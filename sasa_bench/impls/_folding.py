@@ -61,7 +61,7 @@ def register() -> None:
     operators = torch.ops.sasa_bench
     layer = CallFunctionVarArgs(operators.fused_attention_layer.default)
     register_freezing_graph_pattern(layer, extra_check=_has_constants)(_fold)
-    stem = CallFunctionVarArgs(operators.stem_inference.default)
+    stem = CallFunctionVarArgs(operators.stem_inference_forward.default)
     register_freezing_graph_pattern(stem, extra_check=lambda match: not _node(match).kwargs)(_channels_last)
 
 

@@ -202,34 +202,24 @@ def define(
     forward_op, backward_op = register(3, "", (forward, fake_forward, backward, fake_backward))
     qkv_op, qkv_backward_op = register(1, "_qkv", (forward_qkv, fake_forward_qkv, backward_qkv, fake_backward_qkv))
 
-    def refuse_transforms(*tensors: Tensor | None) -> None:
-        given = [t for t in tensors if t is not None]
-        in_functorch = torch._C._functorch.peek_interpreter_stack() is not None
-        if (in_functorch and any(t.requires_grad for t in given)) or has_tangent(*given):
-            raise NotImplementedError(
-                f"torch.func and forward-mode derivatives do not go through {name}: use another implementation of "
-                "local attention, such as unfold"
-            )
-
     def attend(
         q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int,
         heads: int, zero_border: bool,
     ) -> Tensor:  # fmt: skip
-        refuse_transforms(q, k, v, rel_row, rel_col)
+        refuse_transforms(name, "local attention", q, k, v, rel_row, rel_col)
         y: Tensor = forward_op(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)[0]
         return y
 
     def attend_qkv(
         qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int, heads: int, zero_border: bool,
     ) -> Tensor:  # fmt: skip
-        refuse_transforms(qkv, rel_row, rel_col)
+        refuse_transforms(name, "local attention", qkv, rel_row, rel_col)
         y: Tensor = qkv_op(qkv, rel_row, rel_col, kernel_size, heads, zero_border)[0]
         return y
 
     rest = "Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, bool zero_border) -> Tensor"
     for suffix, maps, function in (("", "Tensor q, Tensor k, Tensor v", attend), ("_qkv", "Tensor qkv", attend_qkv)):
-        library.define(f"{name}{suffix}({maps}, {rest}", tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(f"{name}{suffix}", function, "CompositeImplicitAutograd")
+        composite(f"{name}{suffix}", f"({maps}, {rest}", function)
     counted = (
         ("_forward", _flops.forward),
         ("_backward", _flops.backward),
@@ -239,6 +229,24 @@ def define(
     for suffix, formula in counted:
         _flops.count(f"{name}{suffix}", formula)
     return Operators(attend, attend_qkv, forward_op, backward_op, qkv_op, qkv_backward_op)
+
+
+def composite(name: str, signature: str, function: Callable[..., Any]) -> Any:
+    """The operator sasa_bench::NAME that consists of others, with what a function checks before it calls them."""
+    library.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
+    library.impl(name, function, "CompositeImplicitAutograd")
+    return getattr(torch.ops.sasa_bench, name)
+
+
+def refuse_transforms(name: str, what: str, *tensors: Tensor | None) -> None:
+    """Raises NotImplementedError where torch would lose a derivative of operator `name`, which computes `what`."""
+    given = [t for t in tensors if t is not None]
+    in_functorch = torch._C._functorch.peek_interpreter_stack() is not None
+    if (in_functorch and any(t.requires_grad for t in given)) or has_tangent(*given):
+        raise NotImplementedError(
+            f"torch.func and forward-mode derivatives do not go through {name}: use another implementation of "
+            f"{what}, such as unfold"
+        )
 
 
 library = torch.library.Library("sasa_bench", "FRAGMENT")

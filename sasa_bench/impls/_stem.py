@@ -9,9 +9,10 @@ these matrices [16, C, 3], or the filters of a convolution [C, 3, 4, 4].
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import STEM_HEADS
 from sasa_bench.impls._native import ISAS, Library, chosen_isa
+from sasa_bench.impls._operator import composite, refuse_transforms
 from sasa_bench.networks.layers import STEM_WINDOW
 from sasa_bench.networks.stem import Norm, place_weights
 
@@ -104,9 +106,9 @@ def _channels(values: Tensor) -> int:
 
 
 @torch.library.custom_op(
-    "sasa_bench::stem_inference", mutates_args=(), device_types="cpu", tags=torch.Tag.flexible_layout
+    "sasa_bench::stem_inference_forward", mutates_args=(), device_types="cpu", tags=torch.Tag.flexible_layout
 )
-def stem_inference(x: Tensor, form: Tensor, values: Tensor, shift: Tensor, channels_last: bool = False) -> Tensor:
+def inference_forward(x: Tensor, form: Tensor, values: Tensor, shift: Tensor, channels_last: bool = False) -> Tensor:
     """relu(the largest y of each block + shift); no gradients.
 
     x [B, 3, H, W]; form [N, 3, 17]; values [16, C, 3] or [C, 3, 4, 4]; shift [C] -> [B, C, H / 4, W / 4], upwards,
@@ -118,16 +120,18 @@ def stem_inference(x: Tensor, form: Tensor, values: Tensor, shift: Tensor, chann
     return y
 
 
-@stem_inference.register_fake
+@inference_forward.register_fake
 def _(x: Tensor, form: Tensor, values: Tensor, shift: Tensor, channels_last: bool = False) -> Tensor:
     return _pooled(x, _channels(values), channels_last)
 
 
-@torch.library.custom_op("sasa_bench::stem_top", mutates_args=(), device_types="cpu", tags=torch.Tag.flexible_layout)
-def stem_top(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+@torch.library.custom_op(
+    "sasa_bench::stem_top_forward", mutates_args=(), device_types="cpu", tags=torch.Tag.flexible_layout
+)
+def top_forward(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The largest y of each block, the pixel of the block that has it, and mean and variance of y in each channel.
 
-    Arguments as in `stem_inference` -> top [B, C, H / 4, W / 4], argmax [B, H / 4, W / 4, C] uint8, mean and variance
+    Arguments as in inference_forward -> top [B, C, H / 4, W / 4], argmax [B, H / 4, W / 4, C] uint8, mean and variance
     [C] over all pixels (divided by their number). Differentiable in top, mean and variance.
     """
     channels = _channels(values)
@@ -150,12 +154,29 @@ def stem_top(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor, T
     return top, argmax, (base + off).float(), (squares - off * off).clamp_min(0).float()
 
 
-@stem_top.register_fake
+@top_forward.register_fake
 def _(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     channels = _channels(values)
     top = _pooled(x, channels)
     argmax = x.new_empty((top.shape[0], *top.shape[2:], channels), dtype=torch.uint8)
     return top, argmax, x.new_empty(channels), x.new_empty(channels)
+
+
+def _refusing(name: str, forward: Any) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        refuse_transforms(name, "the stem", *(t for t in arguments if isinstance(t, Tensor)))
+        return forward(*arguments)
+
+    return call
+
+
+_IN = "(Tensor x, Tensor form, Tensor values"
+stem_top = composite("stem_top", f"{_IN}) -> (Tensor, Tensor, Tensor, Tensor)", _refusing("stem_top", top_forward))
+stem_inference = composite(
+    "stem_inference",
+    f"{_IN}, Tensor shift, bool channels_last=False) -> Tensor",
+    _refusing("stem_inference", inference_forward),
+)
 
 
 @torch.library.custom_op("sasa_bench::stem_backward", mutates_args=(), device_types="cpu")
@@ -217,7 +238,7 @@ def _differentiate(ctx, d_top, _argmax, d_mean, d_variance):  # type: ignore[no-
     return dx if image else None, dform, dvalues
 
 
-stem_top.register_autograd(_differentiate, setup_context=_keep)
+top_forward.register_autograd(_differentiate, setup_context=_keep)
 
 
 def run(x: Tensor, parameters: Mapping[str, Tensor], norm: Norm) -> tuple[Tensor, Tensor | None, Tensor | None] | None:

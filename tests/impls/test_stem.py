@@ -169,5 +169,5 @@ def test_a_compiled_stem_is_one_graph_and_trains_as_the_eager_one() -> None:
 def test_operators_pass_the_checks_of_torch(shape: tuple[int, ...]) -> None:
     x, form = torch.randn(2, 3, 9, 8), torch.randn(4, 3, 17, requires_grad=True)
     values, shift = torch.randn(shape, requires_grad=True), torch.randn(24)
-    torch.library.opcheck(_stem.stem_top, (x, form, values))
-    torch.library.opcheck(_stem.stem_inference, (x, form.detach(), values.detach(), shift))
+    torch.library.opcheck(_stem.top_forward, (x, form, values))
+    torch.library.opcheck(_stem.inference_forward, (x, form.detach(), values.detach(), shift))
