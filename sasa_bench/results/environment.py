@@ -80,8 +80,12 @@ settings are compared only with a word about it."""
 PATHS = ("TORCH_EXTENSIONS_DIR", "TORCH_HOME", "CUDA_HOME", "CUDA_PATH", "CUDA_CACHE_PATH", "MKL_ROOT", "MKLROOT")
 """Recorded by no file: they say where things lie, not how fast they are."""
 
-BINDING = ("OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+PLACES = ("OMP_PLACES", "GOMP_CPU_AFFINITY")
+"""Bind threads unless OMP_PROC_BIND is false."""
+BINDING = ("OMP_PROC_BIND", *PLACES, "KMP_AFFINITY")
 """Bind the first thread of a process to one core as soon as OpenMP is loaded; other libraries then see one core."""
+UNBOUND = {"false", "disabled", "none", ""}
+"""Words of BINDING that bind nothing."""
 
 
 class UnfitEnvironmentError(UserError):
@@ -117,8 +121,9 @@ def recorded(environment: Mapping[str, str]) -> dict[str, str]:
 
 def require_unbound(environment: Mapping[str, str]) -> None:
     """Raise UnfitEnvironmentError where OpenMP is told to bind threads to cores."""
+    free = PLACES if environment.get("OMP_PROC_BIND", "").lower() == "false" else ()
     for name in BINDING:
-        if environment.get(name, "false").lower() not in ("false", "disabled", "none", ""):
+        if name not in free and not UNBOUND.intersection(environment.get(name, "").lower().split(",")):
             raise UnfitEnvironmentError(
                 f"{name}={environment[name]} binds a process to one core as soon as OpenMP is loaded, and whatever is "
                 f"measured then runs there: unset {name}; `taskset --cpu-list 0-3` chooses cores for everything"

@@ -79,9 +79,23 @@ def test_binding_is_refused_by_name(value: str) -> None:
         require_unbound({"OMP_PROC_BIND": value})
 
 
-def test_no_binding_is_no_matter() -> None:
-    require_unbound({"OMP_PROC_BIND": "false", "KMP_AFFINITY": "disabled"})
-    require_unbound({})
+@pytest.mark.parametrize("name", ["OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
+def test_places_bind_as_well(name: str) -> None:
+    with pytest.raises(UnfitEnvironmentError, match=f"{name}=0-3 binds.*unset {name}"):
+        require_unbound({name: "0-3"})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"OMP_PROC_BIND": "false", "KMP_AFFINITY": "disabled"},
+        {"OMP_PROC_BIND": "FALSE", "OMP_PLACES": "cores", "GOMP_CPU_AFFINITY": "0-3"},
+        {"KMP_AFFINITY": "verbose,none", "OMP_PLACES": ""},
+    ],
+)
+def test_no_binding_is_no_matter(given: dict[str, str]) -> None:
+    require_unbound(given)
 
 
 def test_every_variable_that_the_code_reads_is_in_the_table() -> None:
