@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+from sasa_bench.timing.process import python
+
 
 def _spin(seconds: float) -> None:
     end = time.perf_counter() + seconds
@@ -55,7 +57,7 @@ def beside(kind: str) -> Iterator[None]:
     if kind == IDLE:
         yield
         return
-    process = subprocess.Popen([sys.executable, "-m", "sasa_bench.gate.neighbours", kind, str(os.getpid())])
+    process = subprocess.Popen([*python("sasa_bench.gate.neighbours"), kind, str(os.getpid())])
     try:
         yield
     finally:

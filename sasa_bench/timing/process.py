@@ -30,6 +30,13 @@ BUILD_TIMEOUT_S = 900.0
 """Starting and building may compile native code."""
 
 
+def python(module: str) -> tuple[str, ...]:
+    """The command that runs a module of this sasa-bench, whatever modules lie in the current folder."""
+    root = str(Path(__file__).parents[2])
+    code = f"import runpy, sys\n{root!r} in sys.path or sys.path.insert(0, {root!r})\n"
+    return sys.executable, "-P", "-c", code + f"runpy.run_module({module!r}, run_name='__main__')"
+
+
 class WorkerDied(Exception):
     """The child ended or had to be ended: `status` and `reason` of the row of `impl`, which was running in `stage`."""
 
@@ -62,7 +69,7 @@ class Worker:
     def __init__(
         self,
         timeout_s: float,
-        command: Sequence[str] = (sys.executable, "-m", "sasa_bench.worker"),
+        command: Sequence[str] = python("sasa_bench.worker"),
         environment: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> None:

@@ -164,6 +164,14 @@ def test_a_worker_that_cannot_start_says_why() -> None:
     worker.close()
 
 
+def test_modules_of_the_current_folder_are_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("random", "numpy", "natten", "sasa_bench"):
+        (tmp_path / f"{module}.py").write_text(f"raise SystemExit('{module}.py of the folder ran')")
+    monkeypatch.chdir(tmp_path)
+    with Workers(timeout_s=60) as workers:
+        assert set(describe(workers, ["naive", "natten"])) == {"naive", "natten"}
+
+
 def test_a_request_to_end_the_group_is_for_the_parent() -> None:
     with Workers(20.0) as workers:
         worker = workers.get()
