@@ -59,8 +59,10 @@ ROUNDS = Settings().rounds
 
 def start(words: Sequence[object], log: Path) -> int:
     """The command in a process of its own; its id. What it prints goes to `log`."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until the new process has its own answer to it
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         return pid
     status = 70
     try:
@@ -68,6 +70,7 @@ def start(words: Sequence[object], log: Path) -> int:
         for descriptor in (1, 2):
             os.dup2(output, descriptor)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         play()
         cli.main([str(word) for word in words])
     except SystemExit as stop:
