@@ -185,7 +185,6 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 
 def warn_of_revisions(results: Results) -> None:
     """Print a warning where the rows come from several revisions of sasa-bench."""
-    used = {row.machine for row in results.rows}
-    revisions = sorted({machine.revision for key, machine in results.machines.items() if key in used})
+    revisions = sorted({machine.revision for machine in results.used_machines()})
     if len(revisions) > 1:
         warn([f"the rows come from {len(revisions)} revisions of sasa-bench: {', '.join(revisions)}"])

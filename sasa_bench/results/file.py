@@ -76,10 +76,9 @@ def read(paths: Sequence[Path]) -> Results:
 
 def unlike_software(results: Results) -> list[str]:
     """A sentence for each library and variable that differs among the rows of one kind of hardware."""
-    used = {row.machine for row in results.rows}
-    said = []
+    machines, said = results.used_machines(), []
     for hardware in results.hardware():
-        alike = [m for key, m in results.machines.items() if key in used and m.hardware_id == hardware]
+        alike = [machine for machine in machines if machine.hardware_id == hardware]
         for what, values in (("library", [m.libraries for m in alike]), ("variable", [m.environment for m in alike])):
             for name in sorted({name for each in values for name in each}):
                 found = sorted({each.get(name, "absent") for each in values})

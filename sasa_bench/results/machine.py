@@ -19,6 +19,7 @@ class Machine:
     cores         CPUs this process may use
     memory_bytes  of the machine or of the container, to the GiB
     commit        revision of sasa-bench, where git tracks its files; else its version
+    code          revision.code_digest of sasa-bench; empty in files from before there was any
     gpu_limits    nvml.Gpu.limits: power limit and highest clocks
     environment   variables that change measurements, as workers see them; results.environment lists which
     gpu_state     nvml.Gpu.state when the machine was looked at, or {"absent": why NVML could not be read}
@@ -40,6 +41,7 @@ class Machine:
     gpu_limits: dict[str, float] = field(default_factory=dict)
     gpu_state: dict[str, Any] = field(default_factory=dict)
     cpu_quota: float | None = None
+    code: str = ""
 
     @property
     def hardware_id(self) -> str:
@@ -55,10 +57,9 @@ class Machine:
         """Names hardware, software, revision and the GPU's limits together."""
         values = self.to_dict()
         del values["gpu_state"]  # it changes from minute to minute
-        if self.cpu_quota is None:
-            del values["cpu_quota"]
-        if not self.gpu_limits:  # as in files from before there were any
-            del values["gpu_limits"]
+        for name in ("cpu_quota", "gpu_limits", "code"):
+            if not values[name]:  # as in files from before there were any
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property

@@ -259,5 +259,9 @@ class Results:
 
     def hardware(self) -> dict[str, Machine]:
         """The distinct hardware among the machines of the rows, by hardware_id."""
+        return {machine.hardware_id: machine for machine in self.used_machines()}
+
+    def used_machines(self) -> list[Machine]:
+        """The machines that rows name: hardware, software and revision."""
         used = {row.machine for row in self.rows}
-        return {m.hardware_id: m for key, m in self.machines.items() if key in used}
+        return [machine for key, machine in self.machines.items() if key in used]

@@ -1,10 +1,25 @@
-"""Which revision of its repository a file is of."""
+"""Which revision of its repository a file is of, and which files of the package decide what is measured."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 from pathlib import Path
+
+READERS = ("cli", "gate", "profiling", "report", "paper")
+"""Rooms of the package that start measurements or read them: a change there changes no row of a run."""
+SOURCES = (".py", ".h", ".cpp", ".cu", ".csv", ".toml")
+
+
+def code_digest(package: Path) -> str:
+    """12 digits of the content of every file of the package `package` that has a part in a measurement."""
+    digest = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        place = path.relative_to(package)
+        if path.suffix in SOURCES and place.parts[0] not in READERS:
+            digest.update(f"{place.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def revision(path: Path) -> tuple[str, bool] | None:

@@ -105,7 +105,7 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
     """What `out` holds already, or None for a new file.
 
     What differs between its rows and this machine is among its warnings. Raises ResultsError for a file that is there
-    without `resume`, or that comes from unlike hardware or other versions of libraries.
+    without `resume`, or that comes from unlike hardware, other code of sasa-bench or other versions of libraries.
     """
     if not out.exists() or (out.is_file() and not out.stat().st_size):
         return None
@@ -120,13 +120,8 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
             f"{out} was measured on {', '.join(others)}, and this is {machine.hardware_id}: rows of unlike machines "
             "do not belong in one file; give another --out"
         )
-    used = {row.machine for row in results.rows}
-    before = [found for key, found in results.machines.items() if key in used]
-    if moved := sorted({change for found in before for change in _changes(found.libraries, machine.libraries)}):
-        raise ResultsError(
-            f"{out} was measured with other versions ({', '.join(moved)}), and rows of the two cannot be compared: "
-            "give another --out, or install those versions again"
-        )
+    before = results.used_machines()
+    require_same_software(out, before, machine)
     for what, then, now in (
         ("sasa-bench", {found.revision for found in before}, machine.revision),
         ("Python", {found.python for found in before}, machine.python),
@@ -136,6 +131,29 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
     for change in sorted({c for found in before for c in _changes(found.environment, machine.environment, "unset")}):
         results.warnings.append(f"{out} has rows of another environment: {change}")
     return results
+
+
+def require_same_software(out: Path, before: Sequence[Machine], here: Machine) -> None:
+    """Raise ResultsError where rows of `out`, measured as `before` says, and rows of `here` do not belong together.
+
+    Revisions whose measuring code is the same, as after a change of documentation or reports, belong together.
+    """
+    if other := sorted({found.revision for found in before if _code(found) != _code(here, not found.code)}):
+        raise ResultsError(
+            f"{out} was measured by another sasa-bench ({', '.join(other)}; this is {here.revision}, with other files "
+            "that decide what is measured), and rows of the two cannot be compared: give another --out, or use that "
+            "revision again"
+        )
+    if moved := sorted({change for found in before for change in _changes(found.libraries, here.libraries)}):
+        raise ResultsError(
+            f"{out} was measured with other versions ({', '.join(moved)}), and rows of the two cannot be compared: "
+            "give another --out, or install those versions again"
+        )
+
+
+def _code(machine: Machine, old: bool = False) -> str:
+    """What a machine's sasa-bench is known by; of a file from before there was a digest, its revision."""
+    return machine.revision if old or not machine.code else machine.code
 
 
 def _changes(then: Mapping[str, str], now: Mapping[str, str], absent: str = "") -> list[str]:

@@ -22,9 +22,9 @@ from sasa_bench.results.merge import Merged, merge
 from sasa_bench.results.record import ImplInfo, Record, Results
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.cluster import MOST_TASKS, Options, SlurmError, locked, write_whole
-from sasa_bench.sweep.plan import cut_short
+from sasa_bench.sweep.plan import cut_short, require_same_software
 from sasa_bench.sweep.shard import cut, expected_s, require_one_meaning_of_threads
-from sasa_bench.timing.probe import available_cores
+from sasa_bench.timing.probe import available_cores, detect
 
 TASK_S = 600.0
 """Expected seconds of a task where the number of tasks is not given: long next to its start, short next to a limit."""
@@ -212,9 +212,11 @@ def _measure_rest(sweep: Sweep, index: int) -> None:
     from sasa_bench.timing.settings import Settings
 
     path, suites = sweep.file(index), sweep.shards[index]
-    known = _as_of_here(read([path]), suites) if path.stat().st_size else None
+    known, here = _as_of_here(read([path]), suites) if path.stat().st_size else None, detect()
+    if known:
+        require_same_software(path, known.used_machines(), here)
     settings = Settings(budget_s=sweep.budget_s)
-    run(suites, sweep.impls, path, known=known, settings=settings, timeout_s=sweep.timeout_s)
+    run(suites, sweep.impls, path, known=known, machine=here, settings=settings, timeout_s=sweep.timeout_s)
 
 
 def _as_of_here(known: Results, suites: Sequence[Suite]) -> Results:

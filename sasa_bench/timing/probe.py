@@ -14,7 +14,7 @@ import psutil
 
 from sasa_bench.results.environment import recorded, worker_environment
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.revision import revision
+from sasa_bench.results.revision import code_digest, revision
 from sasa_bench.timing import limits, nvml
 
 LIBRARIES = ("torch", "numpy", "onnx", "onnxruntime", "onnxscript", "cuda-core", "nvidia-ml-py", "natten", "timm")
@@ -34,7 +34,8 @@ def detect() -> Machine:
             gpu, driver, gpu_limits, state = found.name or gpu, found.driver, found.limits(), found.state()
         except nvml.NvmlAbsentError as error:
             state = {"absent": str(error)}
-    commit, dirty = revision(Path(__file__).parents[1]) or (_version("sasa-bench") or "unknown", False)
+    package = Path(__file__).parents[1]
+    commit, dirty = revision(package) or (_version("sasa-bench") or "unknown", False)
     return Machine(
         cpu=info.get("brand_raw") or platform.processor() or platform.machine(),
         cores=available_cores(),
@@ -51,6 +52,7 @@ def detect() -> Machine:
         gpu_limits=gpu_limits,
         gpu_state=state,
         cpu_quota=limits.cpu_quota(),
+        code=code_digest(package),
     )
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import factory
 import pytest
 from fake_nvml import FakeNvml
 
 from sasa_bench.results.machine import Machine
+from sasa_bench.results.revision import code_digest
 from sasa_bench.timing import nvml, probe
 
 
@@ -50,8 +52,30 @@ def test_the_id_names_the_limits_and_not_what_changes_from_minute_to_minute() ->
     assert replace(cool, gpu_limits={"power_limit_w": 250.0}).id != cool.id
 
 
+def test_the_id_names_the_code_that_measured() -> None:
+    assert len({factory.machine(code=code).id for code in ("", "aaa", "bbb")}) == 3
+
+
+def test_the_digest_of_the_code_changes_with_what_measures_alone(tmp_path: Path) -> None:
+    for place in ("case.py", "impls/csrc/a.h", "timing/x.py", "report/page.py", "cli/x.py", "report/x.html"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text("old")
+    found = [code_digest(tmp_path)]
+    for place in ("report/page.py", "cli/x.py", "report/x.html", "README.md", "impls/x.pyc"):
+        (tmp_path / place).write_text("new")
+        assert code_digest(tmp_path) == found[0], place
+    for place in ("case.py", "impls/csrc/a.h", "timing/x.py", "nn.py"):
+        (tmp_path / place).write_text("new")
+        found.append(code_digest(tmp_path))
+    (tmp_path / "nn.py").rename(tmp_path / "nnn.py")
+    found.append(code_digest(tmp_path))
+    assert len(set(found)) == len(found)
+
+
 def test_a_file_from_before_nvml_was_read_keeps_its_ids() -> None:
     machine = factory.machine()
-    old = {name: value for name, value in machine.to_dict().items() if not name.startswith(("gpu_", "cpu_quota"))}
+    old = {
+        name: value for name, value in machine.to_dict().items() if not name.startswith(("gpu_", "cpu_quota", "code"))
+    }
     assert Machine.from_dict(old) == machine
     assert machine.id == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()[:12]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import factory
 import pytest
@@ -41,9 +43,28 @@ def test_rows_of_other_library_versions_are_not_gone_on_with(tmp_path: Path) -> 
     assert open_results(out, True, factory.machine(libraries={"torch": "2.13.0", "timm": "1"})) is not None
 
 
-def test_another_revision_and_environment_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", ["", "aaa"])
+@pytest.mark.parametrize("here", [{"commit": "f" * 12, "code": "bbb"}, {"dirty": True, "code": "bbb"}])
+def test_rows_of_another_sasa_bench_are_not_gone_on_with(code: str, here: dict[str, Any], tmp_path: Path) -> None:
+    then = factory.machine(code=code)
+    rows = [factory.record(machine=then.id)]
+    out = factory.results_file(tmp_path / "a.jsonl", rows, then)
+    now = factory.machine(**here)
+    with pytest.raises(
+        ResultsError, match=rf"another sasa-bench \(0123456789ab; this is {re.escape(now.revision)}.*--out"
+    ):
+        open_results(out, True, now)
+
+
+def test_a_file_from_before_digests_is_gone_on_with_at_its_revision(tmp_path: Path) -> None:
     out = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
-    here = factory.machine(commit="f" * 12, python="3.12.1", environment={"LD_PRELOAD": "libjemalloc.so"})
+    assert open_results(out, True, factory.machine(code="bbb")) is not None
+
+
+def test_another_revision_of_the_same_code_and_another_environment_are_named(tmp_path: Path) -> None:
+    then = factory.machine(code="aaa")
+    out = factory.results_file(tmp_path / "a.jsonl", [factory.record(machine=then.id)], then)
+    here = factory.machine(commit="f" * 12, code="aaa", python="3.12.1", environment={"LD_PRELOAD": "libjemalloc.so"})
     known = open_results(out, True, here)
     assert known is not None
     said = " ".join(known.warnings)

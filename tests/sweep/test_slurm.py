@@ -16,7 +16,7 @@ from tasks import INFOS, fill, opened
 
 from sasa_bench.case import Case
 from sasa_bench.cli import cli
-from sasa_bench.results.file import Writer, read
+from sasa_bench.results.file import ResultsError, Writer, read
 from sasa_bench.results.record import Results
 from sasa_bench.suite import Suite
 from sasa_bench.sweep import slurm
@@ -92,6 +92,15 @@ def test_a_case_measured_on_a_node_with_other_cores_is_not_measured_again(monkey
     known = Results([record(suite=name, case=Case(threads=8)) for name in ("s", "t")])
     rows = slurm._as_of_here(known, [every_core, fixed]).rows
     assert [row.case.threads for row in rows] == [64, 8]
+
+
+def test_a_task_does_not_go_on_with_rows_of_another_sasa_bench(tmp_path: Path) -> None:
+    sweep = opened(tmp_path / "out.jsonl")
+    fill(sweep, 0, 2)
+    before = sweep.file(0).read_bytes()
+    with pytest.raises(ResultsError, match=r"0000.jsonl was measured by another sasa-bench \(0123456789ab;"):
+        Measure(sweep.folder)(0)
+    assert sweep.file(0).read_bytes() == before
 
 
 def test_a_finished_task_starts_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
