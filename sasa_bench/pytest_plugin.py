@@ -101,13 +101,13 @@ class SuiteFile(pytest.File):
     def collect(self) -> Iterator[SuiteTest]:
         """The tests of the file, those of one case beside each other."""
         from sasa_bench.case import UserError
-        from sasa_bench.results.environment import require_unbound
+        from sasa_bench.results.environment import require_free_threads
         from sasa_bench.suite import load
 
         if not any(self.config.pluginmanager.hasplugin(name) for name in FIXTURE_PLUGINS):
             raise self.CollectError("suites need the fixture `benchmark`: pip install pytest-benchmark")
         try:
-            require_unbound(os.environ)
+            require_free_threads(os.environ)
             suite = load(self.path)
         except UserError as error:
             raise self.CollectError(str(error)) from None

@@ -11,7 +11,7 @@ import click
 from sasa_bench.cli.gating import IMPLS, SUITE, TIMEOUT, phases
 from sasa_bench.cli.options import CASE, duration, overrides, stamped
 from sasa_bench.gate.relink import PAIR
-from sasa_bench.results.environment import require_unbound
+from sasa_bench.results.environment import require_free_threads
 
 if TYPE_CHECKING:
     from sasa_bench.gate.git import Repository
@@ -42,7 +42,7 @@ def bisect(
     from sasa_bench.gate.bisect import Bisection
     from sasa_bench.gate.verdicts import Rules
 
-    require_unbound(os.environ)
+    require_free_threads(os.environ)
     if not 0.5 <= given["confidence"] < 1:
         raise click.UsageError(f"--confidence {given['confidence']}: give a probability from 0.5 to below 1")
     repository = _repository()

@@ -14,7 +14,7 @@ from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.sweep.run import Workers
 from sasa_bench.timing import nvml, probe
-from sasa_bench.timing.conditions import spoilers
+from sasa_bench.timing.conditions import busy_now, spoilers
 
 
 def implementations(specs: Sequence[str] = ()) -> list[tuple[ImplInfo, str | None]]:
@@ -96,7 +96,7 @@ def learn(files: Sequence[Path]) -> str:
 
 def spoiling() -> list[str]:
     """What spoils measurements on this machine, a line each."""
-    return [f"spoils measurements: {sentence}" for sentence in spoilers()]
+    return [f"spoils measurements: {sentence}" for sentence in (*spoilers(), *busy_now())]
 
 
 def _gpu_state() -> str:

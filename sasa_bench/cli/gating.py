@@ -17,7 +17,7 @@ from sasa_bench.cli.options import CASE, SLURM, duration, overrides, stamped
 from sasa_bench.cli.progress import progress
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
 from sasa_bench.gate.relink import BUILT, LAYOUTS, PAIR
-from sasa_bench.results.environment import require_unbound
+from sasa_bench.results.environment import require_free_threads
 
 if TYPE_CHECKING:
     from sasa_bench.gate.arms import Arm
@@ -89,7 +89,7 @@ def gate(**given: Any) -> int:
     """
     from sasa_bench.gate.outputs import text, write_all
 
-    require_unbound(os.environ)
+    require_free_threads(os.environ)
     asked = Asked(**given)
     folder = asked.out or stamped("gate-{}")
     result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
@@ -224,7 +224,7 @@ def aa(**given: Any) -> None:
     from sasa_bench.gate.aa_page import write_page
     from sasa_bench.gate.verdicts import Rules
 
-    require_unbound(os.environ)
+    require_free_threads(os.environ)
     asked = AskedOfAA(**given)
     if asked.runs < 1 and not asked.replay:
         raise click.UsageError(

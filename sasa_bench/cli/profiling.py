@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sasa_bench.cli.options import CASE, DEVICE, overrides, require_cuda, stamped
-from sasa_bench.results.environment import require_unbound
+from sasa_bench.results.environment import require_free_threads
 
 if TYPE_CHECKING:
     from sasa_bench.case import Case
@@ -88,7 +88,7 @@ def _profile_case(
     from sasa_bench.suite import load
     from sasa_bench.sweep.run import Workers
 
-    require_unbound(os.environ)
+    require_free_threads(os.environ)
     loaded = load(suite, overrides(pairs, device))
     case = _only_case(loaded)
     if case.device == "cuda":

@@ -120,7 +120,11 @@ def compiler() -> list[str]:
     Raises RuntimeError, with the command that helps, where there is none.
     """
     named = os.environ.get("CXX", "").strip()
-    for words in [shlex.split(named)] if named else [[name] for name in COMPILERS]:
+    try:
+        commands = [shlex.split(named)] if named else [[name] for name in COMPILERS]
+    except ValueError as error:
+        raise RuntimeError(f"CXX={named} is no command ({error}): quote it as in a shell, or unset it") from None
+    for words in commands:
         if all(shutil.which(word) for word in words if not word.startswith("-")):
             return words
     raise RuntimeError(f"there is no C++ compiler ({f'CXX={named}' if named else ', '.join(COMPILERS)}): {INSTALL}")
@@ -248,6 +252,8 @@ class Library:
                 said = done.stderr.strip().splitlines()
                 errors = [line for line in said if "error" in line] or said or [f"exit status {done.returncode}"]
                 raise RuntimeError(f"{shlex.join(words)} cannot compile {self.source.name}: {errors[0].strip()}")
+            if not partial.exists():
+                raise RuntimeError(f"{shlex.join(words)} wrote no library: set CXX to a C++ compiler, or unset it")
             os.replace(partial, path)
         finally:
             partial.unlink(missing_ok=True)

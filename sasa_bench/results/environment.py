@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Mapping
 
 from sasa_bench.case import UserError
@@ -34,6 +35,7 @@ there is not exported again. Without it, every build exports."""
 
 SET = {
     "GOMP_SPINCOUNT": "OpenMP threads wait 0.2 ms before they sleep",
+    "MALLOC_ARENA_MAX": "all threads share one heap, so that the whole of it is trimmed before memory is measured",
     "MALLOC_MMAP_THRESHOLD_": "the allocator keeps its heap, so that page faults are not timed",
     "MALLOC_TRIM_THRESHOLD_": "the same",
     "MALLOC_TOP_PAD_": "the same",
@@ -54,8 +56,23 @@ READ = {
 }
 """Variable -> what sasa-bench reads it for, and what holds without it."""
 
-RECORDED = {
-    "LD_PRELOAD": "libraries loaded first, such as another allocator",
+SPOILING = {
+    "LD_PRELOAD": "another allocator or library is timed along",
+    "LD_AUDIT": "the loader reports every call between libraries",
+    "MALLOC_PERTURB_": "the allocator fills every block that it hands out",
+    "MALLOC_CHECK_": "the allocator checks every block",
+    "PYTHONDEVMODE": "Python checks itself",
+    "PYTHONMALLOC": "Python has another allocator",
+    "PYTHONTRACEMALLOC": "Python traces every block of memory",
+    "ONEDNN_VERBOSE": "every call prints a line",
+    "DNNL_VERBOSE": "every call prints a line",
+    "MKL_VERBOSE": "every call prints a line",
+    "CUDA_LAUNCH_BLOCKING": "every launch waits for the GPU",
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "every tensor is allocated by the driver",
+}
+"""Variable -> how it makes measurements slower than those of other users; recorded as well."""
+
+RECORDED = SPOILING | {
     "OMP_": "threads of OpenMP: their number, places and waiting",
     "GOMP_": "the same, of GNU's OpenMP",
     "KMP_": "the same, of LLVM's and Intel's OpenMP",
@@ -92,6 +109,15 @@ class UnfitEnvironmentError(UserError):
     """A variable that makes measurements meaningless; the message names it and says what to do."""
 
 
+def spoiling(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for each variable of SPOILING that is set and not off."""
+    return [
+        f"{name}={printable(value)}: {effect}; unset it"
+        for name, effect in SPOILING.items()
+        if (value := environment.get(name, "").strip()).lower() not in ("", "0", "false", "default")
+    ]
+
+
 def worker_environment(glibc: tuple[int, int] | None = None) -> dict[str, str]:
     """What workers are given, on this version of glibc; None: the one at hand."""
     version = glibc or glibc_version()
@@ -119,8 +145,8 @@ def recorded(environment: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def require_unbound(environment: Mapping[str, str]) -> None:
-    """Raise UnfitEnvironmentError where OpenMP is told to bind threads to cores."""
+def require_free_threads(environment: Mapping[str, str]) -> None:
+    """Raise UnfitEnvironmentError where OpenMP may not run the threads that a case asks for on all cores."""
     free = PLACES if environment.get("OMP_PROC_BIND", "").lower() == "false" else ()
     for name in BINDING:
         if name not in free and not UNBOUND.intersection(environment.get(name, "").lower().split(",")):
@@ -128,6 +154,17 @@ def require_unbound(environment: Mapping[str, str]) -> None:
                 f"{name}={environment[name]} binds a process to one core as soon as OpenMP is loaded, and whatever is "
                 f"measured then runs there: unset {name}; `taskset --cpu-list 0-3` chooses cores for everything"
             )
+    limit = environment.get("OMP_THREAD_LIMIT", "").strip()
+    if limit.isdecimal() and int(limit) < (os.cpu_count() or 1):
+        raise UnfitEnvironmentError(
+            f"OMP_THREAD_LIMIT={limit} gives a process {limit} threads at most, whatever a case asks for: unset "
+            "OMP_THREAD_LIMIT; -c threads= sets their number"
+        )
+    if environment.get("OMP_DYNAMIC", "").strip().lower() in ("true", "1"):
+        raise UnfitEnvironmentError(
+            f"OMP_DYNAMIC={environment['OMP_DYNAMIC']} gives a process fewer threads while others compute: unset "
+            "OMP_DYNAMIC; -c threads= sets their number"
+        )
 
 
 EXTRAS = {

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from sasa_bench.results.environment import EXPORTS, require_unbound
+from sasa_bench.results.environment import EXPORTS, require_free_threads
 from sasa_bench.results.file import Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
@@ -75,7 +75,7 @@ def run(
     Raises WorkerRefused for an unknown implementation and UnfitEnvironmentError where OpenMP binds threads, before
     anything is measured or written.
     """
-    require_unbound(os.environ)
+    require_free_threads(os.environ)
     here = machine or probe.detect()
     impls = list(dict.fromkeys(impls))
     chosen = settings or Settings()

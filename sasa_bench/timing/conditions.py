@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.results.environment import BINDING, UnfitEnvironmentError, require_unbound
+from sasa_bench.results.environment import UnfitEnvironmentError, require_free_threads, spoiling
 from sasa_bench.results.record import Conditions
 from sasa_bench.timing import host, limits, probe
 
@@ -22,7 +23,25 @@ PROBES = 20
 
 def spoilers(root: Path = Path("/"), environment: Mapping[str, str] = os.environ) -> list[str]:
     """A sentence for each thing that makes times noisy, slow or unlike those of other runs, with the remedy."""
-    return [*_container(root), *_environment(environment), *_processor(root / "sys/devices/system/cpu"), *_load(root)]
+    return [
+        *_container(root),
+        *_environment(environment, root),
+        *_processor(root / "sys/devices/system/cpu"),
+        *_load(root),
+    ]
+
+
+def busy_now(seconds: float = 0.5) -> list[str]:
+    """A sentence where others compute at this moment: the load, a mean over a minute, shows them later."""
+    begin = host.read()
+    time.sleep(seconds)
+    found = host.between(begin, host.read())
+    if found.total <= BUSY:
+        return []
+    return [
+        f"now other processes take {found.others:.0%} of all cores and the hypervisor {found.stolen:.0%}: wait until "
+        "they are done, or stop them"
+    ]
 
 
 @dataclass(frozen=True)
@@ -113,11 +132,12 @@ def _container(root: Path) -> Iterator[str]:
         )
 
 
-def _environment(environment: Mapping[str, str]) -> Iterator[str]:
-    if preloaded := environment.get("LD_PRELOAD"):
-        yield f"LD_PRELOAD={preloaded}: another allocator or library is timed along; unset it"
+def _environment(environment: Mapping[str, str], root: Path) -> Iterator[str]:
+    if preloaded := _read(root / "etc/ld.so.preload"):
+        yield f"/etc/ld.so.preload loads {', '.join(preloaded.split())} into every process: empty it"
+    yield from spoiling(environment)
     try:
-        require_unbound({name: environment[name] for name in BINDING if name in environment})
+        require_free_threads(environment)
     except UnfitEnvironmentError as error:
         yield str(error)
 

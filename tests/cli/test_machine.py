@@ -136,6 +136,7 @@ def test_doctor_explains_itself() -> None:
 def test_doctor_checks_only_and_exits_with_3_when_something_spoils(monkeypatch: pytest.MonkeyPatch) -> None:
     from sasa_bench.cli import doctor
 
+    monkeypatch.setattr(doctor, "busy_now", list)
     monkeypatch.setattr(doctor, "spoilers", lambda: ["turbo is on"])
     ran = sasa_bench("doctor", "--check")
     assert (ran.returncode, ran.stdout) == (3, "spoils measurements: turbo is on\n")

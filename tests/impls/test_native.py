@@ -138,6 +138,19 @@ def test_without_a_compiler_the_sentence_names_the_command(library: Library, mon
 
 
 @needs_compiler
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [('"g++', "No closing quotation"), ("true", "true wrote no library: set CXX to a C\\+\\+ comp")],
+)
+def test_a_command_that_is_no_compiler_is_named(
+    command: str, said: str, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", command)
+    with pytest.raises(RuntimeError, match=said):
+        library.build()
+    assert command.strip('"') in _native.describe_compiler()
+
+
 def test_a_built_library_needs_no_compiler(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     library.build()
     monkeypatch.setenv("PATH", "")

@@ -11,7 +11,7 @@ import pytest
 
 import sasa_bench
 from sasa_bench.results import environment
-from sasa_bench.results.environment import UnfitEnvironmentError, recorded, require_unbound, worker_environment
+from sasa_bench.results.environment import UnfitEnvironmentError, recorded, require_free_threads, worker_environment
 
 
 def test_what_changes_measurements_is_recorded_and_what_only_says_where_is_not() -> None:
@@ -76,18 +76,29 @@ def test_large_buffers_are_not_mapped_again_in_each_call(glibc: tuple[int, int])
 @pytest.mark.parametrize("value", ["true", "TRUE", "close", "spread"])
 def test_binding_is_refused_by_name(value: str) -> None:
     with pytest.raises(UnfitEnvironmentError, match=f"OMP_PROC_BIND={value} binds.*unset OMP_PROC_BIND"):
-        require_unbound({"OMP_PROC_BIND": value})
+        require_free_threads({"OMP_PROC_BIND": value})
 
 
 @pytest.mark.parametrize("name", ["OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"])
 def test_places_bind_as_well(name: str) -> None:
     with pytest.raises(UnfitEnvironmentError, match=f"{name}=0-3 binds.*unset {name}"):
-        require_unbound({name: "0-3"})
+        require_free_threads({name: "0-3"})
+
+
+@pytest.mark.parametrize("given", [{"OMP_THREAD_LIMIT": "1"}, {"OMP_DYNAMIC": "true"}])
+def test_fewer_threads_than_asked_for_are_refused_by_name(
+    given: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    ((name, value),) = given.items()
+    with pytest.raises(UnfitEnvironmentError, match=f"{name}={value} gives a process .*unset {name}"):
+        require_free_threads(given)
 
 
 @pytest.mark.parametrize(
     "given",
     [
+        {"OMP_THREAD_LIMIT": "4096", "OMP_DYNAMIC": "false"},
         {},
         {"OMP_PROC_BIND": "false", "KMP_AFFINITY": "disabled"},
         {"OMP_PROC_BIND": "FALSE", "OMP_PLACES": "cores", "GOMP_CPU_AFFINITY": "0-3"},
@@ -95,7 +106,7 @@ def test_places_bind_as_well(name: str) -> None:
     ],
 )
 def test_no_binding_is_no_matter(given: dict[str, str]) -> None:
-    require_unbound(given)
+    require_free_threads(given)
 
 
 def test_every_variable_that_the_code_reads_is_in_the_table() -> None:

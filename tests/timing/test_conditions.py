@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sasa_bench.timing import host, probe
-from sasa_bench.timing.conditions import after, before, spoilers
+from sasa_bench.timing.conditions import after, before, busy_now, spoilers
 from sasa_bench.timing.host import Reading
 
 CPU = "sys/devices/system/cpu"
@@ -51,6 +51,9 @@ def test_a_quiet_machine_spoils_nothing(tmp_path: Path) -> None:
         ({f"{CPU}/smt/active": "1"}, {}, "SMT is on"),
         ({"proc/loadavg": "1.70 0 0 1/2 3"}, {}, "load 1.70 on 4 cores"),
         ({}, {"LD_PRELOAD": "/usr/lib/libjemalloc.so.2"}, "LD_PRELOAD=/usr/lib/libjemalloc.so.2"),
+        ({"etc/ld.so.preload": "/usr/lib/libtcmalloc.so"}, {}, "/etc/ld.so.preload loads /usr/lib/libtcmalloc.so into"),
+        ({}, {"ONEDNN_VERBOSE": "1", "MALLOC_CHECK_": "0"}, "ONEDNN_VERBOSE=1: every call prints a line; unset it"),
+        ({}, {"OMP_DYNAMIC": "TRUE"}, "OMP_DYNAMIC=TRUE gives a process fewer threads"),
         ({}, {"OMP_PROC_BIND": "close"}, "OMP_PROC_BIND=close binds"),
         ({}, {"GOMP_CPU_AFFINITY": "0-3"}, "GOMP_CPU_AFFINITY=0-3 binds"),
     ],
@@ -60,6 +63,18 @@ def test_each_thing_that_spoils_is_one_sentence(
 ) -> None:
     (sentence,) = spoilers(machine(tmp_path, QUIET | files), environment)
     assert said in sentence
+
+
+@pytest.mark.parametrize(("busy", "said"), [(80.5, []), (81.5, ["now other processes take 65% of all cores"])])
+def test_a_neighbour_is_seen_before_the_load_shows_it(
+    busy: float, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readings = iter([Reading(100.0, 80.0, 20.0, 1.0, 300.0), Reading(101.0, busy, 20.0, 1.2, 300.5)])
+    monkeypatch.setattr(host, "read", lambda: next(readings))
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    found = busy_now(0.0)
+    assert len(found) == len(said)
+    assert all(sentence.startswith(words) for sentence, words in zip(found, said, strict=True))
 
 
 PRESSURE = "some avg10=1.00 avg60=12.50 avg300=3.00 total={total}\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0"
