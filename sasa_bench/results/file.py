@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,46 @@ class ResultsError(UserError):
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file in one step: whoever looks, and whatever ends this process, it is there whole or not at all.
 
-    Its folder is made. Raises OSError with the path.
+    Its folder is made. What is no file, such as /dev/stdout, is written to, and a link goes on leading where it led.
+    Raises OSError with the path, and ResultsError for a path that holds results of `run`.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with _naming(path):
+            path.write_bytes(content)
+        return
+    path = Path(os.path.realpath(path))
+    if _holds_results(path):
+        raise ResultsError(f"{path} holds measured results, which this would replace: give --out another path")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with _naming(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
+            os.replace(partial, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno:  # of a full disk it has no path
-            raise OSError(error.errno, error.strerror, str(path)) from None
         raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """OSErrors inside name this path: that of a full disk has none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) if error.errno else error from None
+
+
+def _holds_results(path: Path) -> bool:
+    """Whether a file begins as `run` or pytest-benchmark begin theirs."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(64).lstrip(b"\xef\xbb\xbf")
+    return head.startswith(b'{"kind":') or head.replace(b" ", b"").replace(b"\n", b"").startswith(b'{"machine_info":')
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -102,9 +126,11 @@ def _last_of_each(found: Results) -> list[Record]:
 
 def _read_into(results: Results, path: Path) -> None:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise ResultsError(f"{path}: no such results file; `sasa-bench run` writes one") from None
+    except IsADirectoryError:
+        raise ResultsError(f"{path} is a folder: name its files, such as {path / '*.jsonl'}") from None
     except OSError as error:
         raise ResultsError(f"{path} cannot be read as a results file: {error.strerror}") from None
     except UnicodeDecodeError as error:

@@ -135,7 +135,8 @@ def _order(case: Case) -> tuple[Any, ...]:
 
 
 def write(results: Results, path: Path) -> None:
-    """Write a merged results file in one step: it is there whole or not at all."""
+    """Write a merged results file in one step: it is there whole or not at all. A link goes on leading where it led."""
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f"{path.name}.partial")
     try:
         partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -168,6 +169,38 @@ def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         replace_text(path, "another")
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_measured_results_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:
+    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    benchmarks = tmp_path / "b.json"
+    benchmarks.write_text('{\n    "machine_info": {}, "benchmarks": []}')
+    (tmp_path / "link").symlink_to(results)
+    for path in (results, benchmarks, tmp_path / "link"):
+        before = path.read_bytes()
+        with pytest.raises(ResultsError, match="holds measured results, which this would replace: give --out another"):
+            replace_text(path, "a page")
+        assert path.read_bytes() == before
+
+
+def test_a_link_and_what_is_no_file_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    replace_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "a").read_text() == "new"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    replace_text(tmp_path / "pipe", "new")
+    assert os.read(reader, 10) == b"new"
+    os.close(reader)
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_byte_order_mark_is_no_matter(tmp_path: Path) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read([path]).rows == factory.sweep()
 
 
 def test_other_versions_and_variables_on_one_kind_of_hardware_are_named(tmp_path: Path) -> None:
