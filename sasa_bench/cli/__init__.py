@@ -72,6 +72,8 @@ REMEDIES = {
     errno.EROFS: "name another path with --out",
     errno.EACCES: "name another path, or change its permissions",
     errno.EISDIR: "name a file",
+    errno.EEXIST: "name another path",
+    errno.ENAMETOOLONG: "name a shorter path",
     errno.ENOTDIR: "name a path that goes through folders only",
 }
 

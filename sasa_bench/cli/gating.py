@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sasa_bench.cli.options import CASE, SLURM, duration, overrides, stamped
+from sasa_bench.cli.options import CASE, SLURM, duration, overrides, seconds, stamped
 from sasa_bench.cli.progress import progress
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
 from sasa_bench.gate.relink import BUILT, LAYOUTS, PAIR
@@ -30,7 +31,9 @@ SUITE = click.argument("suite", default="gate", type=click.Path(path_type=Path))
 IMPLS = click.option(
     "--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Only this implementation; repeatable."
 )
-TIMEOUT = click.option("--timeout", "timeout_s", default=120.0, show_default=True, help="Seconds one request may take.")
+TIMEOUT = click.option(
+    "--timeout", "timeout_s", callback=seconds, default=120.0, show_default=True, help="Seconds one request may take."
+)
 
 
 def _points(suite: Path, impls: Sequence[str], pairs: Sequence[str]) -> list[Point]:
@@ -199,11 +202,13 @@ class AskedOfAA:
 
 @click.command()
 @SUITE
-@click.option("--runs", default=0, help="Live gate runs on identical code.")
+@click.option("--runs", type=click.IntRange(0), default=0, help="Live gate runs on identical code.")
 @click.option("--record", is_flag=True, help="Record all fresh pairs of every case without a decision, for --replay.")
 @click.option("--replay", is_flag=True, help="Decide the recorded runs of the journal again, each case slowed alone.")
 @click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
-@click.option("--inject-cases", default=1, show_default=True, help="How many random cases each run slows.")
+@click.option(
+    "--inject-cases", type=click.IntRange(1), default=1, show_default=True, help="How many random cases each run slows."
+)
 @click.option("--journal", type=click.Path(path_type=Path), help="Where pairs are kept; under reports/ by default.")
 @click.option(
     "--beside", default=IDLE, show_default=True, type=click.Choice([IDLE, *NEIGHBOURS]), help="Disturb the live runs."
@@ -230,7 +235,7 @@ def aa(**given: Any) -> None:
         raise click.UsageError(
             "nothing to do: give --runs N for live runs, --replay for the recorded ones of a journal"
         )
-    if asked.ratio < 1:
+    if not 1 <= asked.ratio < math.inf:
         raise click.UsageError(f"--inject {asked.ratio}: give a ratio of 1 or more, such as 1.05")
     if asked.record and asked.ratio > 1:
         raise click.UsageError("--record runs identical code: drop --inject; --replay slows each case")

@@ -42,6 +42,8 @@ def overrides(pairs: Sequence[str], device: str | None = None) -> dict[str, list
         name, equals, values = pair.partition("=")
         if not equals or not values:
             raise click.UsageError(f"-c {pair}: give FIELD=VALUE, or FIELD=VALUE,VALUE to sweep")
+        if name in found:
+            raise click.UsageError(f"-c {pair}: {name} is given twice: give it once, -c {name}=VALUE,VALUE to sweep")
         found[name] = [parse_value(name, value) for value in values.split(",")]
     return found
 
@@ -85,6 +87,20 @@ def seconds(context: click.Context, parameter: click.Parameter, value: float) ->
     if not 0 < value < math.inf:
         raise click.UsageError(f"{parameter.opts[0]} {value:g}: give seconds, more than 0")
     return value
+
+
+def share(context: click.Context, parameter: click.Parameter, value: float) -> float:
+    """A number between 0 and 1, as --level takes it."""
+    if not 0 < value < 1:
+        raise click.UsageError(f"{parameter.opts[0]} {value:g}: give a share between 0 and 1, such as 0.01")
+    return value
+
+
+def page(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """The file of a page; another suffix than .html stands for a format that is not written."""
+    if path and path.suffix.lower() not in ("", ".html", ".htm"):
+        raise click.UsageError(f"{parameter.opts[0]} {path}: a page is an .html file")
+    return path
 
 
 def stamped(name: str) -> Path:

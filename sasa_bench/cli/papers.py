@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sasa_bench.case import CHOICES
-from sasa_bench.cli.options import require_cuda, stamped, warn, write_or_print
+from sasa_bench.cli.options import require_cuda, seconds, stamped, warn, write_or_print
 from sasa_bench.cli.progress import progress
 
 
@@ -17,7 +17,14 @@ from sasa_bench.cli.progress import progress
 @click.option("--time", "with_time", is_flag=True, help="Also check and measure the networks on this machine, batch 1.")
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="With --time: this one; repeatable.")
 @click.option("--device", type=click.Choice(CHOICES["device"]), default="cpu", help="With --time: where to run.")
-@click.option("--timeout", "timeout_s", default=600.0, show_default=True, help="Seconds a stage of a row may take.")
+@click.option(
+    "--timeout",
+    "timeout_s",
+    callback=seconds,
+    default=600.0,
+    show_default=True,
+    help="Seconds a stage of a row may take.",
+)
 @click.option("--results", type=click.Path(path_type=Path), help="Times of an earlier --time, instead of new ones.")
 @click.option("--format", "form", default="text", help="text, markdown or csv.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")

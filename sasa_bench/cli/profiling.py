@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sasa_bench.cli.options import CASE, DEVICE, overrides, require_cuda, stamped
+from sasa_bench.cli.options import CASE, DEVICE, overrides, require_cuda, seconds, stamped
 from sasa_bench.results.environment import require_free_threads
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ OUT = click.option(
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Repeat to set side by side.")
 @DEVICE
 @OUT
-@click.option("--timeout", "timeout_s", default=900.0, show_default=True, help="Seconds that one may take.")
+@click.option(
+    "--timeout", "timeout_s", callback=seconds, default=900.0, show_default=True, help="Seconds that one may take."
+)
 def profile(
     paths: tuple[Path, ...],
     as_traces: bool,

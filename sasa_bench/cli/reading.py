@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sasa_bench.cli.options import CASE, FILES, overrides, warn, write_or_print
+from sasa_bench.cli.options import CASE, FILES, overrides, page, share, warn, write_or_print
 
 if TYPE_CHECKING:
     from sasa_bench.results.record import Results
 
 FIGURES = ("svg", "png", "pdf")
+SUFFIXES = {".csv": "csv", ".md": "markdown", ".parquet": "parquet"}
 EXISTING = click.Path(path_type=Path, exists=True)
 FOLDER = click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 
@@ -22,15 +23,18 @@ FOLDER = click.argument("folder", type=click.Path(path_type=Path, exists=True, f
 @click.command()
 @FILES
 @click.option(
-    "--format", "form", default="text", help="text, markdown, csv, parquet, github-action-benchmark or bencher."
+    "--format",
+    "form",
+    help="text, markdown, csv, parquet, github-action-benchmark or bencher; by default as --out ends, else text.",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
-def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
+def table(files: tuple[Path, ...], form: str | None, out: Path | None) -> None:
     """Print results as a tidy table; csv and parquet hold every column in base units."""
     from sasa_bench.report.services import EXPORTS
     from sasa_bench.report.table import frame, render
     from sasa_bench.results.file import read
 
+    form = form or SUFFIXES.get(out.suffix.lower() if out else "", "text")
     results = read(files)
     warn(results.warnings)
     content = render(frame(results), form)
@@ -47,6 +51,7 @@ def table(files: tuple[Path, ...], form: str, out: Path | None) -> None:
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
+    callback=page,
     help="The page; by default beside the first file.",
 )
 @click.option("--figures", type=click.Path(path_type=Path), help="Also write every figure to this folder.")
@@ -64,12 +69,14 @@ def report(
     if compare:
         _compare(files, out)
         return
+    for unknown in set(formats) - set(FIGURES):
+        raise click.UsageError(f"--figure-format {unknown}: there are svg, png and pdf")
+    if figures and figures.exists() and not figures.is_dir():
+        raise click.UsageError(f"--figures {figures} is a file: name a folder")
     results = read(files)
     path = out or _page_of(files)
     write(results, path)
     if figures:
-        for unknown in set(formats) - set(FIGURES):
-            raise click.UsageError(f"--figure-format {unknown}: there are svg, png and pdf")
         save_all(frame(results), results.impls, figures, formats)
     of = f" of {len(files)} files (--compare sets them side by side)" if len(files) > 1 else ""
     click.echo(f"{path}: {len(results.rows)} rows{of}" + (f"; figures in {figures}" if figures else ""))
@@ -82,10 +89,10 @@ def _page_of(files: Sequence[Path]) -> Path:
 
 def _compare(files: Sequence[Path], out: Path | None) -> None:
     from sasa_bench.report import compare as comparison
-    from sasa_bench.report import page
+    from sasa_bench.report.page import write
 
     path = out or _page_of(files)
-    page.write(comparison.html(comparison.load(files)), path)
+    write(comparison.html(comparison.load(files)), path)
     click.echo(f"{path}: {len(files)} files compared")
 
 
@@ -109,9 +116,11 @@ def index(folder: Path) -> None:
 @click.option(
     "--repository", type=EXISTING, help="Where the commits are known, besides that of sasa-bench; git runs there."
 )
-@click.option("--level", default=0.01, show_default=True, help="False discovery rate over all series.")
+@click.option("--level", callback=share, default=0.01, show_default=True, help="False discovery rate over all series.")
 @click.option("--format", "form", default="text", help="text, markdown or csv.")
-@click.option("--out", type=click.Path(path_type=Path), help="Also write a page with charts to this .html file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), callback=page, help="Also write a page with charts to this .html file."
+)
 def history(
     places: tuple[Path, ...],
     impls: tuple[str, ...],
@@ -122,16 +131,17 @@ def history(
     out: Path | None,
 ) -> None:
     """Show results over commits, of files and of all below a folder: where a case became slower or faster."""
-    from sasa_bench.report import page
+    from sasa_bench.gate.git import find
     from sasa_bench.report.history import html, load, render
+    from sasa_bench.report.page import write
 
-    if not 0 < level < 1:
-        raise click.UsageError(f"--level {level}: give a share between 0 and 1, such as 0.01")
+    if repository and find(repository) is None:
+        raise click.UsageError(f"--repository {repository}: git finds no repository there")
     found = load(places, impls, overrides(pairs), level, repository)
     warn(found.warnings)
     click.echo(render(found, form), nl=False)
     if out:
-        page.write(html(found), out)
+        write(html(found), out)
         warn([f"{out}: the page"])
 
 

@@ -35,17 +35,17 @@ def replace_file(path: Path, content: bytes) -> None:
         with _naming(path):
             path.write_bytes(content)
         return
-    path = Path(os.path.realpath(path))
-    if _holds_results(path):
+    place = Path(os.path.realpath(path))
+    if _holds_results(place):
         raise ResultsError(f"{path} holds measured results, which this would replace: give --out another path")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.with_name(f"{place.name}.partial")
     try:
         with _naming(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.replace(partial, path)
+            os.replace(partial, place)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)

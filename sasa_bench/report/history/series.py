@@ -128,7 +128,18 @@ def _committed(commit: str, repository: Path | None) -> int | None:
     for where in (repository, Path(__file__).parent):
         if where is None:
             continue
-        command = ["git", "-C", str(where), "show", "--no-patch", "--format=%ct", "--end-of-options", commit]
+        command = [
+            "git",
+            "-C",
+            str(where),
+            "-c",
+            "log.showSignature=false",
+            "show",
+            "--no-patch",
+            "--format=%ct",
+            "--end-of-options",
+            commit,
+        ]
         try:
             said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
             return int(said.split()[0])
