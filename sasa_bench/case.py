@@ -101,6 +101,8 @@ class Case:
             object.__setattr__(self, name, value)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise CaseError(f"{name} = {value!r}: give a whole number, {least} or more")
+            if value > MOST:
+                raise CaseError(f"{name} = {value:.3g}: give a whole number, at most {MOST}")
         if self.kernel_size % 2 == 0:
             raise CaseError(
                 f"kernel_size = {self.kernel_size} is even, and a window needs a middle pixel: "
@@ -237,13 +239,17 @@ def canonical_resolution(value: Any) -> Resolution:
         else:
             sides = [int(side) for side in str(value).split("x")]
         height, width = sides * 2 if len(sides) == 1 else sides
-        if height < 1 or width < 1:
+        if min(height, width) < 1 or max(height, width) > MOST:
             raise ValueError
     except (TypeError, ValueError):
         raise CaseError(
-            f"resolution = {value!r}: give a side in pixels (28) or height x width (28x56), each 1 or more"
+            f"resolution = {value!r}: give a side in pixels (28) or height x width (28x56), each from 1 to {MOST}"
         ) from None
     return height if height == width else f"{height}x{width}"
+
+
+MOST = 1 << 20
+"""No count of a case is larger: nothing that could be measured is, and products of them stay numbers."""
 
 
 def _whole(value: Any) -> Any:

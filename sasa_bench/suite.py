@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -101,9 +102,10 @@ def from_data(name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequen
         raise SuiteError('impls is missing: list implementations by name, impls = ["unfold", "conv3x3"]')
     if len(set(impls)) < len(impls):
         raise SuiteError(f"impls = {impls} names one twice")
+    for key in ("axes", "fixed"):
+        if not isinstance(data.get(key, {}), dict):
+            raise SuiteError(f"{key} = {data[key]!r} must be a table, [{key}]")
     table, fixed = data.get("axes", {}), dict(data.get("fixed", {}))
-    if not isinstance(table, dict):
-        raise SuiteError("axes must be a table, [axes]")
     axes = [_axis(key, values) for key, values in table.items()]
     for field, values in (overrides or {}).items():
         axes = [axis for axis in (_without(axis, field) for axis in axes) if axis[0]]
@@ -116,6 +118,8 @@ def from_data(name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequen
     for field, value in fixed.items():
         if isinstance(value, list) and field != "resolution":
             raise SuiteError(f"{field} = {value} is a list in [fixed]: move it to [axes] to sweep it")
+    if (size := math.prod(len(points) for _, points in axes)) > MOST_CASES:
+        raise SuiteError(f"the axes have {size} combinations: sweep at most {MOST_CASES} in one suite")
     cases = []
     for point in itertools.product(*(points for _, points in axes)):
         fields: dict[str, Any] = dict(fixed)
@@ -124,6 +128,8 @@ def from_data(name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequen
         cases.append(from_dict(fields))
     return Suite(name, title.strip(), tuple(impls), tuple(dict.fromkeys(cases)), tuple(swept))
 
+
+MOST_CASES = 1_000_000
 
 Axis = tuple[tuple[str, ...], list[tuple[Any, ...]]]
 
@@ -145,12 +151,14 @@ def _axis(key: str, values: Any) -> Axis:
 
 def _without(axis: Axis, field: str) -> Axis:
     names, points = axis
+    if field not in names:
+        return axis
     keep = [i for i, name in enumerate(names) if name != field]
     return tuple(names[i] for i in keep), list(dict.fromkeys(tuple(_hashable(p[i]) for i in keep) for p in points))
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_hashable, value)) if isinstance(value, (list, dict)) else value
 
 
 def _nearby(path: Path) -> str:

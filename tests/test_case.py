@@ -58,6 +58,12 @@ def test_a_count_must_be_a_whole_number(axis: str, value: object) -> None:
         Case(**{axis: value})
 
 
+@pytest.mark.parametrize("axis", ["kernel_size", "channels", "heads", "batch", "threads", "resolution"])
+def test_a_count_that_nothing_could_measure_is_refused_at_once(axis: str) -> None:
+    with pytest.raises(CaseError, match=rf"{axis} = .* 1048576"):
+        Case(**{"heads": 2, axis: 10**15 + 1})
+
+
 def test_a_stem_is_measured_at_scope_layer_and_not_as_a_core() -> None:
     assert Case(stem="aware_values", channels=64).stem == "aware_values"
     with pytest.raises(CaseError, match="measured at scope 'layer'"):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sasa_bench import impls
-from sasa_bench.case import AXES, Case
+from sasa_bench.case import AXES, Case, CaseError
 from sasa_bench.suite import KEYS, SuiteError, from_data, load, locate, shipped
 
 SUITES = sorted((Path(__file__).parent.parent / "suites").glob("*.toml"))
@@ -74,10 +74,17 @@ def test_an_override_of_one_of_two_coupled_fields_keeps_the_other() -> None:
         ({"axes": {"channels, kernel_size": [[32]]}}, ["2 values"]),
         ({"axes": {"channels": [64]}}, ["channels", "twice"]),
         ({"fixed": {"channels": [64]}}, ["channels", "[axes]"]),
+        ({"fixed": 3}, ["fixed = 3", "[fixed]"]),
+        ({"axes": []}, ["axes = []", "[axes]"]),
+        ({"axes": {"position": [{"a": 1}]}}, ["position", "none, absolute, relative"]),
+        (
+            {"axes": {name: list(range(1, 1002)) for name in ("batch", "resolution")}},
+            ["1002001 combinations", "1000000"],
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_what_is_allowed(change: dict[str, object], words: list[str]) -> None:
-    with pytest.raises(SuiteError) as caught:
+    with pytest.raises((SuiteError, CaseError)) as caught:
         from_data("s", GOOD | change)
     assert all(word in str(caught.value) for word in words)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sasa_bench.cli.gating import IMPLS, SUITE, TIMEOUT, phases
-from sasa_bench.cli.options import CASE, duration, overrides, stamped
+from sasa_bench.cli.options import CASE, duration, folder, overrides, stamped
 from sasa_bench.gate.relink import PAIR
 from sasa_bench.results.environment import require_free_threads
 
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 @click.option("--confidence", default=0.95, show_default=True, help="Probability of one commit at which to stop.")
 @click.option("--budget", default="1h", show_default=True, help="Wall time; the probabilities so far are printed then.")
 @TIMEOUT
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the search; an existing one is continued.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    callback=folder,
+    help="Folder of the search; an existing one is continued.",
+)
 def bisect(
     good: str, bad: str, suite: Path, words: tuple[str, ...], pairs: tuple[str, ...], out: Path | None, **given: Any
 ) -> int:

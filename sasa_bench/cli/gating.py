@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sasa_bench.cli.options import CASE, SLURM, duration, overrides, seconds, stamped
+from sasa_bench.cli.options import CASE, SLURM, duration, folder, overrides, seconds, stamped
 from sasa_bench.cli.progress import progress
 from sasa_bench.gate.neighbours import IDLE, NEIGHBOURS
 from sasa_bench.gate.relink import BUILT, LAYOUTS, PAIR
@@ -78,7 +78,12 @@ class Asked:
 )
 @TIMEOUT
 @SLURM
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for arms and reports; under reports/ by default.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    callback=folder,
+    help="Folder for arms and reports; under reports/ by default.",
+)
 @click.option("--base-python", metavar="EXE", help="Python of the base arm, to gate a library upgrade.")
 @click.option("--head-python", metavar="EXE", help="Python of the head arm.")
 @click.option(
@@ -226,6 +231,7 @@ class AskedOfAA:
 @TIMEOUT
 def aa(**given: Any) -> None:
     """Measure the gate itself on this machine: false alarms on identical code, power on slow-downs made on purpose."""
+    from sasa_bench.gate.aa import whole_pairs
     from sasa_bench.gate.aa_page import write_page
     from sasa_bench.gate.verdicts import Rules
 
@@ -243,6 +249,8 @@ def aa(**given: Any) -> None:
     if not 1 <= asked.inject_cases <= len(points):
         raise click.UsageError(f"--inject-cases {asked.inject_cases}: give a number from 1 to {len(points)}")
     path = asked.journal or stamped("aa-{}.jsonl")
+    if path.exists():
+        whole_pairs(path)
     if asked.runs:
         _live(asked, points, path)
     click.echo(f"journal: {path}, its tables: {write_page(path, Rules(), asked.replay)}")

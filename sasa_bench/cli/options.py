@@ -103,6 +103,20 @@ def page(context: click.Context, parameter: click.Parameter, path: Path | None) 
     return path
 
 
+def folder(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """A folder that exists or will be made."""
+    require_folder(parameter.opts[0], path)
+    return path
+
+
+def require_folder(option: str, path: Path | None) -> None:
+    """Raise UsageError where no folder can be made at `path`, which `option` gives."""
+    if path:
+        existing = next(each for each in (path, *path.absolute().parents) if each.exists())
+        if not existing.is_dir():
+            raise click.UsageError(f"{option} {path}: {existing} is a file: name a folder")
+
+
 def stamped(name: str) -> Path:
     """A path below reports/ that holds the time of now; `name` has {} in its place."""
     return Path("reports") / name.format(f"{datetime.now():%Y%m%d-%H%M%S}")

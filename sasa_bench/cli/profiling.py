@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sasa_bench.cli.options import CASE, DEVICE, overrides, require_cuda, seconds, stamped
+from sasa_bench.cli.options import CASE, DEVICE, overrides, require_cuda, require_folder, seconds, stamped
 from sasa_bench.results.environment import require_free_threads
 
 if TYPE_CHECKING:
@@ -91,6 +91,7 @@ def _profile_case(
     from sasa_bench.sweep.run import Workers
 
     require_free_threads(os.environ)
+    require_folder("--out", out)
     loaded = load(suite, overrides(pairs, device))
     case = _only_case(loaded)
     if case.device == "cuda":

@@ -26,6 +26,7 @@ from sasa_bench.gate.pairs import Counts, Pair, Point
 from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.run import Gate, decide
 from sasa_bench.gate.verdicts import REGRESSION, Rules
+from sasa_bench.results.file import append_line
 
 
 class JournalError(UserError):
@@ -168,17 +169,20 @@ def live(
             layout,
             in_words(rules),
         )
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"run": asdict(run)}) + "\n")
+        append_line(journal, {"run": asdict(run)})
         done.append(run)
     return done
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a journal but one that a kill cut off. Raises JournalError."""
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise JournalError(f"{path} is not a journal of gate pairs: {error}") from None
+        text = path.read_text(encoding="utf-8")
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
+    except OSError as error:
+        raise JournalError(f"{path} cannot be read as a journal of gate pairs: {error.strerror}") from None
+    except ValueError as error:
+        raise JournalError(f"{path} is not a journal of gate pairs ({error}): give another --journal") from None
 
 
 def read_runs(path: Path) -> list[Run]:
@@ -202,7 +206,8 @@ def _pair_lines(path: Path) -> Iterator[dict[str, Any]]:
                 | line
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise JournalError(f"{path} is not a journal of gate pairs: {error}") from None
+            why = f"{type(error).__name__}: {error}"
+            raise JournalError(f"{path} is not a journal of gate pairs ({why}): give another --journal") from None
 
 
 def whole_pairs(path: Path) -> list[dict[str, Any]]:

@@ -29,6 +29,7 @@ from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.run import Gate, Say
 from sasa_bench.gate.statistics import location
 from sasa_bench.gate.verdicts import REGRESSION, Rules
+from sasa_bench.results.file import append_line
 from sasa_bench.timing.process import WorkerDied
 
 PAIRS = 5
@@ -286,10 +287,10 @@ class _Journal:
         if not path.exists():
             return
         content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        self.lines = [json.loads(line) for line in whole.splitlines()]
-        if len(whole) < len(content):
-            path.write_bytes(whole)
+        try:
+            self.lines = [dict(json.loads(line)) for line in content[: content.rfind(b"\n") + 1].splitlines()]
+        except (ValueError, TypeError) as error:
+            raise BisectError(f"{path} is not the journal of a search ({error}): give another --out") from None
 
     def header(self, ends: dict[str, Any]) -> dict[str, Any] | None:
         if not self.lines:
@@ -300,9 +301,11 @@ class _Journal:
         return first
 
     def answers(self, commits: Sequence[str]) -> list[Answer]:
-        return [Answer(commits.index(a["commit"]), tuple(a["ratios"]), a["reason"]) for a in self.lines[1:]]
+        try:
+            return [Answer(commits.index(a["commit"]), tuple(a["ratios"]), a["reason"]) for a in self.lines[1:]]
+        except (KeyError, ValueError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise BisectError(f"{self.path} has an answer that cannot be read ({why}): give another --out") from None
 
     def append(self, line: dict[str, Any]) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.path, line)

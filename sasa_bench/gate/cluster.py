@@ -21,7 +21,7 @@ from sasa_bench import ops
 from sasa_bench.case import from_dict
 from sasa_bench.gate.arms import Arm, verify
 from sasa_bench.gate.evidence import Evidence
-from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, require_known, start, survey
+from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, require_known, started, survey
 from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.run import Gate, Result, decide
 from sasa_bench.gate.verdicts import Rules
@@ -35,6 +35,7 @@ from sasa_bench.sweep.cluster import (
     drive,
     last_words,
     locked,
+    read_plan,
     write_whole,
 )
 from sasa_bench.sweep.shard import RATE_FLOPS_PER_S, spread
@@ -86,7 +87,7 @@ class Plan:
 
 def load(folder: Path) -> Plan:
     """The gate in `folder`."""
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = read_plan(folder)
     return Plan(
         folder,
         plan["name"],
@@ -149,16 +150,13 @@ def _ops(arms: Sequence[Arm], impls: Sequence[str], timeout_s: float) -> dict[st
     head = arms[1]
     ops = dict.fromkeys(impls, "")
     unknown: dict[str, str] = {}
-    worker = start(head, timeout_s)
-    try:
+    with started(head, timeout_s) as worker:
         verify(head, worker.ask("loaded"))
         for impl in impls:
             try:
                 ops[impl] = worker.ask("describe", impls=[head.impl(impl)])[0]["op"]
             except WorkerRefused as error:
                 unknown[impl] = str(error)
-    finally:
-        worker.close()
     if unknown:
         require_known([survey(arms[0], list(unknown), timeout_s)[1], unknown])
     return ops
@@ -212,7 +210,7 @@ def run(plan: Plan, options: Options, report: Callable[[Progress], None]) -> Res
         raise
     missing = plan.missing()
     evidence = {
-        index: Evidence.from_dict(json.loads(plan.file(index).read_text()))
+        index: Evidence.from_dict(json.loads(plan.file(index).read_text(encoding="utf-8")))
         for index in range(len(plan.shards))
         if index not in missing
     }

@@ -110,7 +110,9 @@ def _cannot(folder: Path) -> str:
         (trial / "trial.cpp").write_text(_TRIAL, encoding="utf-8")
         settings = _settings(folder, trial, "1") | {relink.OBJECTS: str(trial)}
         command = [*shlex.split(settings["CXX"]), "-shared", "-fPIC", "trial.cpp", "-o", "trial.so"]
-        done = subprocess.run(command, cwd=trial, env=os.environ | settings, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=trial, env=os.environ | settings, capture_output=True, text=True, errors="replace"
+        )
     except (OSError, RuntimeError) as error:
         return str(error)
     if done.returncode == 0:

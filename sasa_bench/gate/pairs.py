@@ -8,7 +8,8 @@ import os
 import random
 import secrets
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -197,9 +198,8 @@ def survey(arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, 
 
     Raises ArmError for an arm that runs something else than it should.
     """
-    worker = start(arm, timeout_s)
     unknown: dict[str, str] = {}
-    try:
+    with started(arm, timeout_s) as worker:
         loaded: dict[str, Any] = worker.ask("loaded")
         verify(arm, loaded)
         for impl in dict.fromkeys(impls):
@@ -207,8 +207,6 @@ def survey(arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, 
                 worker.ask("describe", impls=[arm.impl(impl)])
             except WorkerRefused as error:
                 unknown[impl] = str(error)
-    finally:
-        worker.close()
     kernels = {name: {"digest": kernel.digest, "path": kernel.path} for name, kernel in arm.kernels.items()}
     return loaded | {"commit": arm.commit, "kernels": kernels}, unknown
 
@@ -218,6 +216,18 @@ def require_known(unknown: Sequence[Mapping[str, str]]) -> None:
     for impl in unknown[0]:
         if all(impl in of_arm for of_arm in unknown):
             raise ArmError(f"neither arm has {impl!r}: {unknown[-1][impl]}")
+
+
+@contextmanager
+def started(arm: Arm, timeout_s: float) -> Iterator[Worker]:
+    """A fresh process of an arm to ask, ended afterwards. Raises ArmError, which names the arm, where it dies."""
+    worker = start(arm, timeout_s)
+    try:
+        yield worker
+    except WorkerDied as death:
+        raise ArmError(f"the {arm.name} arm does not run ({arm.python} in {arm.folder}): {death}") from None
+    finally:
+        worker.close()
 
 
 def start(arm: Arm, timeout_s: float, layout: Layout | None = None) -> Worker:

@@ -126,7 +126,9 @@ def order(sections: Sequence[str], seed: str) -> list[tuple[str, int]]:
 
 def link(words: Sequence[str], source: str, compiled_object: Path, seed: str) -> int:
     """Link the object in the order of `seed`; the exit status of the compiler."""
-    read = subprocess.run(["readelf", "-SW", compiled_object], capture_output=True, text=True, check=True)
+    read = subprocess.run(
+        ["readelf", "-SW", compiled_object], capture_output=True, text=True, errors="replace", check=True
+    )
     sections = sorted(set(_SECTION.findall(read.stdout)))
     with tempfile.TemporaryDirectory() as scratch:
         gaps, listed = Path(scratch) / "gaps.s", Path(scratch) / "order"

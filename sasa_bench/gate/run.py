@@ -5,7 +5,6 @@ Cases may be spread over machines, the arms of a pair never: each task measures,
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 import time
@@ -44,6 +43,7 @@ from sasa_bench.gate.verdicts import (
     run_verdict,
     skip_unsupported,
 )
+from sasa_bench.results.file import append_line
 from sasa_bench.timing.process import WorkerDied
 
 MOST_LOST = 3
@@ -289,9 +289,7 @@ class _Measurement:
             return
         line = {"phase": phase, "at": datetime.now(UTC).isoformat(timespec="seconds")} | dict(self.gate.label)
         figures = {"head": pair.head, "floor": pair.floor, "seconds": pair.seconds, "disturbed": pair.disturbed}
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line | figures) + "\n")
+        append_line(journal, line | figures)
 
 
 def _unsuspected(key: str, ratios: Sequence[float], pairs: Sequence[Pair], rules: Rules, remark: str) -> CaseVerdict:

@@ -148,7 +148,9 @@ def describe_compiler() -> str:
     """The compiler and its version, or why there is none, on one line."""
     try:
         command = compiler()
-        said = subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=30).stdout.splitlines()
+        said = subprocess.run(
+            [*command, "--version"], capture_output=True, text=True, errors="replace", timeout=30
+        ).stdout.splitlines()
     except RuntimeError as error:
         return str(error)
     except (OSError, subprocess.SubprocessError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -64,7 +65,7 @@ class TuningStore:
     def read(self) -> dict[str, dict[str, Any]]:
         """Everything stored; empty when the file is absent or unreadable, for it can be measured again."""
         try:
-            stored = json.loads(self.path.read_text())
+            stored = json.loads(self.path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
         return stored if isinstance(stored, dict) else {}
@@ -108,7 +109,8 @@ class Chooser:
                 chosen = candidates[0]
             else:
                 chosen, medians = search(candidates, lambda candidate: self._seconds(lambda: run(candidate)))
-                self.store.add(entry, asdict(chosen), min(medians))
+                with contextlib.suppress(OSError):  # a cache that cannot be written to costs a search in each process
+                    self.store.add(entry, asdict(chosen), min(medians))
         self._chosen[key] = chosen
         return chosen
 

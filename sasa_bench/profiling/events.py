@@ -40,8 +40,10 @@ class Events:
         try:
             with self.path.open("rb") as file:
                 yield from self._events(_text(file))
-        except (OSError, zlib.error) as error:
-            raise self._refused(f"it cannot be read: {error}") from None
+        except OSError as error:
+            raise TraceError(f"{self.path} cannot be read as a trace: {error.strerror or error}") from None
+        except zlib.error as error:
+            raise self._refused(f"it cannot be unpacked: {error}") from None
 
     def _events(self, chunks: Iterator[str]) -> Iterator[dict[str, Any]]:
         text = next(chunks, "")

@@ -172,6 +172,8 @@ def read(path: Path, calls: int = 1) -> Trace:
     try:
         for event in events:
             reader.take(event)
+    except TraceError:
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise TraceError(f"{path} is not a Chrome trace ({type(error).__name__}: {error})") from None
     if not reader.found:

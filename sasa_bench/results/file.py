@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sasa_bench.case import UserError
 from sasa_bench.results import pytest_benchmark as benchmark_json
@@ -50,6 +50,29 @@ def replace_file(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def append_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append a line of JSON, on the disk before this returns; what a kill left of the line before is cut off.
+
+    Its folder is made. Raises OSError with the path.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _naming(path), path.open("ab+") as file:
+        _cut_partial_line(file)
+        file.write(json.dumps(values).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cut_partial_line(file: IO[bytes]) -> None:
+    if not file.seek(0, os.SEEK_END):
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
 
 
 @contextlib.contextmanager
@@ -223,18 +246,9 @@ class Writer:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("ab+", buffering=0)
-            self._cut_partial_line()
+            _cut_partial_line(self.file)
         except OSError as error:
             raise self._refused(error, "give --out another path") from None
-
-    def _cut_partial_line(self) -> None:
-        if not self.file.seek(0, os.SEEK_END):
-            return
-        self.file.seek(0)
-        content = self.file.read()
-        if not content.endswith(b"\n"):
-            self.file.truncate(content.rfind(b"\n") + 1)
-            self.file.seek(0, os.SEEK_END)
 
     def _refused(self, error: OSError, remedy: str) -> ResultsError:
         return ResultsError(f"{self.path} cannot be written ({error.strerror or error}): {remedy}")

@@ -211,14 +211,14 @@ def _drive(
 def submitted(folder: Path) -> dict[str, int]:
     """Job -> task of everything submitted for the sweep in `folder`, oldest first."""
     owners: dict[str, int] = {}
-    for line in (folder / "jobs.jsonl").read_text().splitlines():
+    for line in (folder / "jobs.jsonl").read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(json.JSONDecodeError):
             owners |= json.loads(line)
     return owners
 
 
 def _note(folder: Path, new: Mapping[str, int]) -> None:
-    with (folder / "jobs.jsonl").open("a") as file:
+    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
         file.write(f"\n{json.dumps(new)}\n")
 
 
@@ -238,7 +238,9 @@ def queue(name: str) -> dict[str, tuple[str, str]] | None:
     """
     command = ["squeue", "--noheader", "--array", "--name", name, "--format", "%F|%K|%T|%r"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        answer = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=60, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     found = {}
@@ -252,6 +254,20 @@ def _cancel(jobs: Iterable[str]) -> None:
     """End tasks of a submitter that died before it noted what it had submitted; the rows they measured stay."""
     for key in jobs:
         subprocess.run(["scancel", key], check=False, capture_output=True)
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """What plan.json of a folder of tasks holds. Raises SlurmError where there is none."""
+    path = folder / "plan.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SlurmError(f"{folder} holds no plan.json: --slurm did not make it") from None
+    except (OSError, ValueError) as error:
+        raise SlurmError(f"{path} cannot be read ({error}): give another --out") from None
+    if not isinstance(found, dict):
+        raise SlurmError(f"{path} holds no plan: give another --out")
+    return found
 
 
 def write_whole(path: Path, values: dict[str, Any]) -> None:

@@ -107,10 +107,15 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
     What differs between its rows and this machine is among its warnings. Raises ResultsError for a file that is there
     without `resume`, or that comes from unlike hardware, other code of sasa-bench or other versions of libraries.
     """
-    if not out.exists() or (out.is_file() and not out.stat().st_size):
+    existing = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if existing != out and not existing.is_dir():
+        raise ResultsError(f"{existing} is a file, so there can be no {out}: give --out another path")
+    if existing != out or (out.is_file() and not out.stat().st_size):
         return None
     if out.is_dir():
         raise ResultsError(f"{out} is a folder: name a results file, such as {out / 'results.jsonl'}")
+    if not out.is_file():
+        raise ResultsError(f"{out} is a device or a pipe: name a results file, such as results.jsonl")
     if not resume:
         raise ResultsError(f"{out} already exists: pass --resume to continue it, or another --out to start a new one")
     results = read([out])

@@ -21,7 +21,7 @@ from sasa_bench.results.file import read
 from sasa_bench.results.merge import Merged, merge
 from sasa_bench.results.record import ImplInfo, Record, Results
 from sasa_bench.suite import Suite
-from sasa_bench.sweep.cluster import MOST_TASKS, Options, SlurmError, locked, write_whole
+from sasa_bench.sweep.cluster import MOST_TASKS, Options, SlurmError, locked, read_plan, write_whole
 from sasa_bench.sweep.plan import cut_short, require_same_software
 from sasa_bench.sweep.shard import cut, expected_s, require_one_meaning_of_threads
 from sasa_bench.timing.probe import available_cores, detect
@@ -92,10 +92,7 @@ class Sweep:
 
 def load(folder: Path) -> Sweep:
     """The sweep in `folder`. Raises SlurmError where there is none."""
-    try:
-        plan = json.loads((folder / "plan.json").read_text())
-    except FileNotFoundError:
-        raise SlurmError(f"{folder} holds no plan.json: it was not made by `run --slurm`") from None
+    plan = read_plan(folder)
     suites = {
         name: Suite(
             name, values["title"], tuple(values["impls"]), tuple(map(from_dict, values["cases"])), tuple(values["axes"])

@@ -170,6 +170,6 @@ def _load(root: Path) -> Iterator[str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8").strip()
     except OSError:
         return ""

@@ -18,7 +18,7 @@ from sasa_bench.case import Case
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_tensors, step
 from sasa_bench.results.columns import MEASURED
-from sasa_bench.results.fields import printable
+from sasa_bench.results.fields import MOST, printable
 from sasa_bench.timing import switches
 from sasa_bench.timing.check import (
     Reference,
@@ -73,7 +73,10 @@ def prepare(
     try:
         impl = impls.get(name)
         computed = impl.computes(case)
-        row |= asdict(impl.op.cost(computed))
+        cost = asdict(impl.op.cost(computed))
+        if max(cost.values()) >= MOST:
+            return Prepared(row | {"status": "skipped", "reason": f"too large: {cost['flops']:.2g} FLOPs a call"}, None)
+        row |= cost
         reason = switches.unfit(case) or impl.supports(case) or no_device(case) or impl.missing()
         if reason:
             return Prepared(row | {"status": "skipped", "reason": reason}, None)
@@ -131,7 +134,10 @@ def figures_of(call: object) -> dict[str, Any]:
             value = int(value)
         elif isinstance(value, numbers.Real):
             value = float(value)
-        if not isinstance(value, (int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+        usable = isinstance(value, str) or (
+            abs(value) < MOST if isinstance(value, int) else isinstance(value, float) and math.isfinite(value)
+        )
+        if not usable:
             raise ValueError(f"figures has {name} = {value!r}: give a finite number or text")
         found[name] = value
     return found

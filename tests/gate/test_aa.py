@@ -76,6 +76,13 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path, text: str) -> None
         aa.whole_pairs(path)
 
 
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
+    path = journal(tmp_path / "j.jsonl", recorded(0.003))
+    lines = len(aa.whole_pairs(path))
+    path.write_text(path.read_text() + '{"phase": "screen", "he')
+    assert len(aa.whole_pairs(path)) == lines
+
+
 def test_runs_of_different_rules_are_never_in_one_table(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     runs = [aa.Run("idle", 1.0, (), (), "PASS", 60.0, "2026", "pair", rules) for rules in ("old", "new", "new")]

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,8 +161,14 @@ def test_a_relative_python_is_taken_from_the_folder_of_the_caller(
     relative = os.path.relpath(link, repository)
     base, head, _ = set_up("HEAD", "HEAD", tmp_path / "out", base_python=relative, impls=["src/kern.py"])
     assert (base.python, head.python) == (str(repository / relative), sys.executable)
-    with pytest.raises(ArmError, match="no Python"):
+    with pytest.raises(ArmError, match="no/such/python is not a Python interpreter"):
         set_up("HEAD", ".", tmp_path / "out", head_python="no/such/python", impls=["src/kern.py"])
+
+
+def test_an_arm_that_does_not_run_is_named_with_its_python(repository: Path, tmp_path: Path) -> None:
+    base = replace(arms_of(tmp_path, "HEAD~1", ".")[0], python=shutil.which("true") or "")
+    with pytest.raises(ArmError, match=rf"the base arm does not run \({base.python} in .*: the worker ended with exit"):
+        survey(base, [], 60.0)
 
 
 def test_an_arm_reads_back_as_it_was_written(repository: Path, tmp_path: Path) -> None:
@@ -183,7 +190,7 @@ def test_commits_between_two_ends_come_oldest_first(repository: Path) -> None:
     found = find(repository)
     assert isinstance(found, Repository)
     assert found.between("HEAD~1", "HEAD") == [git(repository, "rev-parse", "HEAD")]
-    with pytest.raises(GitError, match="no ancestor"):
+    with pytest.raises(GitError, match="is not an ancestor"):
         found.between("HEAD", "HEAD~1")
 
 

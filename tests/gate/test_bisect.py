@@ -141,6 +141,12 @@ def test_a_search_that_was_stopped_goes_on_and_names_what_it_skipped(
     assert f"{len(Played.asked)} questions" in result.text()
     with pytest.raises(BisectError, match="belongs to another search"):
         search("HEAD~7").run()
+    journal = tmp_path / "out" / "journal.jsonl"
+    header = journal.read_text().splitlines()[0]
+    for text in ("[]\n", "[1]\n", "no journal\n", header + '\n{"commit": "x"}\n'):
+        journal.write_text(text)
+        with pytest.raises(BisectError, match="give another --out"):
+            search().run()
 
 
 def test_the_error_rate_falls_with_the_pairs_and_never_below_the_chance_of_a_surprise() -> None:

@@ -172,6 +172,11 @@ def test_what_is_no_trace_is_refused_with_its_name(tmp_path: Path, content: byte
         read(path)
 
 
+def test_a_trace_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"/a\.json cannot be read as a trace: No such file or directory$"):
+        read(tmp_path / "a.json")
+
+
 def test_a_name_that_is_not_utf8_is_read_all_the_same(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(json.dumps(events(("NAME", 0, 5))).encode().replace(b"NAME", b"a\x90b"))

@@ -10,7 +10,7 @@ import factory
 import pytest
 
 from sasa_bench.case import Case
-from sasa_bench.results.file import ResultsError, Writer, read, replace_text
+from sasa_bench.results.file import ResultsError, Writer, append_line, read, replace_text
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import Record
 from sasa_bench.timing.probe import detect
@@ -169,6 +169,15 @@ def test_a_page_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         replace_text(path, "another")
     assert path.read_text() == "whole"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_line_is_appended_behind_the_last_whole_one(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "journal.jsonl"
+    for number in range(2):
+        append_line(path, {"number": number})
+    path.write_bytes(path.read_bytes() + b'{"number": 2')
+    append_line(path, {"number": 3})
+    assert [json.loads(line)["number"] for line in path.read_text().splitlines()] == [0, 1, 3]
 
 
 def test_measured_results_are_not_replaced_by_what_is_made_of_them(tmp_path: Path) -> None:

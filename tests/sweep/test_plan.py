@@ -82,6 +82,15 @@ def test_a_folder_is_no_results_file(tmp_path: Path) -> None:
         open_results(tmp_path, True, factory.machine())
 
 
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_device_and_a_path_below_a_file_are_no_results_files(resume: bool, tmp_path: Path) -> None:
+    with pytest.raises(ResultsError, match="/dev/null is a device or a pipe: name a results file"):
+        open_results(Path("/dev/null"), resume, factory.machine())
+    (tmp_path / "a").write_text("")
+    with pytest.raises(ResultsError, match=r"/a is a file, so there can be no .*/a/b\.jsonl: give --out another path"):
+        open_results(tmp_path / "a" / "b.jsonl", resume, factory.machine())
+
+
 def test_two_files_of_one_name_are_refused() -> None:
     with pytest.raises(PlanError, match=r"v1/k.py and v2/k.py are both called 'mine'.*name of its own"):
         require_distinct({"v1/k.py": "mine", "unfold": "unfold", "v2/k.py": "mine"})

@@ -67,6 +67,7 @@ def test_figures_become_plain_values(figures: dict[str, Any], kept: dict[str, An
     ("figures", "said"),
     [
         ({"gain": float("nan")}, "gain = nan: give a finite number or text"),
+        ({"gain": 1 << 63}, "gain = 9223372036854775808: give a finite number or text"),
         ({"gain": np.float32("inf")}, "gain = inf"),
         ({"gain": torch.ones(2)}, "give a finite number or text"),
         ({"time_median_s": 1.0}, "'time_median_s', which sasa-bench fills itself"),
@@ -87,3 +88,9 @@ def test_figures_that_no_row_may_have_are_an_error_with_a_reason(
 
 def test_a_reason_is_one_line_without_control_characters() -> None:
     assert first_line(ValueError("\x1b[31mred\nsecond")) == "ValueError: \\x1b[31mred"
+
+
+def test_a_case_whose_figures_no_file_holds_is_skipped() -> None:
+    row = prepare("global_attention", CASE.with_(resolution=1 << 20), 1, lambda stage: None, {}).row
+    assert (row["status"], row["reason"][:9]) == ("skipped", "too large")
+    assert "flops" not in row

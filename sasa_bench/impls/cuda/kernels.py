@@ -82,7 +82,7 @@ class Tunables:
 @cache
 def source() -> str:
     """The CUDA C++ source of all kernels."""
-    return SOURCE.read_text()
+    return SOURCE.read_text(encoding="utf-8")
 
 
 def expression(kernel: str, function: Function, tunables: Tunables) -> str:

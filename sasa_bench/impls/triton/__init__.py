@@ -33,7 +33,7 @@ LEAST_CAPABILITY = (8, 0)
 @cache
 def _chooser(index: int) -> Chooser:
     name = torch.cuda.get_device_name(index)
-    return Chooser(f"{name} triton", SOURCE.read_text())
+    return Chooser(f"{name} triton", SOURCE.read_text(encoding="utf-8"))
 
 
 @cache

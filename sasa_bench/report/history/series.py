@@ -141,7 +141,9 @@ def _committed(commit: str, repository: Path | None) -> int | None:
             commit,
         ]
         try:
-            said = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+            said = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=30, check=True
+            ).stdout
             return int(said.split()[0])
         except (OSError, subprocess.SubprocessError, ValueError, IndexError):
             continue
