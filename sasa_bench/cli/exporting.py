@@ -70,8 +70,6 @@ def _from_factory(source: str) -> nn.Module:
 
 
 def _from_file(path: Path, trust: bool) -> nn.Module:
-    import pickle
-
     import torch
     from torch import nn
 
@@ -84,10 +82,10 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
         raise click.UsageError(
             f"{path}: {error.strerror}; give a file of torch.save(module, path), or module:factory"
         ) from None
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except Exception as error:  # whatever reading bytes that are no such file may raise
         raise click.UsageError(
             f"{path} is no file of a module of torch and sasa-bench alone: add --trust if you trust it, or give "
-            f"module:factory ({str(error).splitlines()[0]})"
+            f"module:factory ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         ) from None
     if not isinstance(module, nn.Module):
         raise click.UsageError(

@@ -42,6 +42,8 @@ def paper(
     from sasa_bench.paper.tables import TABLES, cells, render, timed
     from sasa_bench.results.file import read
 
+    if not with_time and (impls or device != "cpu"):
+        raise click.UsageError("--impl and --device say what --time measures: add --time")
     wanted = tables or TABLES
     found = cells(wanted)
     render(found, form)
@@ -80,11 +82,14 @@ def accuracy(seeds: int, epochs: int | None, impl: str | None, out: Path | None)
     from sasa_bench.paper.accuracy import EPOCHS, POSITIONS, sentences, to_csv, train
 
     outcomes = []
-    with progress() as shown:
-        for outcome in train(impl or ANYWHERE, seeds, epochs or EPOCHS):
-            outcomes.append(outcome)
-            shown.show(len(outcomes), seeds * len(POSITIONS), f"seed {outcome.seed}", outcome.position)
-            if out:
-                write_or_print(to_csv(outcomes).encode(), out)
+    try:
+        with progress() as shown:
+            for outcome in train(impl or ANYWHERE, seeds, epochs or EPOCHS):
+                outcomes.append(outcome)
+                shown.show(len(outcomes), seeds * len(POSITIONS), f"seed {outcome.seed}", outcome.position)
+                if out:
+                    write_or_print(to_csv(outcomes).encode(), out)
+    except RuntimeError as error:  # a layer that cannot run says so in its first line
+        raise click.ClickException(f"--impl {impl or ANYWHERE}: {str(error).partition(chr(10))[0]}") from None
     for sentence in sentences(outcomes):
         click.echo(sentence)

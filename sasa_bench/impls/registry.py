@@ -13,6 +13,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
+from sasa_bench.case import UserError
 from sasa_bench.impls.implementation import Impl
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.results.revision import revision
@@ -63,7 +64,7 @@ ENTRY_POINTS = "sasa_bench.impls"
 """The entry-point group through which other packages register theirs; each entry is an Impl."""
 
 
-class UnknownImplError(ValueError):
+class UnknownImplError(UserError):
     """A name that no implementation has, or a file that defines none."""
 
 
