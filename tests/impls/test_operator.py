@@ -122,10 +122,12 @@ def test_functionalize_goes_through(operator: Callable[[Tensor], Tensor]) -> Non
     torch.testing.assert_close(torch.func.functionalize(operator)(x), operator(x))
 
 
-def test_reverse_mode_still_works_beside_an_open_dual_level(operator: Callable[[Tensor], Tensor]) -> None:
-    x = torch.randn(SHAPE, requires_grad=True)
-    if not operator(x).requires_grad:
+def test_reverse_mode_still_works_beside_an_open_dual_level(
+    operator: Callable[[Tensor], Tensor], request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["operator"] is frozen_stem:
         pytest.skip("has no gradient")
+    x = torch.randn(SHAPE, requires_grad=True)
     with forward_ad.dual_level():
         (inside,) = torch.autograd.grad(operator(x).sum(), x)
     (outside,) = torch.autograd.grad(operator(x).sum(), x)
