@@ -82,7 +82,7 @@ def test_without_nvml_a_gpu_run_says_what_is_absent_and_goes_on(
     monkeypatch.setattr(nvml, "_pynvml", lambda: FakeNvml(unsupported={"nvmlInit"}))
     ran = sasa_bench("run", suite, "--device", "cuda", "--energy", "--out", tmp_path / "a.jsonl", *QUICK)
     assert ran.returncode == 0
-    assert "throttled samples stay in: NVML reports nothing" in ran.stderr
+    assert "throttled samples are kept: NVML reports nothing" in ran.stderr
     assert len(read([tmp_path / "a.jsonl"]).rows) == 6
 
 

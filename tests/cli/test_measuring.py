@@ -204,7 +204,7 @@ def test_a_budget_is_a_number_of_seconds(suite: Path, budget: str) -> None:
 def test_resume_says_what_it_leaves_and_when_there_is_nothing_to_resume(tmp_path: Path, suite: Path) -> None:
     out = tmp_path / "a.jsonl"
     hold = ["-c", "kernel_size=3", "--impl", "conv3x3", "--out", out, "--resume", *QUICK]
-    assert "is not there yet" in sasa_bench("run", suite, *hold).stderr
+    assert "does not exist yet" in sasa_bench("run", suite, *hold).stderr
     other = tmp_path / "other.toml"
     other.write_text(SUITE)
     assert "also holds suites that this command does not name and leaves as they are: mine" in (

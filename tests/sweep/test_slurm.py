@@ -47,7 +47,7 @@ def test_a_sweep_that_is_there_goes_on_only_when_asked_and_only_as_it_was_begun(
         opened(out, resume=True, budget_s=0.1)
     other = tmp_path / "other.jsonl"
     other.write_text("{}")
-    with pytest.raises(SlurmError, match="was not made by --slurm"):
+    with pytest.raises(SlurmError, match="was not written by --slurm"):
         opened(other, resume=True)
 
 
@@ -124,7 +124,7 @@ def test_without_slurm_the_command_says_where_to_run_it(tmp_path: Path, monkeypa
 def test_shards_and_slurm_exclude_each_other(tmp_path: Path) -> None:
     said = CliRunner().invoke(cli, ["run", "suites/smoke.toml", "--slurm", "exclusive", "--shard", "1/2"])
     assert said.exit_code
-    assert "leave --shard out" in said.output
+    assert "drop --shard" in said.output
 
 
 @pytest.mark.parametrize("words", [["run", "suites/smoke.toml"], ["gate", "--base", "a", "--head", "b"]])
