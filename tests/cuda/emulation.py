@@ -48,7 +48,7 @@ def build(
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
     library = BUILD / f"{key}.so"
     BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as lock:
+    with open(BUILD / f"{key}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not library.exists():
             _compile(library, chosen, texts, flags)
@@ -86,6 +86,25 @@ class Buffer(ctypes.Structure):
     """A piece of memory that a launch may touch."""
 
     _fields_ = (("begin", ctypes.c_void_p), ("bytes", ctypes.c_longlong))
+
+
+def extent(t: torch.Tensor) -> int:
+    """Bytes from the first to the last element of a tensor, which may be a part of another one."""
+    steps = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (steps + 1) * t.element_size() if t.numel() else 0
+
+
+def fake_driver(folder: Path) -> dict[str, str]:
+    """Builds the FAKE libcuda in a folder; the environment of a process that loads it."""
+    source = HERE / "fake_driver" / "fake_driver.cpp"
+    includes = [f"-I{path}" for path in header_directories()]
+    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1", *includes]
+    subprocess.run([COMPILER, *flags, str(source), "-o", str(folder / "libcuda.so.1"), "-ldl"], check=True)
+    return os.environ | {
+        "LD_LIBRARY_PATH": str(folder),
+        "SASA_BENCH_CACHE": str(folder / "cache"),
+        "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parents[1]))),
+    }
 
 
 def first(key: str, candidates: Sequence[kernels.Tunables]) -> kernels.Tunables:
@@ -129,7 +148,7 @@ class EmulatedRuntime(Forgetful):
         buffers = []
         for argument in arguments:
             if isinstance(argument, torch.Tensor):
-                buffers.append(Buffer(argument.data_ptr(), argument.numel() * argument.element_size()))
+                buffers.append(Buffer(argument.data_ptr(), extent(argument)))
                 values.append(ctypes.c_void_p(argument.data_ptr()))
             else:
                 values.append(ctypes.c_void_p(None) if argument is None else ctypes.c_int(argument))

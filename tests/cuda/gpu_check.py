@@ -114,7 +114,7 @@ def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[
     """Of one problem's forward pass: each candidate with its seconds, and whether the search chose it."""
     import torch
 
-    from sasa_bench.impls.cuda import kernels
+    from sasa_bench.impls.cuda import kernels, launch
 
     (q, k, v, rel_row, rel_col), _ = problem.inputs(device)
     function = kernels.Function(
@@ -122,20 +122,15 @@ def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[
     )
     found = kernels.candidates("forward", function, problem.height, problem.width)
     y, log2_sum = torch.empty_like(q), q.new_empty((problem.batch, problem.heads, *q.shape[2:]), dtype=torch.float32)
-    arguments = [q, k, v, rel_row, rel_col, y, log2_sum, problem.height, problem.width, problem.heads]
+    arguments = launch.forward_arguments(q, k, v, rel_row, rel_col, y, log2_sum, problem.heads)
 
-    def launch(tunables: kernels.Tunables) -> None:
-        runtime.launch(
-            kernels.source(),
-            kernels.expression("forward", function, tunables),
-            problem.batch * problem.heads * tunables.tiles(problem.height, problem.width),
-            tunables.threads,
-            arguments,
-        )
+    def run(tunables: kernels.Tunables) -> None:
+        plan = launch.plan_for("forward", function, q.shape, problem.heads, tunables)
+        runtime.launch(kernels.source(), plan.expression, plan.grid, plan.block, arguments)
 
-    chosen = runtime.choose(kernels.source(), f"gpu-check {problem}", found, launch)
+    chosen = runtime.choose(kernels.source(), f"gpu-check {problem}", found, run)
     return [
-        {**vars(tunables), "seconds": seconds(lambda t=tunables: launch(t)), "chosen": tunables == chosen}
+        {**vars(tunables), "seconds": seconds(lambda t=tunables: run(t)), "chosen": tunables == chosen}
         for tunables in found
     ]
 

@@ -1,13 +1,14 @@
 """What the compiled kernels cost, read from their machine code: registers, spills, shared memory, loads.
 
-python tests/cuda/machine_code.py          compiles the shipped specialisations and rewrites resources.csv
-python tests/cuda/machine_code.py --all    the same for every candidate of the search, in candidates.csv; resumes
+python tests/cuda/machine_code.py    compiles the shipped specialisations, and every candidate of the search at the
+                                     stages of a ResNet; rewrites resources.csv and candidates.csv; stopped, it resumes
 """
 
 from __future__ import annotations
 
 import csv
 import ctypes
+import hashlib
 import re
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from sasa_bench.impls.cuda.kernels import Function, Tunables
 TABLE = Path(__file__).parent / "resources.csv"
 EVERY_CANDIDATE = Path(__file__).parent / "candidates.csv"
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+CANDIDATES_ON = "sm_90"
 INSTRUCTION = r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)"
 KERNELS = ("forward", "backward_queries", "backward_keys")
 WORDS = {"LDS": 1, "LDS.64": 2, "LDS.128": 4}
@@ -40,8 +42,9 @@ SHARED_KIB = {"sm_80": 164, "sm_90": 228, "sm_100": 228}
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 # (function, image side): the stages of a ResNet at k = 7, other windows, widths, element types, positions and
 # borders, and a window that needs segments.
+STAGES = [(Function(F32, 7, width, True, False), side) for width, side in ((8, 56), (16, 28), (32, 14), (64, 7))]
 SHIPPED = [
-    *((Function(F32, 7, width, True, False), side) for width, side in ((8, 56), (16, 28), (32, 14), (64, 7))),
+    *STAGES,
     *((Function(F32, size, 16, True, False), 28) for size in (3, 11, 19, 31)),
     *((Function(F32, 7, width, True, False), 14) for width in (4, 128)),
     (Function(F16, 7, 8, True, False), 56),
@@ -52,12 +55,29 @@ SHIPPED = [
 
 
 def specialisations(every_candidate: bool = False) -> Iterator[tuple[str, Function, int, Tunables]]:
-    """(kernel, function, image side, tunables) of each shipped function: the unmeasured default, or all."""
-    for function, side in SHIPPED:
+    """(kernel, function, image side, tunables): each default, or all candidates of the stages."""
+    for function, side in STAGES if every_candidate else SHIPPED:
         for kernel in KERNELS:
             found = kernels.candidates(kernel, function, side, side)
             for tunables in found if every_candidate else found[:1]:
                 yield kernel, function, side, tunables
+
+
+def shipped_rows() -> list[tuple[str, Function, int, Tunables, str]]:
+    """What resources.csv holds: each default on each architecture."""
+    return [(*item, arch) for item in specialisations() for arch in ARCHITECTURES]
+
+
+def candidate_rows() -> list[tuple[str, Function, int, Tunables, str]]:
+    """What candidates.csv holds: every candidate of the stages on one architecture."""
+    return [(*item, CANDIDATES_ON) for item in specialisations(every_candidate=True)]
+
+
+def heading() -> str:
+    """What the tables hold for: the compiler, and the kernels but for comments and spaces."""
+    code = re.sub(r"//[^\n]*|\s", "", kernels.source())
+    digest = hashlib.sha256(code.encode()).hexdigest()[:12]
+    return f"NVRTC {nvrtc.nvrtc_version()}; kernels {digest}; rewritten by tests/cuda/machine_code.py"
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -117,6 +137,16 @@ def _hot_loop(listing: str) -> list[str]:
     loops = _loops(listing)
     most = max(loop.count("MUFU.EX2") for loop in loops)
     return min((loop for loop in loops if loop.count("MUFU.EX2") == most), key=len)
+
+
+def _instructions_per_staged_word(listing: str) -> float:
+    """Instructions that a thread runs for each word that it copies to shared memory: of the smallest loop that does."""
+
+    def has(loop: list[str], start: str) -> bool:
+        return any(name.startswith(start) for name in loop)
+
+    copying = min((loop for loop in _loops(listing) if has(loop, "LDG") and has(loop, "STS")), key=len)
+    return len(copying) / sum(name.startswith("STS") for name in copying)
 
 
 def outer_loop(listing: str) -> list[str]:
@@ -200,6 +230,7 @@ def cost(kernel: str, function: Function, side: int, tunables: Tunables, arch: s
         "loop_shuffles": str(sum(n for name, n in loop.items() if name.startswith("SHFL"))),
         "shared_loads_per_fma": f"{sum(loop[name] for name in WORDS) / fused:.3f}",
         "shared_words_per_fma": f"{words / fused:.3f}",
+        "instructions_per_staged_word": f"{_instructions_per_staged_word(listing):.1f}",
     }
 
 
@@ -215,31 +246,32 @@ def read_table(path: Path = TABLE) -> list[dict[str, str]]:
         return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
-def write_table(rows: list[dict[str, str]], path: Path = TABLE, heading: str = "") -> None:
-    """Writes the rows, below the version of the compiler that they hold for."""
+def write_table(rows: list[dict[str, str]], path: Path, heading: str) -> None:
+    """Writes the rows, below what they hold for."""
     with open(path, "w", newline="") as file:
-        file.write(f"# {heading or f'NVRTC {nvrtc.nvrtc_version()}; rewritten by tests/cuda/machine_code.py'}\n")
+        file.write(f"# {heading}\n")
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
 def main() -> None:
-    every_candidate = "--all" in sys.argv
-    path = EVERY_CANDIDATE if every_candidate else TABLE
-    chosen = [(*item, arch) for item in specialisations(every_candidate) for arch in ARCHITECTURES]
+    tables = {TABLE: shipped_rows(), EVERY_CANDIDATE: candidate_rows()}
+    names = list(identity(*tables[TABLE][0]))
     known = {}
-    if every_candidate and path.exists() and f"NVRTC {nvrtc.nvrtc_version()};" in path.read_text():
-        known = {tuple(row[name] for name in identity(*chosen[0])): row for row in read_table(path)}
-    for number, item in enumerate(chosen):
-        key = tuple(identity(*item).values())
-        if key in known:
-            continue
-        known[key] = cost(*item)
-        print(f"{number + 1}/{len(chosen)} {item[0]} {item[1]} {item[4]}", file=sys.stderr, flush=True)
-        if every_candidate:
-            write_table([known[k] for i in chosen if (k := tuple(identity(*i).values())) in known], path)
-    write_table([known[tuple(identity(*item).values())] for item in chosen], path)
+    for path in tables:
+        if path.read_text().startswith(f"# {heading()}\n"):
+            known |= {tuple(row[name] for name in names): row for row in read_table(path)}
+    for path, items in tables.items():
+        for number, item in enumerate(items):
+            key = tuple(identity(*item).values())
+            if key not in known:
+                known[key] = cost(*item)
+                print(
+                    f"{path.name} {number + 1}/{len(items)} {item[0]} {item[1]} {item[4]}", file=sys.stderr, flush=True
+                )
+                write_table([known[k] for i in items if (k := tuple(identity(*i).values())) in known], path, heading())
+        write_table([known[tuple(identity(*item).values())] for item in items], path, heading())
 
 
 if __name__ == "__main__":

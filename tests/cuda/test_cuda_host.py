@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,16 +23,7 @@ QKV = torch.zeros(1, 8, 4, 4)
 
 
 def test_everything_that_needs_a_driver_through_the_fake(tmp_path):
-    fake = tmp_path / "libcuda.so.1"
-    includes = [f"-I{path}" for path in emulation.header_directories()]
-    source = HERE / "fake_driver" / "fake_driver.cpp"
-    flags = ["-std=c++17", "-O1", "-w", "-fPIC", "-shared", "-Wl,-soname,libcuda.so.1", *includes]
-    subprocess.run([emulation.COMPILER, *flags, str(source), "-o", str(fake), "-ldl"], check=True)
-    environment = os.environ | {
-        "LD_LIBRARY_PATH": str(tmp_path),
-        "SASA_BENCH_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": os.pathsep.join((str(HERE), str(HERE.parents[1]))),
-    }
+    environment = emulation.fake_driver(tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(HERE)]
     checks = HERE / "fake_driver" / "host_checks.py"
     made = subprocess.run([*command, "-o", "addopts=", str(checks)], env=environment, capture_output=True, text=True)
@@ -134,6 +125,73 @@ def test_tuning_store_survives_a_broken_file(monkeypatch, tmp_path):
     assert json.loads(store.path.read_text()) == {"key": {"chosen": {"pixels": 2}, "seconds": 1e-5}}
     store.path.write_text("{")
     assert store.read() == {}
+
+
+def test_a_choice_holds_for_one_version_of_the_kernels(monkeypatch, tmp_path):
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
+    candidates = [kernels.Tunables(pixels, 1, 1, 1, 1, 1, 1, 1) for pixels in (1, 2)]
+    measured = []
+
+    def seconds(run):
+        run()
+        return 1.0 / measured[-1].pixels
+
+    for text in ("first", "first", "second"):
+        chosen = _tuning.Chooser("Some GPU", text, seconds).choose("key", candidates, measured.append)
+        assert chosen.pixels == 2
+    assert len(measured) == 2 * len(candidates) * (1 + _tuning.SEARCH_ROUNDS)
+
+
+def test_a_candidate_is_timed_as_a_graph_of_calls_that_is_replayed(monkeypatch):
+    queued = []
+
+    class Graph:
+        def __enter__(self):
+            queued.append("capture")
+
+        def __exit__(self, *_):
+            queued.append("captured")
+
+        def replay(self):
+            queued.append("replay")
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            queued.append("event")
+
+        def synchronize(self):
+            queued.append("synchronize")
+
+        def elapsed_time(self, end):
+            return 30.0  # milliseconds
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: queued.append("synchronize"))
+    found = _tuning.replay_seconds(lambda: queued.append("call"))
+    assert found == pytest.approx(0.03 / _tuning.SEARCH_CALLS)
+    calls = ["call"] * _tuning.SEARCH_CALLS
+    assert queued[:3] == ["call", "synchronize", "capture"]
+    assert queued[3:] == [*calls, "captured", "replay", "event", "replay", "event", "synchronize"]
+
+
+def test_a_cuda_core_that_lacks_a_name_is_named_with_its_version(monkeypatch):
+    import cuda.core
+
+    monkeypatch.delattr(cuda.core, "ObjectCode")
+    assert re.search(r"^cuda-core \d+\.\d+\S* lacks what .*ObjectCode.*--upgrade", nvrtc.missing_compiler())
+
+
+def test_few_threads_of_a_warp_are_spare_in_the_stages_of_a_resnet():
+    for head_width, side in ((8, 56), (16, 28), (32, 14), (64, 7)):
+        function = kernels.Function(torch.float32, 7, head_width, True, False)
+        for kernel in ("forward", "backward_queries", "backward_keys"):
+            chosen = kernels.candidates(kernel, function, side, side)[0]
+            assert chosen.lanes * chosen.columns * chosen.images * chosen.rows >= 7 / 8 * chosen.threads
 
 
 def test_an_architecture_beyond_nvrtc_is_a_clear_error():

@@ -25,9 +25,9 @@ WRONG = "wrong values"
 
 
 def several_stages(key: str, candidates: Sequence[kernels.Tunables]) -> kernels.Tunables:
-    """Small tiles whose windows pass through shared memory in several stages."""
+    """Small tiles whose windows pass through shared memory in several stages, of three images where there are four."""
     chosen = next(tunables for tunables in candidates if tunables.pixels == 2)
-    return replace(chosen, columns=3, rows=4, staged=3)
+    return replace(chosen, columns=3, rows=4, images=3, staged=3)
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,15 @@ class Mutant:
 
 BARRIER = "        __syncthreads();\n"
 STAGE = "        stage_rows(place.first_y - P::RADIUS + first);\n"
-STORE = "to[channel * P::PLANE + row * P::PITCH + column]"
-INSIDE = "channel < planes && y >= 0 && y < height && x >= 0 && x < width"
+STORE = "one_to[n * P::COPIERS]"
+STAGED_LINE = "member * MEMBER + channel * P::PLANE"
+INSIDE = "channel < there && static_cast<unsigned>(y) < static_cast<unsigned>(sizes.height)"
+ACROSS = "x < static_cast<unsigned>(sizes.width)"
+THERE = "image < sizes.images ? planes : 0"
+SPARE = "slot >= P::LANES * P::COLUMNS * P::IMAGES || first_image + member >= sizes.images"
+STEP = "(image / heads) * step"
 RESCALE = "for (int c = 0; c < P::CHANNELS; ++c) y[p][c] *= rescale;"
-LANE_ADDS = "if (place.lane == 0) {\n#pragma unroll\n                        for (int p"
+LANE_ADDS = "if (adds) {\n#pragma unroll\n                        for (int p"
 LANE_WRITES = "if (place.lane == 0 && place.inside(p)) {"
 PLANE = "static_cast<long long>(image) * planes"
 SUM = "sum_over_lanes<P>(weights[p]);"
@@ -65,13 +70,15 @@ MUTANTS = [
     ),
     Mutant("no barrier in the last sum", "= sum;\n    __syncthreads();", "= sum;", "uninitialised"),
     Mutant("barrier for some", BARRIER + STAGE, f"if (place.row) {BARRIER}" + STAGE, "divergent barrier"),
-    Mutant("halo not cut on the left", INSIDE, INSIDE.replace("x >= 0 && ", ""), "out of bounds: global read"),
-    Mutant("halo not cut below", INSIDE, INSIDE.replace("y < height && ", ""), "out of bounds: global read"),
-    Mutant("padded channels read", INSIDE, INSIDE.replace("channel < planes && ", ""), "out of bounds"),
-    Mutant("shared index off by one", STORE, STORE.replace("column]", "column + 1]"), "uninitialised: shared"),
-    Mutant("shared plane off by one", STORE, STORE.replace("[channel", "[(channel + 1)"), "out of bounds: shared"),
+    Mutant("halo not cut on the left", ACROSS, "static_cast<int>(x) < sizes.width", "out of bounds: global read"),
+    Mutant("halo not cut below", INSIDE, "channel < there && y >= 0", "out of bounds: global read"),
+    Mutant("padded channels read", INSIDE, INSIDE.replace("channel < there && ", ""), "out of bounds"),
+    Mutant("shared index off by one", STORE, STORE.replace("COPIERS]", "COPIERS + 1]"), "uninitialised: shared"),
+    Mutant(
+        "shared plane off by one", STAGED_LINE, STAGED_LINE.replace("channel", "(channel + 1)"), "out of bounds: shared"
+    ),
     Mutant("lanes write one cell", LANE_WRITES, "if (place.inside(p)) {", "race: global"),
-    Mutant("lanes add to one cell", LANE_ADDS, LANE_ADDS.replace("place.lane == 0", "true"), "race: shared"),
+    Mutant("lanes add to one cell", LANE_ADDS, LANE_ADDS.replace("adds", "!place.spare"), "race: shared"),
     Mutant("misaligned vector", "place.column * P::PIXELS);", "place.column * P::PIXELS + 1);", "misaligned"),
     Mutant("shuffle for some lanes", SUM, "if (place.lane == 0) " + SUM, "divergent shuffle"),
     Mutant("shuffle mask too low", "<< (warp_lane - warp_lane % P::LANES)", "<< 0", "divergent shuffle"),
@@ -83,6 +90,12 @@ MUTANTS = [
     ),
     Mutant("wrong head offset", "(head * P::ROW_HALF + channel)", "(channel)", WRONG),
     Mutant("wrong plane", PLANE, PLANE.replace("image", "head"), "race: global"),
+    Mutant("images that are not there are read", THERE, "planes", "out of bounds: global read"),
+    Mutant("spare threads write", SPARE, "false", "race: global"),
+    Mutant("images share shared memory", "member * MEMBER +", "", "uninitialised: shared"),
+    Mutant("another image's keys", "place.member * P::MEMBER + ", "", WRONG),
+    Mutant("batch entries in the wrong place", STEP, "(image / heads) * (step + 1)", WRONG),
+    Mutant("partial sums of another image", "(image) * place.tiles", "(place.image) * place.tiles", "race: global"),
     Mutant("sum not rescaled", "total[p] *= rescale;", "", WRONG),
     Mutant("values not rescaled", RESCALE, "", WRONG),
     Mutant("border takes part", BORDER, "true", WRONG),

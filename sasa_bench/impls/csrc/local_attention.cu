@@ -7,10 +7,15 @@
 //   dk_j = sum_i ds_ij q_i,  dv_j = sum_i p_ij dy_i,  dr_t = sum_i ds_{i,i+t} q_i.
 //
 // One thread owns PIXELS neighbouring pixels of one row and every LANES-th channel of one head; LANES neighbouring
-// threads add up their shares of a logit with shuffles. A block owns COLUMNS*PIXELS x ROWS pixels. The rows of the
-// window pass through shared memory as float, STAGED at a time, and the softmax is accumulated row by row, so no
-// tensor with K*K entries exists anywhere. A window wider than SEGMENT columns passes in several segments. All kernels
-// are deterministic: a value has one writer, and every sum has a fixed order.
+// threads add up their shares of a logit with shuffles. A block owns COLUMNS*PIXELS x ROWS pixels of IMAGES images, an
+// image being one head of one batch entry. A warp works on one image row, of several images where one is too narrow: so
+// its threads visit the same rows of their windows. The rows of the window pass through shared memory as float, STAGED
+// at a time, and the softmax is accumulated row by row, so no tensor with K*K entries exists anywhere. A window wider
+// than SEGMENT columns passes in several segments. All kernels are deterministic: a value has one writer, and every sum
+// has a fixed order.
+//
+// Maps are [batch, heads * HEAD_WIDTH, height, width] with dense planes; batch entries lie `stride` elements apart, so
+// that q, k and v, and their gradients, may be thirds of one tensor.
 //
 // Logits are in units of log2(e): exp2 is the hardware's own exponential.
 
@@ -64,17 +69,20 @@ template <> __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(f
 
 // What is computed (the first five) and how (the rest, chosen by `sasa_bench/impls/cuda`).
 template <class Element_, int KERNEL_SIZE_, int HEAD_WIDTH_, bool POSITION_, bool ZERO_BORDER_, int PIXELS_, int LANES_,
-          int COLUMNS_, int ROWS_, int STAGED_, int SEGMENT_, int RESIDENT_>
+          int COLUMNS_, int ROWS_, int IMAGES_, int STAGED_, int SEGMENT_, int RESIDENT_>
 struct Plan {
     using Element = Element_;
     static constexpr int KERNEL_SIZE = KERNEL_SIZE_, RADIUS = KERNEL_SIZE / 2;
     static constexpr int HEAD_WIDTH = HEAD_WIDTH_, ROW_HALF = HEAD_WIDTH / 2;
     static constexpr bool POSITION = POSITION_, ZERO_BORDER = ZERO_BORDER_;
     static constexpr int PIXELS = PIXELS_, LANES = LANES_, COLUMNS = COLUMNS_, ROWS = ROWS_, STAGED = STAGED_;
+    static constexpr int IMAGES = IMAGES_;
     static constexpr int SEGMENT = SEGMENT_, SEGMENTS = (KERNEL_SIZE + SEGMENT - 1) / SEGMENT;
     static constexpr int RESIDENT = RESIDENT_;  // blocks that a multiprocessor holds: caps the registers of a thread
 
-    static constexpr int THREADS = LANES * COLUMNS * ROWS;
+    // Whole warps; the last one may have spare threads.
+    static constexpr int ROW_THREADS = (LANES * COLUMNS * IMAGES + 31) / 32 * 32;
+    static constexpr int THREADS = ROW_THREADS * ROWS;
     static constexpr int TILE_WIDTH = COLUMNS * PIXELS;
     static constexpr int TILE_PITCH = TILE_WIDTH * ROWS + 1;
     static constexpr int CHANNELS = (HEAD_WIDTH + LANES - 1) / LANES;
@@ -89,34 +97,60 @@ struct Plan {
     static constexpr int BANK_STEP = LANES == 1 ? VECTOR : 32 / (LANES * VECTOR < 32 ? LANES : 32 / VECTOR);
     static constexpr int PLANE =
         LANES == 1 ? STAGED * PITCH : STAGED * PITCH + (32 + BANK_STEP - STAGED * PITCH % 32) % 32;
-    static constexpr int STAGE = LANES * CHANNELS * PLANE;
+    static constexpr int PLANES = LANES * CHANNELS;
+
+    // The next image continues the banks where the row of threads before it ends.
+    static constexpr int MEMBER =
+        IMAGES == 1 ? PLANES * PLANE : PLANES * PLANE + ((TILE_WIDTH - PLANES * PLANE) % 32 + 32) % 32;
+    static constexpr int STAGE = IMAGES * MEMBER;
+
+    // COPIERS neighbouring threads copy a staged row, about four words each.
+    static constexpr int COPIERS = PITCH >= 128 ? 32 : PITCH >= 64 ? 16 : PITCH >= 32 ? 8 : 4;
 
     static_assert(KERNEL_SIZE % 2 == 1, "KERNEL_SIZE must be odd");
     static_assert((LANES & (LANES - 1)) == 0 && LANES <= 32, "LANES must be a power of two, at most 32");
 };
 
-// Where a thread works: pixels (y, x) .. (y, x + PIXELS - 1) of one head of one batch entry.
+// Sizes of the maps: `images` = batch * heads; batch entries of q, k, v lie `stride` elements apart.
+struct Sizes {
+    int height, width, heads, images, stride;
+
+    __device__ int pixels() const { return height * width; }
+    // Where channel 0 of an image begins in a map whose batch entries lie `step` elements apart.
+    __device__ long long map(int image, int width_of_head, int step) const {
+        return static_cast<long long>(image / heads) * step + image % heads * width_of_head * pixels();
+    }
+};
+
+// Where a thread works: pixels (y, x) .. (y, x + PIXELS - 1) of an image, the block's `member`. A spare thread has no
+// pixel.
 template <class P>
 struct Place {
-    int image, head, first_y, first_x, lane, column, row, y, x, pixels, height, width;
+    int tile, tiles, first_image, first_y, first_x, lane, column, member, row, image, head, y, x, pixels, height, width;
+    bool spare;
 
-    __device__ Place(int height, int width, int heads) : pixels(height * width), height(height), width(width) {
+    __device__ explicit Place(const Sizes& sizes)
+        : pixels(sizes.pixels()), height(sizes.height), width(sizes.width) {
         const int across = (width + P::TILE_WIDTH - 1) / P::TILE_WIDTH;
-        const int tiles = across * ((height + P::ROWS - 1) / P::ROWS);
-        const int tile = static_cast<int>(blockIdx.x) % tiles;
-        const int thread = static_cast<int>(threadIdx.x);
-        image = static_cast<int>(blockIdx.x) / tiles;
-        head = image % heads;
+        tiles = across * ((height + P::ROWS - 1) / P::ROWS);
+        tile = static_cast<int>(blockIdx.x) % tiles;
+        first_image = static_cast<int>(blockIdx.x) / tiles * P::IMAGES;
         first_y = tile / across * P::ROWS;
         first_x = tile % across * P::TILE_WIDTH;
-        lane = thread % P::LANES;
-        column = thread / P::LANES % P::COLUMNS;
-        row = thread / (P::LANES * P::COLUMNS);
+        const int thread = static_cast<int>(threadIdx.x);
+        const int slot = thread % P::ROW_THREADS;
+        lane = slot % P::LANES;
+        column = slot / P::LANES % P::COLUMNS;
+        member = min(slot / (P::LANES * P::COLUMNS), P::IMAGES - 1);
+        row = thread / P::ROW_THREADS;
+        image = min(first_image + member, sizes.images - 1);
+        spare = slot >= P::LANES * P::COLUMNS * P::IMAGES || first_image + member >= sizes.images;
+        head = image % sizes.heads;
         y = first_y + row;
         x = first_x + column * P::PIXELS;
     }
 
-    __device__ bool inside(int p) const { return y < height && x + p < width; }
+    __device__ bool inside(int p) const { return !spare && y < height && x + p < width; }
     __device__ int pixel(int p) const { return y * width + x + p; }
     __device__ int channel(int c) const { return c * P::LANES + lane; }
     __device__ long long plane(int planes) const { return static_cast<long long>(image) * planes * pixels; }
@@ -177,17 +211,53 @@ __device__ __forceinline__ void write_own(typename P::Element* to, const Place<P
     }
 }
 
-// Copies STAGED rows of `planes` channel planes to shared memory; `outside` where there is no pixel or no channel.
-template <class P, class T>
-__device__ __forceinline__ void stage(const T* from, int planes, int padded_planes, float outside, int first_y,
-                                      int first_x, int height, int width, SharedFloats to) {
-    for (int n = static_cast<int>(threadIdx.x); n < padded_planes * P::STAGED * P::PITCH; n += P::THREADS) {
-        const int column = n % P::PITCH, line = n / P::PITCH;
-        const int row = line % P::STAGED, channel = line / P::STAGED;
-        const int y = first_y + row, x = first_x + column;
-        const bool inside = channel < planes && y >= 0 && y < height && x >= 0 && x < width;
-        to[channel * P::PLANE + row * P::PITCH + column] =
-            inside ? to_float(read(from, (channel * height + y) * width + x)) : outside;
+// A map to copy to shared memory. Batch entries lie `step` elements apart. What is beside the image, of a channel too
+// many or of an image that is not there becomes `outside`.
+template <class T>
+struct Source {
+    const T* all;
+    int step;
+    float outside;
+    SharedFloats to;
+};
+
+// Copies STAGED rows of `planes` channel planes of each of the block's images, of two maps. In shared memory an image
+// has PLANES planes and MEMBER words.
+template <class P, int PLANES, int MEMBER, class T>
+__device__ __forceinline__ void stage(const Source<T>& one, const Source<T>& other, int planes, int first_y,
+                                      int first_x, const Place<P>& place, const Sizes& sizes) {
+    constexpr int STEPS = (P::PITCH + P::COPIERS - 1) / P::COPIERS, COPIED = P::THREADS / P::COPIERS;
+    const int copier = static_cast<int>(threadIdx.x) % P::COPIERS, first = static_cast<int>(threadIdx.x) / P::COPIERS;
+#pragma unroll 1
+    for (int member = 0; member < P::IMAGES; ++member) {
+        const int image = place.first_image + member;
+        const int there = image < sizes.images ? planes : 0;
+        const T* one_from = one.all + sizes.map(image, planes, one.step);
+        const T* other_from = other.all + sizes.map(image, planes, other.step);
+#pragma unroll 1
+        for (int line = first; line < PLANES * P::STAGED; line += COPIED) {
+            const int channel = line / P::STAGED, row = line % P::STAGED, y = first_y + row;
+            const bool inside =
+                channel < there && static_cast<unsigned>(y) < static_cast<unsigned>(sizes.height);
+            const int from = (channel * sizes.height + y) * sizes.width + first_x + copier;
+            const int to = member * MEMBER + channel * P::PLANE + row * P::PITCH + copier;
+            float one_values[STEPS], other_values[STEPS];
+#pragma unroll
+            for (int n = 0; n < STEPS; ++n) {
+                const unsigned x = static_cast<unsigned>(first_x + copier + n * P::COPIERS);  // large left of the image
+                const bool there_too = inside && x < static_cast<unsigned>(sizes.width);
+                one_values[n] = there_too ? to_float(read(one_from, from + n * P::COPIERS)) : one.outside;
+                other_values[n] = there_too ? to_float(read(other_from, from + n * P::COPIERS)) : other.outside;
+            }
+            const SharedFloats one_to = one.to + to, other_to = other.to + to;
+#pragma unroll
+            for (int n = 0; n < STEPS; ++n) {
+                if (copier + n * P::COPIERS < P::PITCH) {
+                    one_to[n * P::COPIERS] = one_values[n];
+                    other_to[n * P::COPIERS] = other_values[n];
+                }
+            }
+        }
     }
 }
 
@@ -195,13 +265,14 @@ __device__ __forceinline__ void stage(const T* from, int planes, int padded_plan
 // image row `y`, staged as row `r`.
 template <class P, bool EVERY_ROW, class Stage, class Visit>
 __device__ __forceinline__ void sweep_rows(const Place<P>& place, Stage stage_rows, Visit visit) {
+    const int rows = place.y < place.height && !place.spare ? P::KERNEL_SIZE : 0;
 #pragma unroll 1
     for (int first = 0; first < P::ROWS + P::KERNEL_SIZE - 1; first += P::STAGED) {
         __syncthreads();
         stage_rows(place.first_y - P::RADIUS + first);
         __syncthreads();
         const int begin = max(0, first - place.row);
-        const int end = min(P::KERNEL_SIZE, first + P::STAGED - place.row);
+        const int end = min(rows, first + P::STAGED - place.row);
 #pragma unroll 1
         for (int a = begin; a < end; ++a) {
             const int y = place.y + a - P::RADIUS;
@@ -212,7 +283,8 @@ __device__ __forceinline__ void sweep_rows(const Place<P>& place, Stage stage_ro
 
 template <class P>
 __device__ __forceinline__ SharedFloats staged_line(SharedFloats staged, const Place<P>& place, int row, int c) {
-    return staged + (place.channel(c) * P::PLANE + row * P::PITCH + place.column * P::PIXELS);
+    return staged +
+           (place.member * P::MEMBER + place.channel(c) * P::PLANE + row * P::PITCH + place.column * P::PIXELS);
 }
 
 template <class P>
@@ -308,22 +380,21 @@ __device__ __forceinline__ void row_logits(const float (&q)[P::PIXELS][P::CHANNE
     correlate<P>(q, keys, place, row, logits);
 }
 
-// q, k, v, y: [images, HEAD_WIDTH, height, width], images = batch * heads; log2_sum: [images, height, width], the
-// base-2 logarithm of the softmax's denominator. Grid: images * tiles blocks.
+// y: [images, HEAD_WIDTH, height, width], images = batch * heads; log2_sum: [images, height, width], the base-2
+// logarithm of the softmax's denominator. Grid: ceil(images / IMAGES) * tiles blocks.
 template <class P>
 __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
     forward(const typename P::Element* __restrict__ q_all, const typename P::Element* __restrict__ k_all,
             const typename P::Element* __restrict__ v_all, const typename P::Element* __restrict__ rel_row,
             const typename P::Element* __restrict__ rel_col, typename P::Element* __restrict__ y_all,
-            float* __restrict__ log2_sum, int height, int width, int heads) {
+            float* __restrict__ log2_sum, int height, int width, int heads, int images, int stride) {
     SHARED_FLOATS(keys, P::STAGE);
     SHARED_FLOATS(values, P::STAGE);
-    const Place<P> place(height, width, heads);
-    const auto* k_plane = k_all + place.plane(P::HEAD_WIDTH);
-    const auto* v_plane = v_all + place.plane(P::HEAD_WIDTH);
+    const Sizes sizes{height, width, heads, images, stride};
+    const Place<P> place(sizes);
 
     float q[P::PIXELS][P::CHANNELS];
-    read_own<P>(q_all + place.plane(P::HEAD_WIDTH), place, LOG2_E, q);
+    read_own<P>(q_all + sizes.map(place.image, P::HEAD_WIDTH, stride), place, LOG2_E, q);
     float y[P::PIXELS][P::CHANNELS] = {};
     float peak[P::PIXELS], total[P::PIXELS];
 #pragma unroll
@@ -337,9 +408,9 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
         sweep_rows<P, P::ZERO_BORDER>(
             place,
             [&](int first_y) {
-                constexpr int padded = P::LANES * P::CHANNELS;
-                stage<P>(k_plane, P::HEAD_WIDTH, padded, 0.0f, first_y, first_x, height, width, keys);
-                stage<P>(v_plane, P::HEAD_WIDTH, padded, 0.0f, first_y, first_x, height, width, values);
+                stage<P, P::PLANES, P::MEMBER, typename P::Element>({k_all, stride, 0.0f, keys},
+                                                                    {v_all, stride, 0.0f, values}, P::HEAD_WIDTH,
+                                                                    first_y, first_x, place, sizes);
             },
             [&](int a, int, int row) {
                 float weights[P::PIXELS][P::SEGMENT];
@@ -378,8 +449,9 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
 }
 
 // dq, and for backward_keys: delta = dy.y [images, height, width] and, with positions, the column logits
-// [images, KERNEL_SIZE, height, width]. partials [blocks, HEAD_WIDTH, KERNEL_SIZE]: the block's share of the
-// gradient of the position embeddings, row half first. Grid: images * tiles blocks.
+// [images, KERNEL_SIZE, height, width]. partials [images, tiles, HEAD_WIDTH, KERNEL_SIZE]: the tile's share of the
+// gradient of the position embeddings, row half first. Batch entries of dq lie `d_stride` elements apart. Grid:
+// ceil(images / IMAGES) * tiles blocks.
 //
 // `reload` is 0, which the compiler does not know: it would otherwise keep every line of the first pass over the
 // channels in registers for the second, and spill.
@@ -391,19 +463,20 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                      const typename P::Element* __restrict__ dy_all, const float* __restrict__ log2_sum,
                      typename P::Element* __restrict__ dq_all, float* __restrict__ delta_all,
                      float* __restrict__ column_logits_all, float* __restrict__ partials, int height, int width,
-                     int heads, int reload) {
+                     int heads, int images, int stride, int d_stride, int reload) {
+    constexpr int OFFSETS = 2 * P::KERNEL_SIZE;
     SHARED_FLOATS(keys, P::STAGE);
     SHARED_FLOATS(values, P::STAGE);
-    SHARED_FLOATS(position_sums, P::POSITION ? 2 * P::KERNEL_SIZE * P::TILE_PITCH : 1);
-    const Place<P> place(height, width, heads);
-    const auto* q_plane = q_all + place.plane(P::HEAD_WIDTH);
-    const auto* k_plane = k_all + place.plane(P::HEAD_WIDTH);
-    const auto* v_plane = v_all + place.plane(P::HEAD_WIDTH);
-    const int own_pixel = place.row * P::TILE_WIDTH + place.column * P::PIXELS;
+    SHARED_FLOATS(position_sums, P::POSITION ? P::IMAGES * OFFSETS * P::TILE_PITCH : 1);
+    const Sizes sizes{height, width, heads, images, stride};
+    const Place<P> place(sizes);
+    const bool adds = place.lane == 0 && !place.spare;
+    const int own_pixel =
+        place.member * OFFSETS * P::TILE_PITCH + place.row * P::TILE_WIDTH + place.column * P::PIXELS;
 
     float q[P::PIXELS][P::CHANNELS], dy[P::PIXELS][P::CHANNELS];
     float dq[P::PIXELS][P::CHANNELS];
-    read_own<P>(q_plane, place, LOG2_E, q);
+    read_own<P>(q_all + sizes.map(place.image, P::HEAD_WIDTH, stride), place, LOG2_E, q);
     read_own<P>(dy_all + place.plane(P::HEAD_WIDTH), place, 1.0f, dy);
     read_own<P>(y_all + place.plane(P::HEAD_WIDTH), place, 1.0f, dq);
     float delta[P::PIXELS], own_log2_sum[P::PIXELS];
@@ -419,7 +492,7 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
             place.inside(p) ? read(log2_sum + place.plane(1), place.pixel(p)) : POSITIVE_INFINITY;
     }
     sum_over_lanes<P>(delta);
-    if (place.lane == 0) {
+    if (adds) {
 #pragma unroll
         for (int p = 0; p < P::PIXELS; ++p) {
             if (place.inside(p)) write(delta_all + place.plane(1), place.pixel(p), delta[p]);
@@ -454,9 +527,9 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
         sweep_rows<P, P::ZERO_BORDER>(
             place,
             [&](int first_y) {
-                constexpr int padded = P::LANES * P::CHANNELS;
-                stage<P>(k_plane, P::HEAD_WIDTH, padded, 0.0f, first_y, first_x, height, width, keys);
-                stage<P>(v_plane, P::HEAD_WIDTH, padded, 0.0f, first_y, first_x, height, width, values);
+                stage<P, P::PLANES, P::MEMBER, typename P::Element>({k_all, stride, 0.0f, keys},
+                                                                    {v_all, stride, 0.0f, values}, P::HEAD_WIDTH,
+                                                                    first_y, first_x, place, sizes);
             },
             [&](int a, int, int row) {
                 float ds[P::PIXELS][P::SEGMENT], dp[P::PIXELS][P::SEGMENT] = {};
@@ -486,7 +559,7 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                             for (int p = 0; p < P::PIXELS; ++p) dq[p][c] += row_sum[p] * r;
                         }
                     }
-                    if (place.lane == 0) {
+                    if (adds) {
 #pragma unroll
                         for (int p = 0; p < P::PIXELS; ++p) {
                             position_sums[a * P::TILE_PITCH + own_pixel + p] += row_sum[p];
@@ -508,7 +581,7 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                             for (int p = 0; p < P::PIXELS; ++p) dq[p][c] += column_sum[p][b] * r;
                         }
                     }
-                    if (place.lane == 0) {
+                    if (adds) {
 #pragma unroll
                         for (int p = 0; p < P::PIXELS; ++p) {
                             position_sums[(P::KERNEL_SIZE + offset) * P::TILE_PITCH + own_pixel + p] =
@@ -519,15 +592,18 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
             }
         }
     }
-    write_own<P>(dq_all + place.plane(P::HEAD_WIDTH), place, dq);
+    write_own<P>(dq_all + sizes.map(place.image, P::HEAD_WIDTH, d_stride), place, dq);
 
     if constexpr (P::POSITION) {
         __syncthreads();
         constexpr int ENTRIES = P::HEAD_WIDTH * P::KERNEL_SIZE;
         const int rows = min(P::ROWS, height - place.first_y), columns = min(P::TILE_WIDTH, width - place.first_x);
-        for (int entry = static_cast<int>(threadIdx.x); entry < ENTRIES; entry += P::THREADS) {
+        const int members = min(P::IMAGES, images - place.first_image);
+        for (int n = static_cast<int>(threadIdx.x); n < members * ENTRIES; n += P::THREADS) {
+            const int member = n / ENTRIES, entry = n % ENTRIES, image = place.first_image + member;
             const int channel = entry / P::KERNEL_SIZE, offset = entry % P::KERNEL_SIZE;
-            const int line = (channel < P::ROW_HALF ? 0 : P::KERNEL_SIZE) + offset;
+            const int line = member * OFFSETS + (channel < P::ROW_HALF ? 0 : P::KERNEL_SIZE) + offset;
+            const auto* q_plane = q_all + sizes.map(image, P::HEAD_WIDTH, stride);
             float sum = 0.0f;
             for (int row = 0; row < rows; ++row) {
                 const int from = (channel * height + place.first_y + row) * width + place.first_x;
@@ -536,13 +612,13 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                            position_sums[line * P::TILE_PITCH + row * P::TILE_WIDTH + column];
                 }
             }
-            write(partials + static_cast<long long>(blockIdx.x) * ENTRIES, entry, sum);
+            write(partials + (static_cast<long long>(image) * place.tiles + place.tile) * ENTRIES, entry, sum);
         }
     }
 }
 
 // dk and dv. A thread owns keys and visits the queries whose window holds them: window row `a` of the sweep, seen from
-// the query, is row KERNEL_SIZE - 1 - a. Grid: images * tiles blocks.
+// the query, is row KERNEL_SIZE - 1 - a. Grid: ceil(images / IMAGES) * tiles blocks.
 template <class P>
 __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
     backward_keys(const typename P::Element* __restrict__ q_all, const typename P::Element* __restrict__ k_all,
@@ -550,20 +626,19 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                   const typename P::Element* __restrict__ rel_col, const typename P::Element* __restrict__ dy_all,
                   const float* __restrict__ log2_sum, const float* __restrict__ delta_all,
                   const float* __restrict__ column_logits_all, typename P::Element* __restrict__ dk_all,
-                  typename P::Element* __restrict__ dv_all, int height, int width, int heads, int reload) {
+                  typename P::Element* __restrict__ dv_all, int height, int width, int heads, int images, int stride,
+                  int d_stride, int reload) {
     SHARED_FLOATS(queries, P::STAGE);
     SHARED_FLOATS(gradients, P::STAGE);
-    SHARED_FLOATS(log2_sums, P::PLANE);
-    SHARED_FLOATS(deltas, P::PLANE);
-    const Place<P> place(height, width, heads);
-    const auto* q_plane = q_all + place.plane(P::HEAD_WIDTH);
-    const auto* dy_plane = dy_all + place.plane(P::HEAD_WIDTH);
-    const float* log2_plane = log2_sum + place.plane(1);
-    const float* delta_plane = delta_all + place.plane(1);
+    SHARED_FLOATS(log2_sums, P::IMAGES * P::PLANE);
+    SHARED_FLOATS(deltas, P::IMAGES * P::PLANE);
+    const Sizes sizes{height, width, heads, images, stride};
+    const Place<P> place(sizes);
+    const long long own = sizes.map(place.image, P::HEAD_WIDTH, stride);
 
     float k[P::PIXELS][P::CHANNELS], v[P::PIXELS][P::CHANNELS];
-    read_own<P>(k_all + place.plane(P::HEAD_WIDTH), place, LOG2_E, k);
-    read_own<P>(v_all + place.plane(P::HEAD_WIDTH), place, 1.0f, v);
+    read_own<P>(k_all + own, place, LOG2_E, k);
+    read_own<P>(v_all + own, place, 1.0f, v);
     float dk[P::PIXELS][P::CHANNELS] = {}, dv[P::PIXELS][P::CHANNELS] = {};
 
 #pragma unroll 1
@@ -572,12 +647,15 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
         sweep_rows<P, false>(
             place,
             [&](int first_y) {
-                constexpr int padded = P::LANES * P::CHANNELS;
-                stage<P>(q_plane, P::HEAD_WIDTH, padded, 0.0f, first_y, first_x, height, width, queries);
-                stage<P>(dy_plane, P::HEAD_WIDTH, padded, 0.0f, first_y, first_x, height, width, gradients);
+                const int pixels = height * width;
+                const int dy_step = heads * P::HEAD_WIDTH * pixels;
+                stage<P, P::PLANES, P::MEMBER, typename P::Element>({q_all, stride, 0.0f, queries},
+                                                                    {dy_all, dy_step, 0.0f, gradients}, P::HEAD_WIDTH,
+                                                                    first_y, first_x, place, sizes);
                 // A query outside the image has weight exp2(-infinity) = 0.
-                stage<P>(log2_plane, 1, 1, POSITIVE_INFINITY, first_y, first_x, height, width, log2_sums);
-                stage<P>(delta_plane, 1, 1, 0.0f, first_y, first_x, height, width, deltas);
+                stage<P, 1, P::PLANE, float>({log2_sum, heads * pixels, POSITIVE_INFINITY, log2_sums},
+                                             {delta_all, heads * pixels, 0.0f, deltas}, 1, first_y, first_x, place,
+                                             sizes);
             },
             [&](int a, int y, int row) {
                 float weights[P::PIXELS][P::SEGMENT], ds[P::PIXELS][P::SEGMENT] = {};
@@ -613,7 +691,7 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                 correlate<P>(keys, queries, place, row, weights);
                 correlate<P>(v, gradients, place, row, ds);
                 float log2_line[P::LINE], delta_line[P::LINE];
-                const int line = row * P::PITCH + place.column * P::PIXELS;
+                const int line = place.member * P::PLANE + row * P::PITCH + place.column * P::PIXELS;
                 read_line<P>(log2_sums + line, log2_line);
                 read_line<P>(deltas + line, delta_line);
 #pragma unroll
@@ -631,8 +709,9 @@ __global__ void __launch_bounds__(P::THREADS, P::RESIDENT)
                 accumulate<P>(weights, gradients, place, row + reload, dv);
             });
     }
-    write_own<P>(dk_all + place.plane(P::HEAD_WIDTH), place, dk);
-    write_own<P>(dv_all + place.plane(P::HEAD_WIDTH), place, dv);
+    const long long to = sizes.map(place.image, P::HEAD_WIDTH, d_stride);
+    write_own<P>(dk_all + to, place, dk);
+    write_own<P>(dv_all + to, place, dv);
 }
 
 constexpr int SUM_COLUMNS = 32, SUM_ROWS = 8;

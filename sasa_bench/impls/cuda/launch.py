@@ -14,7 +14,6 @@ from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls.cuda.kernels import Function, Tunables, candidates, expression, last_sum, source
 
 SUM_COLUMNS, SUM_ROWS = 32, 8
-CONTIGUOUS = torch.contiguous_format
 
 
 class Runtime(Protocol):
@@ -46,9 +45,11 @@ def _function(q: Tensor, rel_row: Tensor | None, kernel_size: int, heads: int, z
     return Function(q.dtype, kernel_size, q.shape[1] // heads, rel_row is not None, zero_border)
 
 
-def _plan(kernel: str, function: Function, shape: Sequence[int], heads: int, tunables: Tunables) -> Plan:
+def plan_for(kernel: str, function: Function, shape: Sequence[int], heads: int, tunables: Tunables) -> Plan:
+    """The launch of a kernel for maps of a shape [B, C, H, W]."""
     tiles = tunables.tiles(shape[2], shape[3])
-    return Plan(expression(kernel, function, tunables), shape[0] * heads * tiles, tunables.threads, tiles)
+    grid = ceil(shape[0] * heads / tunables.images) * tiles
+    return Plan(expression(kernel, function, tunables), grid, tunables.threads, tiles)
 
 
 def _chosen(
@@ -58,10 +59,29 @@ def _chosen(
     key = f"{kernel} {function} {shape[2]}x{shape[3]} images<={images}"
 
     def try_out(tunables: Tunables) -> None:
-        run(_plan(kernel, function, shape, heads, tunables))
+        run(plan_for(kernel, function, shape, heads, tunables))
 
     found = runtime.choose(source(), key, candidates(kernel, function, shape[2], shape[3]), try_out)
-    return _plan(kernel, function, shape, heads, found)
+    return plan_for(kernel, function, shape, heads, found)
+
+
+def _planar(*maps: Tensor) -> tuple[list[Tensor], int]:
+    """The maps with dense planes and batch entries at one distance, and that distance in elements.
+
+    Thirds of a projection are such maps; others are copied.
+    """
+    batch, channels, height, width = maps[0].shape
+    step = maps[0].stride(0) if batch > 1 else channels * height * width
+    fits = 0 <= step < 2**31 and all(_has_dense_planes(t) and (batch == 1 or t.stride(0) == step) for t in maps)
+    if fits:
+        return list(maps), step
+    return [t.contiguous() for t in maps], channels * height * width
+
+
+def _has_dense_planes(t: Tensor) -> bool:
+    _, channels, height, width = t.shape
+    _, plane, row, pixel = t.stride()
+    return (channels == 1 or plane == height * width) and (height == 1 or row == width) and (width == 1 or pixel == 1)
 
 
 def _remember(runtime: Runtime, key: Any, plans: Any) -> None:
@@ -70,14 +90,23 @@ def _remember(runtime: Runtime, key: Any, plans: Any) -> None:
         runtime.plans[key] = plans
 
 
+def forward_arguments(
+    q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, y: Tensor, log2_sum: Tensor,
+    heads: int,
+) -> list[nvrtc.Argument]:  # fmt: skip
+    """What a launch of the kernel `forward` takes."""
+    batch, _, height, width = q.shape
+    (q, k, v), stride = _planar(q, k, v)
+    return [q, k, v, rel_row, rel_col, y, log2_sum, height, width, heads, batch * heads, stride]
+
+
 def run_forward(
     runtime: Runtime, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, y: Tensor,
     log2_sum: Tensor, kernel_size: int, heads: int, zero_border: bool,
 ) -> None:  # fmt: skip
     """Fills y [B, C, H, W] and the base-2 logarithm of the softmax's denominator [B, heads, H, W] in float32."""
     shape = q.shape
-    q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
-    arguments = [q, k, v, rel_row, rel_col, y, log2_sum, shape[2], shape[3], heads]
+    arguments = forward_arguments(q, k, v, rel_row, rel_col, y, log2_sum, heads)
 
     def run(plan: Plan) -> None:
         runtime.launch(source(), plan.expression, plan.grid, plan.block, arguments)
@@ -96,17 +125,18 @@ def run_backward(
     y: Tensor, log2_sum: Tensor, dq: Tensor, dk: Tensor, dv: Tensor, drel_row: Tensor | None, drel_col: Tensor | None,
     kernel_size: int, heads: int, zero_border: bool,
 ) -> None:  # fmt: skip
-    """Fills the gradients of q, k, v [B, C, H, W], and of rel_row and rel_col, if any."""
+    """Fills the gradients of q, k, v [B, C, H, W], and of rel_row and rel_col, if any.
+
+    dq, dk and dv have dense planes and batch entries at one distance, as thirds of one tensor have.
+    """
     shape = q.shape
     batch, channels, height, width = shape
-    q, k, v, dy = q.contiguous(), k.contiguous(), v.contiguous(), dy.contiguous()
-    # Thirds of one gradient are not contiguous: the kernels fill maps of their own, which are copied at the end.
-    wanted = (dq, dk, dv)
-    dq, dk, dv = (t if t.is_contiguous() else torch.empty_like(t, memory_format=CONTIGUOUS) for t in wanted)
+    (q, k, v), stride = _planar(q, k, v)
+    y, dy = y.contiguous(), dy.contiguous()
     delta = torch.empty_like(log2_sum)
     position = rel_row is not None
     column_logits = log2_sum.new_empty((batch, heads, kernel_size, height, width)) if position else None
-    sizes = (height, width, heads, 0)
+    sizes = (height, width, heads, batch * heads, stride, dq.stride(0), 0)
 
     def run_queries(plan: Plan, partials: Tensor | None) -> None:
         arguments = [q, k, v, rel_row, rel_col, y, dy, log2_sum, dq, delta, column_logits, partials, *sizes]
@@ -117,15 +147,17 @@ def run_backward(
         runtime.launch(source(), plan.expression, plan.grid, plan.block, arguments)
 
     def shares(plan: Plan) -> Tensor | None:
-        return log2_sum.new_empty((plan.grid, channels // heads, kernel_size)) if position else None
+        if not position:
+            return None
+        return log2_sum.new_empty((batch * heads * plan.tiles, channels // heads, kernel_size))
 
     key = ("backward", q.dtype, shape, kernel_size, heads, rel_row is None, zero_border)
     plans = runtime.plans.get(key)
     if plans is None:
         function = _function(q, rel_row, kernel_size, heads, zero_border)
-        most = [_plan("backward_queries", function, shape, heads, tunables)
+        most = [plan_for("backward_queries", function, shape, heads, tunables)
                 for tunables in candidates("backward_queries", function, height, width)]  # fmt: skip
-        room = shares(max(most, key=lambda plan: plan.grid))
+        room = shares(max(most, key=lambda plan: plan.tiles))
         by_queries = _chosen(runtime, "backward_queries", function, shape, heads, lambda plan: run_queries(plan, room))
         run_queries(by_queries, shares(by_queries))
         by_keys = _chosen(runtime, "backward_keys", function, shape, heads, run_keys)
@@ -135,9 +167,6 @@ def run_backward(
     partials = shares(by_queries)
     run_queries(by_queries, partials)
     run_keys(by_keys)
-    for target, made in zip(wanted, (dq, dk, dv), strict=True):
-        if target is not made:
-            target.copy_(made)
     if position:
         width = channels // heads
         runtime.launch(
