@@ -23,12 +23,13 @@ from sasa_bench.results.format import seconds
 
 MOST_BARS, MOST_OPERATORS = 12, 12
 """Operators of a profile that are drawn, and listed."""
+MOST_ALIKE = 3
+"""Untimed cases of one verdict and reason that get a line each."""
 
 
 def html(result: Result, meaning: str, rows: Sequence[dict[str, str]], nodes: Sequence[str]) -> str:
     """One page that opens offline. `rows`: a line for each case, as in the other outputs; `nodes`: who measured."""
     names = short_names([case.key for case in result.cases])
-    notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     made = [
         _overview(result, names),
         _pairs(result, names),
@@ -42,7 +43,7 @@ def html(result: Result, meaning: str, rows: Sequence[dict[str, str]], nodes: Se
         result=result,
         meaning=meaning,
         tiles=_tiles(result),
-        looks=[_look(case, names[case.key]) for case in notable],
+        looks=_looks(result, names),
         sections=[section for section in made if section],
         chart_script=page.chart_script(),
         table_script=page.table_script(),
@@ -67,6 +68,24 @@ def _tile(label: str, value: str, note: str) -> dict[str, str]:
     return {"label": label, "value": value, "note": note}
 
 
+def _looks(result: Result, names: dict[str, str]) -> list[dict[str, str]]:
+    """A line for each case that is not equivalent; untimed ones that share verdict and reason are one line."""
+    shared: dict[tuple[str, str], list[CaseVerdict]] = {}
+    for case in result.cases:
+        if case.verdict != EQUIVALENT and case.ratio is None:
+            shared.setdefault((case.verdict, case.reason), []).append(case)
+    found = []
+    for case in result.cases:
+        alike = shared.get((case.verdict, case.reason), []) if case.ratio is None else []
+        if case.verdict == EQUIVALENT or (len(alike) > MOST_ALIKE and case is not alike[0]):
+            continue
+        look = _look(case, names[case.key])
+        if len(alike) > MOST_ALIKE:
+            look["more"] = f"and {len(alike) - 1} more, listed below"
+        found.append(look)
+    return found
+
+
 def _look(case: CaseVerdict, name: str) -> dict[str, str]:
     kind = {"IMPROVED": "good", INCONCLUSIVE: "plain", "NEW": "plain", "SKIPPED": "plain"}.get(case.verdict, "bad")
     change = "" if case.ratio is None else f"{case.ratio - 1:+.1%}"
@@ -76,6 +95,7 @@ def _look(case: CaseVerdict, name: str) -> dict[str, str]:
         "kind": kind,
         "verdict": case.verdict,
         "name": name,
+        "more": "",
         "change": change,
         "bounds": bounds,
         "base": base,

@@ -53,6 +53,16 @@ def test_live_arms_are_profiled_and_an_operator_that_head_adds_is_named(tmp_path
     assert all(path.is_file() for path in found.traces.values())
 
 
+def test_untimed_cases_of_one_reason_share_a_line_of_what_to_look_at() -> None:
+    late = [CaseVerdict(f"unfold kernel_size={k}", "INCONCLUSIVE", "the budget ended") for k in range(3, 23, 2)]
+    other = CaseVerdict("blocked kernel_size=3", "NOT RUN", "no such implementation")
+    page = html(Result("INCONCLUSIVE", [*late, other], {}, "", [], 60.0, Rules(), [], [], []))
+    shown = page.partition("What to look at")[2].partition("</table>")[0]
+    assert shown.count("the budget ended") == 1
+    assert "<code>unfold kernel_size=3</code> and 9 more, listed below" in shown
+    assert "<code>blocked kernel_size=3</code></td>" in shown
+
+
 def test_the_page_shows_pairs_with_their_bounds_and_each_profile() -> None:
     key = "unfold kernel_size=3 batch=1"
     cases = [

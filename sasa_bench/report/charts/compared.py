@@ -66,9 +66,7 @@ def against_each_other(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec 
         .mark_point(filled=True, size=70, opacity=0.9, tooltip=shown)
         .encode(x=x, y=y, color=by_impl(names, styles, "colour"), shape=by_impl(names, styles, "shape"))
         .add_params(toggles(names), zoom()),
-    ).properties(
-        width="container", height=380, autosize=FIT, title=title(f"time over that of {BASELINE} on the same machine")
-    )
+    ).properties(width="container", height=380, autosize=FIT, title=title(f"time / {BASELINE} of the same machine"))
     return dict(chart.to_dict(validate=False))
 
 

@@ -64,7 +64,7 @@
       box = document.createElement("details");
       box.className = "names screen small";
       box.append(document.createElement("summary"));
-      box.firstChild.textContent = "Choose what is shown";
+      box.firstChild.textContent = "Choose implementations";
       all.forEach(function (impl) {
         var name = document.createElement("label"), tick = document.createElement("input");
         tick.type = "checkbox";
