@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sasa_bench.case import Case
 from sasa_bench.report import compare, history, page, report
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import frame
@@ -16,19 +18,21 @@ COMPARISON, HISTORY = "index-compare.html", "index-history.html"
 def write(folder: Path) -> list[Path]:
     """Write FILE.html beside each FILE.jsonl of `folder`, and index.html; returns their paths, the index last.
 
-    Of several files also COMPARISON and HISTORY; no history where no row is ok, or where ruptures is not installed.
+    Of files that have a case in common also COMPARISON and HISTORY; no history where no row is ok, or where ruptures is
+    not installed.
 
     Raises ResultsError for a folder without results files, or with one that cannot be reported.
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         raise ResultsError(f"{folder} holds no results file (*.jsonl): `sasa-bench run … --out {folder}/NAME.jsonl`")
-    written, entries = [], []
+    written, entries, cases = [], [], Counter[tuple[str, str, Case]]()
     for file in files:
         results = read([file])
         out = file.with_suffix(".html")
         report.write(results, out)
         written.append(out)
+        cases.update({(row.suite, row.impl, row.case.with_(threads=0)) for row in results.rows})
         table = frame(results)
         machine = next(m for m in results.machines.values() if m.id in {row.machine for row in results.rows})
         entries.append(
@@ -43,7 +47,7 @@ def write(folder: Path) -> list[Path]:
                 "started": str(min(table["started_at"]))[:10],
             }
         )
-    together = _write_together(folder, files) if len(files) > 1 else []
+    together = _write_together(folder, files) if max(cases.values(), default=0) > 1 else []
     written += [path for path, _ in together]
     written.append(folder / "index.html")
     links = [{"page": path.name, "words": words} for path, words in together]

@@ -336,6 +336,12 @@ def test_the_index_of_one_file_compares_nothing(tmp_path: Path) -> None:
     assert [path.name for path in index.write(tmp_path)] == ["cpu.html", "index.html"]
 
 
+def test_files_without_a_common_case_are_not_compared(tmp_path: Path) -> None:
+    for suite in ("channels", "resolution"):
+        factory.results_file(tmp_path / f"{suite}.jsonl", [factory.record("fused", suite=suite)])
+    assert [path.name for path in index.write(tmp_path)] == ["channels.html", "resolution.html", "index.html"]
+
+
 def test_an_empty_folder_has_no_index(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="holds no results file"):
         index.write(tmp_path)
