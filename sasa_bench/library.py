@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,18 +50,21 @@ def run(
     a status and a reason, and no time.
 
     Raises UserError for a suite that cannot be read, an unknown implementation, a case without implementations, an
-    `out` that is there already (without `resume`) or comes from another machine.
+    `out` that is there already (without `resume`) or comes from another machine or sasa-bench.
     """
     specs = [_spec(impl) for impl in impls]
     suites = _suites(cases, specs)
     with TemporaryDirectory() as scratch:
         path = Path(scratch) / "results.jsonl" if out is None else Path(out)
         machine = probe.detect()
+        known = open_results(path, resume, machine)
+        for sentence in known.warnings if known else ():
+            warnings.warn(sentence, stacklevel=2)
         loop.run(
             suites,
             specs,
             path,
-            known=open_results(path, resume, machine),
+            known=known,
             machine=machine,
             settings=settings,
             timeout_s=timeout_s,

@@ -74,6 +74,7 @@ def report(
     if figures and figures.exists() and not figures.is_dir():
         raise click.UsageError(f"--figures {figures} is a file: name a folder")
     results = read(files)
+    warn(results.warnings)
     path = out or _page_of(files)
     write(results, path)
     if figures:
@@ -159,6 +160,7 @@ def figure(files: tuple[Path, ...], suites: tuple[str, ...], out: Path) -> None:
     if out.suffix.removeprefix(".") not in FIGURES:
         raise click.UsageError(f"--out {out}: name a .svg, .png or .pdf file")
     results = read(files)
+    warn(results.warnings)
     rows = frame(results)
     for unknown in set(suites) - set(rows["suite"]):
         raise click.UsageError(f"--suite {unknown}: the files have {', '.join(dict.fromkeys(rows['suite']))}")

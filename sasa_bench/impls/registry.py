@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import re
 import sys
 import traceback
 from importlib import metadata
 from pathlib import Path
 
 from sasa_bench.case import UserError
-from sasa_bench.impls.implementation import Impl
+from sasa_bench.impls.implementation import Impl, Info
+from sasa_bench.ops.op import Op
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.results.revision import revision
 
@@ -62,6 +64,10 @@ IN_NETWORKS = ("conv3x3", "unfold", "fused", "cuda")
 
 ENTRY_POINTS = "sasa_bench.impls"
 """The entry-point group through which other packages register theirs; each entry is an Impl."""
+
+
+NAME = re.compile(r"\w[\w.-]*")
+"""A name is one word in tables, in the keys of a gate and on command lines."""
 
 
 class UnknownImplError(UserError):
@@ -212,4 +218,9 @@ def _where(error: BaseException, path: Path) -> str:
 def _checked(found: object, source: str) -> Impl:
     if not isinstance(found, Impl):
         raise UnknownImplError(f"{source} must define IMPL, a sasa_bench.impls.Impl; found {type(found).__name__}")
+    if not isinstance(found.name, str) or not NAME.fullmatch(found.name):
+        raise UnknownImplError(f"{source}: its IMPL is called {found.name!r}: give one word, such as my_kernel")
+    for field, kind in (("summary", str), ("op", Op), ("info", Info)):
+        if not isinstance(getattr(found, field), kind):
+            raise UnknownImplError(f"{source}: {field} of its IMPL is {getattr(found, field)!r}: give {kind.__name__}")
     return found

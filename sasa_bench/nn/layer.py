@@ -126,11 +126,13 @@ class LocalAttention2d(WindowAttention):
         else:
             # The legacy exporter traces.
             exported = "onnx" if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export() else ""
+            if exported and self._impl != AUTO:
+                _require_portable(impls.get(self._impl))  # before it is made ready, which would be traced
             impl = self._eager(x, exported)
         if exported == "open" and impl.core is not None and not impl.core.open_sizes:
             raise RuntimeError(f"torch.export would close the open sizes with {impl.name!r}: export with impl = 'auto'")
-        if exported == "onnx" and (impl.core is None or not impl.core.portable):
-            raise RuntimeError(f"{impl.name!r} has no ONNX operators: export with impl = 'auto' or sasa_bench.export")
+        if exported == "onnx":
+            _require_portable(impl)
         return impl
 
     _forced: Impl | None = None
@@ -285,3 +287,8 @@ def _has_attend(name: str) -> bool:
         return impls.get(name).attend is not None
     except ImportError:
         return False
+
+
+def _require_portable(impl: Impl) -> None:
+    if impl.core is None or not impl.core.portable:
+        raise RuntimeError(f"{impl.name!r} has no ONNX operators: export with impl = 'auto' or sasa_bench.export")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -40,10 +41,12 @@ def load(*paths: str | Path) -> pd.DataFrame:
     word, "28" or "28x56") by pixels. Counts are Int64, times and errors float64, `started_at` a time in UTC. What a row
     does not have, such as the time of one that is not "ok", is missing.
 
-    Files of `sasa-bench run` and of pytest-benchmark are read alike. Raises ResultsError for a file that is missing or
-    not a results file.
+    Files of `sasa-bench run` and of pytest-benchmark are read alike. Warns of a line that is cut off, and of rows that
+    differ in libraries or variables. Raises ResultsError for a file that is missing or not a results file.
     """
     results = read([Path(path) for path in paths])
+    for sentence in results.warnings:
+        warnings.warn(sentence, stacklevel=2)
     return _typed(frame(results), results)
 
 

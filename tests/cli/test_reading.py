@@ -12,6 +12,7 @@ import factory
 import pytest
 from command import sasa_bench
 
+from sasa_bench import load
 from sasa_bench.impls import names
 
 
@@ -48,6 +49,17 @@ def test_a_truncated_file_is_reported_and_read(tmp_path: Path) -> None:
     assert ran.returncode == 0
     assert "cut off" in ran.stderr
     assert len(ran.stdout.splitlines()) == 12
+    for words in (["report", path], ["figure", path, "--out", tmp_path / "a.svg"]):
+        assert "cut off" in sasa_bench(*words).stderr
+    with pytest.warns(UserWarning, match="cut off"):
+        assert len(load(path)) == 11
+
+
+def test_a_table_has_the_format_that_its_file_is_named_after(tmp_path: Path) -> None:
+    results = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    for name, begins in (("t.csv", b"suite,impl,"), ("t.md", b"| ")):
+        assert sasa_bench("table", results, "--out", tmp_path / name).returncode == 0
+        assert (tmp_path / name).read_bytes().startswith(begins), name
 
 
 def test_a_report_of_several_files_is_named_after_all_of_them(tmp_path: Path) -> None:

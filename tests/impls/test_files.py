@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
@@ -20,7 +21,7 @@ from sasa_bench.impls import get
 """
 
 
-def kernel(folder: Path, name: str = "mine", extra: str = "", fields: str = "") -> Path:
+def kernel(folder: Path, name: object = "mine", extra: str = "", fields: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "k.py"
     path.write_text(KERNEL.format(extra, name, fields))
@@ -68,7 +69,7 @@ def test_a_file_in_a_repository_has_a_commit_and_one_that_git_does_not_track_has
 
 
 def test_a_file_named_like_one_that_is_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(impls.UnknownImplError, match="its IMPL is called 'unfold', as one that is there"):
+    with pytest.raises(impls.UnknownImplError, match="its IMPL is called 'unfold', which is already registered"):
         impls.get(str(kernel(tmp_path, "unfold")))
 
 
@@ -87,6 +88,22 @@ def test_a_file_that_cannot_be_loaded_is_named(tmp_path: Path, line: str, said: 
         describe(workers, ["naive", str(path)])
     assert said in str(refused.value)
     assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("", "", "is called '': give one word"),
+        ("a b=c", "", "is called 'a b=c': give one word"),
+        (3, "", "is called 3: give one word"),
+        ("mine", ", summary=None", "summary of its IMPL is None: give str"),
+        ("mine", ", op='local_attention'", "op of its IMPL is 'local_attention': give Op"),
+    ],
+)
+def test_an_impl_that_no_file_could_hold_is_refused(tmp_path: Path, name: object, fields: str, said: str) -> None:
+    path = kernel(tmp_path, name, fields=fields)
+    with pytest.raises(registry.UnknownImplError, match=re.escape(said)):
+        registry.get(str(path))
 
 
 PLUGINS = {"gone": "no_such_module_of_mine:IMPL", "leaves": "leaves_of_mine:IMPL", "unfold": "leaves_of_mine:IMPL"}

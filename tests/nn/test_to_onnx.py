@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import matrix
 import pytest
 import torch
+import torch.onnx.errors
 from click.testing import CliRunner
 from torch import nn
 
 import sasa_bench
+from sasa_bench import impls
 from sasa_bench.cli import cli
 from sasa_bench.nn import ExportError, to_onnx
 
@@ -99,3 +103,22 @@ def test_the_command_refuses_in_one_sentence(
     said = CliRunner().invoke(cli, ["export", source, "--out", "m.onnx"])
     assert said.exit_code != 0
     assert words in said.output
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", matrix.names())
+def test_the_legacy_exporter_traces_one_size_or_is_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    layer, x, file = matrix.make(name).eval(), torch.randn(matrix.SHAPE), io.BytesIO()
+    core = None if name == "auto" else impls.get(name).core
+    if core is not None and not core.portable:
+        with pytest.raises(RuntimeError, match="has no ONNX operators: export with impl = 'auto'"):
+            torch.onnx.export(layer, (x,), file, dynamo=False, opset_version=17)
+        return
+    if name == "blocked":  # its blocks are Tensor.unfold, which this exporter lacks for sizes that it does not know
+        with pytest.raises(torch.onnx.errors.SymbolicValueError, match="operator Unfold"):
+            torch.onnx.export(layer, (x,), file, dynamo=False, opset_version=17)
+        return
+    torch.onnx.export(layer, (x,), file, dynamo=False, opset_version=17)
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    matrix.assert_right((torch.from_numpy(y),), x)
