@@ -7,6 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import click
@@ -148,6 +149,12 @@ def test_other_words_are_found_with_their_line(text: str, line: int, words: str)
     flawed = runpy.run_path(str(ROOT / "docs/prose.py"))["flawed"]
     assert [found[:2] for found in flawed(text)] == [(line, words)]
     assert list(flawed(f"```sh\n{text}\n```")) == []
+
+
+def test_the_version_is_the_same_wherever_it_is_written() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert re.search(rf"^## {re.escape(version)}$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
 
 
 def test_the_readme_is_short() -> None:
