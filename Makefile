@@ -88,7 +88,6 @@ reference: setup
 # Pages of all results files in the folder of REFERENCE, their comparison and history, and the tables that quote them.
 reference-pages: setup
 	$(BIN)/sasa-bench index $(dir $(REFERENCE))
-	$(BIN)/sasa-bench figure $(REFERENCE) --suite kernel_size --suite channels --suite resolution --out $(dir $(REFERENCE))figure.svg
 	$(BIN)/python docs/tables.py
 
 # Without dependencies, which would move torch, and built with the torch that is there.
