@@ -157,9 +157,9 @@ def _measure_all(
             roof = (machine.id, task.case.device, task.case.dtype, task.case.threads)
             if roof not in tried and any(row.status == "ok" for row in rows):
                 tried.add(roof)
-                found_roof = _roof(workers, *roof)
-                roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
-                writer.roof(roofs[roof])
+                if found_roof := _roof(workers, *roof):
+                    roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
+                    writer.roof(roofs[roof])
             writer.rows(rows)
             yield rows if not worker else []
     writer.conditions(conditions.after(began))
@@ -194,7 +194,7 @@ def _measure(
     workers: Workers, task: Task, seed: int, settings: Settings, check: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(implementation, its Record fields) for each one of the task, whatever happens to the worker."""
-    left = list(task.impls)
+    left, fresh = list(task.impls), False
     while left:
         request = Request(task.case, tuple(left), seed, asdict(settings), check)
         try:
@@ -205,14 +205,26 @@ def _measure(
                 raise WorkerDied("error", "the worker returned no row", left[0], "time")
         except WorkerDied as death:
             workers.drop()
+            if not left:  # it died behind its last row
+                return
+            if death.impl is None and not fresh:  # it died of what it did before
+                fresh = True
+                continue
             blamed = death.impl if death.impl in left else left[0]
             left.remove(blamed)
             yield blamed, {"status": death.status, "reason": str(death)}
 
 
-def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int) -> Roof:
-    figures = workers.get().ask("roof", device=device, dtype=dtype, threads=threads)
-    return Roof(machine, device, dtype, threads, *figures)
+def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int) -> Roof | None:
+    """The roof of a device; None where two workers died, the first perhaps of what it had measured before."""
+    for _ in range(2):
+        try:
+            figures = workers.get().ask("roof", device=device, dtype=dtype, threads=threads)
+        except WorkerDied:
+            workers.drop()
+        else:
+            return Roof(machine, device, dtype, threads, *figures)
+    return None
 
 
 class Workers:

@@ -166,6 +166,9 @@ class Worker:
         return line
 
     def _death(self, impl: str | None, stage: str) -> WorkerDied:
+        with contextlib.suppress(subprocess.TimeoutExpired):  # what closed its pipe may live on
+            self.process.wait(timeout=10)
+        self.kill()
         code = self.process.wait()
         self.errors.seek(0)
         said = self.errors.read().decode(errors="replace").strip().splitlines()

@@ -46,6 +46,8 @@ BODIES = {
     "wrong": "return call() * 1.01",
     "lazy": "return torch.empty_like(call())",
     "greedy": "return torch.empty(1 << 50)",
+    "closing_input": "__import__('sys').stdin.close(); return call()",
+    "closing_pipes": "os.closerange(3, 200); return call()",
     "talkative": "print('{' * 100); return call()",
 }
 
@@ -83,6 +85,8 @@ def test_every_case_and_implementation_gives_one_row_whatever_happens(tmp_path: 
         "unfold": "ok",
         "conv3x3": "ok",
         "talkative": "ok",
+        "closing_input": "ok",
+        "closing_pipes": "error",
         "crashing": "error",
         "crashing_later": "error",
         "killed": "error",
