@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from collections import Counter
@@ -13,7 +14,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from sasa_bench.results.environment import EXPORTS, require_free_threads
-from sasa_bench.results.file import Writer
+from sasa_bench.results.fields import printable
+from sasa_bench.results.file import UNUSABLE, Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 from sasa_bench.results.statistics import is_noisy
@@ -167,15 +169,23 @@ def _measure_all(
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:
     info, count = work.impls[spec], len(values.get("samples_s", ()))
-    return Record(
+    bare = Record(
         suite=task.suite,
         impl=info.name,
         op=info.op,
         case=task.case,
+        status="error",
         machine=machine.id,
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        **{"worker_samples": (count,) if count else ()} | values | {"extra": values.get("extra", {}) | info.source},
+        extra=info.source,
     )
+    found = {"worker_samples": (count,) if count else ()} | values
+    try:
+        row = replace(bare, **found | {"extra": values.get("extra", {}) | info.source})
+        return Record.from_dict(json.loads(json.dumps(row.to_dict(), allow_nan=False)))
+    except UNUSABLE as error:
+        # What no reader takes would make the whole file unreadable.
+        return replace(bare, reason=printable(f"its figures cannot be stored: {type(error).__name__}: {error}")[:300])
 
 
 def _join(work: Plan, rows: Sequence[Record], found: Mapping[str, dict[str, Any]]) -> list[Record]:
