@@ -95,6 +95,7 @@ peers: setup-dev
 	$(BIN)/pip install --quiet --constraint .ci/no-deps.txt --no-deps --no-build-isolation natten timm
 
 tensorboard: setup
+	@test -n "$(wildcard reports/profile-*)" || { echo "reports/ holds no profile: sasa-bench profile SUITE --impl NAME writes one"; exit 1; }
 	.ci/install $(PYTHON) $(VENV) tensorboard
 	$(BIN)/tensorboard --logdir $(lastword $(sort $(wildcard reports/profile-*)))/traces
 

@@ -46,7 +46,9 @@ def test_the_likely_cause_is_one_sentence(rows: list[Record], after: dict[str, A
 
 
 def test_one_disturbed_row_of_many_is_no_cause() -> None:
-    assert "nothing that the system shows" in said(*[row()] * 9, row(disturbed=0.9), row((0.01, 0.02, 0.01)))
+    assert "unknown, the system reports no disturbance" in said(
+        *[row()] * 9, row(disturbed=0.9), row((0.01, 0.02, 0.01))
+    )
 
 
 def test_rows_from_before_there_were_such_figures_say_nothing_of_samples() -> None:
