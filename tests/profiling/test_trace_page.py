@@ -216,7 +216,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     [
         (["--trace", "nowhere.json"], "nowhere.json"),
         (["--trace", "a.json", "b.json", "--against", "c.json"], "give one FILE to --trace"),
-        (["--trace", "a.json", "--impl", "unfold"], "it takes no -c, --impl or --device"),
+        (["--trace", "a.json", "--impl", "unfold"], "drop -c, --impl and --device"),
         (["suites/smoke.toml"], "give --trace FILE"),
     ],
 )
