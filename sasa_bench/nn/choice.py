@@ -14,10 +14,11 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
@@ -27,8 +28,15 @@ from sasa_bench.impls import Impl, Window
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.record import Record
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 AUTO = "auto"
 COMMITTED = Path(__file__).with_name("choice.csv")
+
+
+def constant_in_traces(function: Function) -> Function:
+    """As torch.compiler.assume_constant_result, which imports the compiler: 2 s for everyone who imports a layer."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sasa_bench.networks import describe, image_shape, layers
 from sasa_bench.networks.attention import RELATIVE, WindowAttention
 from sasa_bench.networks.build import build
 from sasa_bench.networks.core import transforming, transforms_run
-from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, choose, ready, ready_in_trace
+from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, choose, constant_in_traces, ready, ready_in_trace
 from sasa_bench.nn.stem import StemOf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -232,7 +232,7 @@ def network(
 _CHOSEN: dict[Any, str] = {}
 
 
-@torch.compiler.assume_constant_result
+@constant_in_traces
 def _called_by(package: str) -> bool:
     """Whether a function of that package is on the stack: torch.onnx.export traces by torch.export and sets no flag."""
     frame = sys._getframe()
@@ -252,7 +252,7 @@ def _exported(x: Tensor) -> str:
     return "open" if any(isinstance(n, torch.SymInt) for n in x.shape[2:]) else "fixed"
 
 
-@torch.compiler.assume_constant_result
+@constant_in_traces
 def _ready_in_trace(
     name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, width: int, window: Window
 ) -> str:

@@ -14,7 +14,7 @@ from sasa_bench.impls import Window
 from sasa_bench.networks.core import transforming
 from sasa_bench.networks.layers import STEM_WINDOW
 from sasa_bench.networks.stem import Norm
-from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, ready, ready_in_trace
+from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, constant_in_traces, ready, ready_in_trace
 
 BLOCK = Window(STEM_WINDOW + 1, STEM_WINDOW + 1, STEM_HEADS, "mask")
 """What `choose` is asked about: the smallest odd window that holds a block."""
@@ -49,6 +49,6 @@ def _ready(impl: str, device: str, dtype: torch.dtype, grad: bool) -> str:
     return ready(impl, Use(device, dtype, grad) if impl == AUTO else None, BLOCK)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_traces
 def _ready_in_trace(impl: str, device: str, dtype: torch.dtype, grad: bool) -> str:
     return ready_in_trace(impl, Use(device, dtype, grad), BLOCK)

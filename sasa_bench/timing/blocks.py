@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile
 
 import sasa_bench
 from sasa_bench.case import Case, from_dict
@@ -147,9 +147,10 @@ def _use(key: str) -> _Ready:
 
 
 def _exact(step: Step) -> dict[str, int]:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    # Not torch.profiler's, which asks whether there is an Inductor and so imports it: two seconds for every worker.
+    with profile(profile_memory=True) as profiler:
         step()
-    events = profiler.profiler.kineto_results.events()
+    events = profiler.kineto_results.events()
     now = peak = 0
     for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
         now += event.nbytes()

@@ -127,16 +127,14 @@ def _times(error: float, budget: float) -> float:
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Inside, torch fills every uninitialised tensor with NaN, so that an output never written is seen."""
-    before = (
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-    )
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    before = torch.get_deterministic_debug_mode()
+    # Not use_deterministic_algorithms, which also tells Inductor: to import that takes every worker 1.6 s.
+    torch.set_deterministic_debug_mode("warn")
     torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.set_deterministic_debug_mode(before)
 
 
 def gradient_of_output(case: Case, y: Tensor, seed: int) -> Tensor:

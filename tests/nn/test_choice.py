@@ -18,8 +18,8 @@ WINDOW = impls.Window(7, 7, 8, "mask")
 
 @pytest.fixture(autouse=True)
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of this machine's choice that is empty."""
-    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
+    """Where this machine's choice would be kept. Not another cache, to which kernels would be compiled anew."""
+    monkeypatch.setattr(choice, "own_file", lambda: tmp_path / "choice.csv")
     choice._orders.cache_clear()
     yield tmp_path / "choice.csv"
     choice._orders.cache_clear()

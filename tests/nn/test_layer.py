@@ -12,6 +12,7 @@ import torch
 
 from sasa_bench import LocalAttention2d, impls, network, ops
 from sasa_bench.case import Case
+from sasa_bench.nn.choice import constant_in_traces
 
 LOCAL_ATTENTION = ops.get("local_attention")
 
@@ -140,3 +141,8 @@ def test_a_detector_scores_six_anchors_a_pixel_of_five_levels() -> None:
     with torch.no_grad():
         y = model(torch.randn(1, 3, 64, 96))
     assert y.shape == (1, 6 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2 + 1 * 1), 95)
+
+
+def test_a_function_that_is_constant_in_traces_is_marked_as_torch_marks_it() -> None:
+    ours, theirs = constant_in_traces(lambda: 0), torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(ours) == vars(theirs) != {}
