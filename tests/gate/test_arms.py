@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from checkouts import PACKAGE, checkout
 
 import sasa_bench
 from sasa_bench.case import Case
-from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up
+from sasa_bench.cli import main
+from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up, verify
 from sasa_bench.gate.git import GitError, Repository, find
 from sasa_bench.gate.pairs import Point, exact_rows, survey
 
@@ -211,3 +213,38 @@ def test_each_arm_loads_its_own_revision_of_the_kernel_and_what_it_imports(repos
     assert list(unknown) == ["kernel_that_is_not_there"]
     assert loaded["kernels"]["src/kern.py"]["digest"] == arms[1].kernels["src/kern.py"].digest
     assert loaded["commit"] == git(repository, "rev-parse", "HEAD")
+
+
+def test_the_same_folder_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = checkout(tmp_path / "a")
+    with pytest.raises(SystemExit) as stop:
+        main(["gate", "--base", str(folder), "--head", f"{folder}/../a", "--out", str(tmp_path / "out")])
+    assert stop.value.code == 1
+    assert "nothing to compare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["no-such-revision", "."])
+def test_an_arm_that_is_no_checkout_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ArmError):
+        set_up(str(checkout(tmp_path / "a")), source, tmp_path / "out")
+
+
+def test_an_arm_that_loads_another_package_is_refused(tmp_path: Path) -> None:
+    arm = Arm("head", tmp_path, "h", sys.executable)
+    with pytest.raises(ArmError, match="instead of"):
+        verify(arm, {"folder": str(PACKAGE)})
+
+
+def test_a_revision_is_checked_out_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = checkout(tmp_path / "repo")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        git(repo, *command)
+    (repo / "sasa_bench/extra.py").write_text("x = 1\n")
+    git(repo, "add", ".")
+    git(repo, "commit", "-qm", "two")
+    monkeypatch.chdir(repo)
+    base, head, copy = set_up("HEAD~1", "HEAD", tmp_path / "out")
+    assert not (base.folder / "sasa_bench/extra.py").exists()
+    assert (head.folder / "sasa_bench/extra.py").exists()
+    assert not (copy.folder / "sasa_bench/extra.py").exists()

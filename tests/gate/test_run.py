@@ -1,36 +1,31 @@
-"""Gate runs end to end: made-up pairs for the logic, live processes for the machinery, mutants that must not pass."""
+"""A gate run on made-up pairs: what is confirmed, what is let go, what is written, which options are refused."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
-import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from checkouts import POINTS
 
-import sasa_bench
-from sasa_bench.case import Case
 from sasa_bench.cli import gating, main
 from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
-from sasa_bench.gate.arms import Arm, ArmError, set_up, verify
+from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.layout import Layout
 from sasa_bench.gate.names import short_names
-from sasa_bench.gate.pairs import Counts, Pair, Point, exact_rows, measure_pair, start
+from sasa_bench.gate.pairs import Counts, Pair, Point
 from sasa_bench.gate.profiles import Profile
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.timing.process import WorkerDied
 
-PACKAGE = Path(sasa_bench.__file__).parent
-TINY = Case(channels=8, heads=2, kernel_size=3, resolution=6, batch=1, threads=1)
-POINTS = [Point(impl, TINY.with_(kernel_size=k)) for impl in ("unfold", "conv3x3") for k in (3, 5)]
 ROW = {
     "status": "ok",
     "reason": "",
@@ -41,24 +36,6 @@ ROW = {
     "err_budget": 1,
 }
 QUICK = Rules(screen_pairs=7, confirm_pairs=21)
-SIZES = "    batch, channels, height, width = sizes(q)\n"
-"""A line of `unfold` that every call passes."""
-
-
-def checkout(folder: Path, edit: Callable[[Path], None] = lambda package: None) -> Path:
-    """A copy of the package, edited."""
-    shutil.copytree(PACKAGE, folder / "sasa_bench", ignore=shutil.ignore_patterns("__pycache__"))
-    edit(folder / "sasa_bench")
-    return folder
-
-
-def substitute(file: str, old: str, new: str) -> Callable[[Path], None]:
-    def edit(package: Path) -> None:
-        text = (package / file).read_text()
-        assert old in text, file
-        (package / file).write_text(text.replace(old, new))
-
-    return edit
 
 
 class Played:
@@ -307,127 +284,6 @@ def test_the_command_profiles_what_it_flags_and_the_page_shows_it(
     assert stop.value.code == 2
     assert profiled == [slow]
     assert "No profile: it was played" in (tmp_path / "gate.html").read_text()
-
-
-@pytest.fixture(scope="module")
-def arms(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
-    folder = tmp_path_factory.mktemp("arms")
-    slow = substitute("impls/unfold.py", SIZES, f"    import time\n\n    time.sleep(0)\n{SIZES}")
-    return set_up(str(checkout(folder / "b")), str(checkout(folder / "h", slow)), folder / "out")
-
-
-def test_live_arms_take_turns(arms: list[Arm]) -> None:
-    counts = Counts()
-    pair = measure_pair(arms, POINTS, counts, 60.0, blocks=3)
-    assert set(pair.head) == set(pair.floor) == {p.key for p in POINTS}
-    assert all(abs(value) < math.log(10) for value in [*pair.head.values(), *pair.floor.values()])
-    assert all(count >= 1 for count in counts.calls.values())
-    slowed = POINTS[0].key
-    again = measure_pair(
-        arms, POINTS[:1], counts, 60.0, blocks=3, spin=lambda counts: {slowed: 99 * counts.seconds[slowed]}
-    )
-    assert again.head[slowed] > math.log(4)
-
-
-def test_threads_of_an_arm_that_waits_leave_the_cores_to_the_others(arms: list[Arm]) -> None:
-    point = Point("conv3x3", TINY.with_(channels=64, resolution=28, threads=2))
-    worker = start(arms[0], 60.0)
-
-    def busy_s() -> float:
-        files = Path(f"/proc/{worker.process.pid}/task").glob("*/schedstat")
-        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
-
-    try:
-        worker.ask("prepare_cases", cases={point.key: [point.impl, point.case.to_dict()]}, seed=1, exact=False)
-        waited = []
-        for _ in range(9):
-            worker.ask("block", key=point.key, count=3, spin_s=0.0)
-            before = busy_s()
-            time.sleep(0.02)
-            waited.append(busy_s() - before)
-        assert min(waited) < 1e-3
-    finally:
-        worker.close()
-
-
-def test_exact_figures_of_live_arms_repeat_exactly(arms: list[Arm]) -> None:
-    first, second = exact_rows(arms[0], POINTS, 60.0), exact_rows(arms[2], POINTS, 60.0)
-    for key, row in first.items():
-        assert row["status"] == "ok"
-        for name in ("flops", "params", "operator_count", "allocated_bytes", "err_budget"):
-            assert row[name] == second[key][name], (key, name)
-        assert row["operator_count"] > 0
-        assert row["allocated_bytes"] > 0
-
-
-@pytest.mark.parametrize(
-    ("edit", "status"),
-    [
-        (substitute("impls/unfold.py", "return (weights", "return 1.01 * (weights"), "wrong"),
-        (
-            substitute("impls/unfold.py", SIZES, f"    import os\n\n    os.kill(os.getpid(), 9)\n{SIZES}"),
-            "error",
-        ),
-        (substitute("impls/unfold.py", "IMPL = ", "NOTHING = "), "error"),
-    ],
-    ids=["wrong", "killed", "gone"],
-)
-def test_a_head_that_broke_is_seen_in_its_exact_figures(
-    tmp_path: Path, edit: Callable[[Path], None], status: str
-) -> None:
-    head = Arm("head", checkout(tmp_path / "h", edit), "h", sys.executable)
-    rows = exact_rows(head, [POINTS[0], POINTS[2]], 60.0)
-    assert rows[POINTS[0].key]["status"] == status
-    assert rows[POINTS[2].key]["status"] == "ok"
-
-
-def test_a_head_whose_own_clock_shows_half_the_time_is_timed_by_the_clock_of_the_gate(tmp_path: Path) -> None:
-    def halve(package: Path) -> None:
-        path = package / "timing/blocks.py"
-        path.write_text(path.read_text() + "\n\nREQUESTS['block'] = lambda key, count, spin_s: 1e-9\n")
-
-    arms = set_up(str(checkout(tmp_path / "b")), str(checkout(tmp_path / "h", halve)), tmp_path / "out")
-    pair = measure_pair(arms, POINTS[:1], Counts(), 60.0, blocks=5)
-    assert abs(pair.head[POINTS[0].key]) < math.log(3)
-    assert pair.seconds[POINTS[0].key] > 1e-6
-
-
-def test_the_same_folder_twice_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = checkout(tmp_path / "a")
-    with pytest.raises(SystemExit) as stop:
-        main(["gate", "--base", str(folder), "--head", f"{folder}/../a", "--out", str(tmp_path / "out")])
-    assert stop.value.code == 1
-    assert "nothing to compare" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("source", ["no-such-revision", "."])
-def test_an_arm_that_is_no_checkout_is_refused(tmp_path: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ArmError):
-        set_up(str(checkout(tmp_path / "a")), source, tmp_path / "out")
-
-
-def test_an_arm_that_loads_another_package_is_refused(tmp_path: Path) -> None:
-    arm = Arm("head", tmp_path, "h", sys.executable)
-    with pytest.raises(ArmError, match="instead of"):
-        verify(arm, {"folder": str(PACKAGE)})
-
-
-def test_a_revision_is_checked_out_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-
-    checkout(tmp_path / "repo")
-    git = ["git", "-C", str(tmp_path / "repo"), "-c", "user.name=t", "-c", "user.email=t@example.org"]
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
-        subprocess.run([*git, *command], check=True)
-    (tmp_path / "repo/sasa_bench/extra.py").write_text("x = 1\n")
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-qm", "two"], check=True)
-    monkeypatch.chdir(tmp_path / "repo")
-    base, head, copy = set_up("HEAD~1", "HEAD", tmp_path / "out")
-    assert not (base.folder / "sasa_bench/extra.py").exists()
-    assert (head.folder / "sasa_bench/extra.py").exists()
-    assert not (copy.folder / "sasa_bench/extra.py").exists()
 
 
 @pytest.mark.parametrize(
