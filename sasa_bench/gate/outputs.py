@@ -18,6 +18,7 @@ from sasa_bench.gate.evidence import Share
 from sasa_bench.gate.names import short_names
 from sasa_bench.gate.run import Result
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.results.fields import printable
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import seconds
 
@@ -37,8 +38,8 @@ def text(result: Result) -> str:
     counts = Counter(case.verdict for case in result.cases)
     lines = [f"{result.verdict}: {MEANING[result.verdict]}"]
     if result.contaminated:
-        lines.append(f"contaminated: {result.contaminated}")
-    lines += [f"note: {note}" for note in result.notes]
+        lines.append(f"contaminated: {printable(result.contaminated)}")
+    lines += [f"note: {printable(note)}" for note in result.notes]
     for name, arm in result.arms.items():
         lines.append(f"{name}: {arm['source']}, files {arm['digest']}, torch {arm['torch']}, from {arm['folder']}")
     lines += measured_by(result)
@@ -58,16 +59,17 @@ def markdown(result: Result) -> str:
     """A comment for a pull request: the verdict, the few cases that matter, and where the page is."""
     lines = [f"## Performance gate: {result.verdict}", "", f"{MEANING[result.verdict].capitalize()}.", ""]
     if result.contaminated:
-        lines += [f"> {result.contaminated}", ""]
+        lines += [f"> {printable(result.contaminated)}", ""]
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     if notable:
-        lines += [tabulate(_rows(result, notable[:MOST_ROWS]), headers="keys", tablefmt="github"), ""]
+        rows = [{k: v.replace("|", r"\|") for k, v in row.items()} for row in _rows(result, notable[:MOST_ROWS])]
+        lines += [tabulate(rows, headers="keys", tablefmt="github"), ""]
     if len(notable) > MOST_ROWS:
         lines += [f"{len(notable) - MOST_ROWS} more are in gate.html.", ""]
     counts = Counter(case.verdict for case in result.cases)
     lines.append(", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + f"; {result.spent_s:.0f} s.")
     if result.notes or result.shares:
-        lines += ["", *(f"- {line}" for line in [*result.notes, *measured_by(result)])]
+        lines += ["", *(f"- {printable(line)}" for line in [*result.notes, *measured_by(result)])]
     if link := run_link(os.environ):
         lines += ["", f"[All cases and the samples]({link})"]
     return "\n".join(lines) + "\n"
@@ -99,11 +101,11 @@ def junit(result: Result) -> str:
     suite = ElementTree.Element("testsuite", name="sasa-bench gate", time=f"{result.spent_s:.1f}")
     failures = errors = 0
     for case in result.cases:
-        element = ElementTree.SubElement(suite, "testcase", classname="gate", name=case.key)
+        element = ElementTree.SubElement(suite, "testcase", classname="gate", name=printable(case.key))
         if case.key in result.nodes:
             properties = ElementTree.SubElement(element, "properties")
             ElementTree.SubElement(properties, "property", name="node", value=result.nodes[case.key])
-        message = f"{case.verdict}: {_ratio(case)} {case.reason}".strip()
+        message = printable(f"{case.verdict}: {_ratio(case)} {case.reason}".strip())
         if case.verdict in FAILING:
             failures += 1
             ElementTree.SubElement(element, "failure", message=message)
@@ -113,7 +115,7 @@ def junit(result: Result) -> str:
     if result.contaminated:
         errors += 1
         element = ElementTree.SubElement(suite, "testcase", classname="gate", name="noise floor")
-        ElementTree.SubElement(element, "error", message=result.contaminated)
+        ElementTree.SubElement(element, "error", message=printable(result.contaminated))
     total = len(result.cases) + bool(result.contaminated)
     suite.attrib |= {"tests": str(total), "failures": str(failures), "errors": str(errors)}
     ElementTree.indent(suite)
@@ -165,12 +167,12 @@ def _rows(result: Result, cases: Sequence[CaseVerdict]) -> list[dict[str, str]]:
     return [
         {
             "verdict": case.verdict,
-            "case": names[case.key],
+            "case": printable(names[case.key]),
             "head / base": _ratio(case),
             "base": seconds(case.seconds) if case.seconds else "",
         }
         | ({"node": nodes.get(case.key, "")} if nodes else {})
-        | {"reason": case.reason}
+        | {"reason": printable(case.reason)}
         for case in cases
     ]
 

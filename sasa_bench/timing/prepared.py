@@ -79,7 +79,7 @@ def prepare(
         row |= cost
         reason = switches.unfit(case) or impl.supports(case) or no_device(case) or impl.missing()
         if reason:
-            return Prepared(row | {"status": "skipped", "reason": reason}, None)
+            return Prepared(row | {"status": "skipped", "reason": printable(str(reason))}, None)
         if not check:
             return Prepared(row, _unchecked(impl, computed, seed, stage))
         stage("check")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sasa_bench.case import Case
 from sasa_bench.gate.names import shared_axes, short_names
-from sasa_bench.gate.outputs import MOST_ROWS, markdown, run_link
+from sasa_bench.gate.outputs import MOST_ROWS, junit, markdown, run_link
 from sasa_bench.gate.pairs import Point
 from sasa_bench.gate.run import Result
 from sasa_bench.gate.verdicts import CaseVerdict, Rules
@@ -38,6 +40,17 @@ def test_a_comment_on_a_pull_request_is_short_and_links_to_the_rest() -> None:
     said = markdown(result)
     assert said.count("| REGRESSION |") == MOST_ROWS
     assert f"{40 - MOST_ROWS} more are in gate.html" in said
+
+
+def test_control_characters_and_bars_of_a_reason_stay_in_their_cell() -> None:
+    cases = [CaseVerdict("unfold batch=1", "WRONG", "off\x1b[31m by | a\nlot\x00")]
+    result = Result("REGRESSION", cases, {}, "others\x07 computed", [], 60.0, Rules())
+    failure, error = (case[0].attrib["message"] for case in ElementTree.fromstring(junit(result)))
+    assert failure == r"WRONG:  off\x1b[31m by | a lot\x00"
+    assert error == r"others\x07 computed"
+    (row,) = (line for line in markdown(result).splitlines() if "by" in line and line.startswith("|"))
+    assert "\x1b" not in markdown(result)
+    assert r"by \| a lot" in row
 
 
 def test_the_link_is_that_of_the_workflow_run_and_absent_elsewhere() -> None:
