@@ -89,14 +89,8 @@ struct BackwardBlock {
 
   // P = logits of the queries [from, to) and key row ky, in slot `slot` of those at hand.
   SASA_INLINE void logits(int64_t ky, int64_t slot, int from, int to) const {
-    with_queries(from, to, [&]<class Some>(Some some, int lo) SASA_ALWAYS_INLINE {
-      V begin[Some::COUNT];
-      unroll<Some::COUNT>([&](auto i) SASA_ALWAYS_INLINE { begin[i] = row_logit[(ky - y0 - lo - i + t.r) * ROWS + lo + i]; });
-      const V* column = col_logit + (xa - x + t.r) * ROWS + lo;
-      V* out = P + slot * n * ROWS + lo;
-      dot<D>(some, q + lo, keys(f.k_row, ky), t.ks, n, d, begin,
-             [&](auto at, auto s) SASA_ALWAYS_INLINE { at.store(out, s + at.of_key(column)); });
-    });
+    t.window_logits<D>(q, row_logit + (ky - y0 + t.r) * ROWS, col_logit + (xa - x + t.r) * ROWS, keys(f.k_row, ky), n,
+                       P + slot * n * ROWS, from, to);
   }
 
   // P = exp(P - top) of so many slots.

@@ -67,14 +67,8 @@ struct ForwardBlock {
 
   // w = logits of the queries [from, to) and key row ky, in slot `slot` of those at hand.
   SASA_INLINE void logits(int64_t ky, int64_t slot, int from, int to) const {
-    with_queries(from, to, [&]<class Some>(Some some, int lo) SASA_ALWAYS_INLINE {
-      V begin[Some::COUNT];
-      unroll<Some::COUNT>([&](auto i) SASA_ALWAYS_INLINE { begin[i] = row_logit[(ky - y0 - lo - i + t.r) * ROWS + lo + i]; });
-      const V* column = col_logit + (xa - x + t.r) * ROWS + lo;
-      V* to = w + slot * n * ROWS + lo;
-      dot<D>(some, q + lo, f.k_row[ky - ka] + xa * t.ks, t.ks, n, d, begin,
-             [&](auto at, auto s) SASA_ALWAYS_INLINE { at.store(to, s + at.of_key(column)); });
-    });
+    t.window_logits<D>(q, row_logit + (ky - y0 + t.r) * ROWS, col_logit + (xa - x + t.r) * ROWS,
+                       f.k_row[ky - ka] + xa * t.ks, n, w + slot * n * ROWS, from, to);
   }
 
   // w = function(w, top) of so many slots; sum += it.

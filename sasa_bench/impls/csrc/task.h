@@ -235,6 +235,19 @@ struct Task {
     });
   }
 
+  // w = logits of the queries [from, to) of a block and n keys in a row, [n][ROWS]. row_logit and col_logit: where the relative
+  // ones of the first query of the block and the first key are.
+  template <int D>
+  SASA_INLINE void window_logits(const V* const* q, const V* row_logit, const V* col_logit, const V* keys, int64_t n, V* w,
+                                 int from, int to) const {
+    with_queries(from, to, [&]<class Some>(Some some, int lo) SASA_ALWAYS_INLINE {
+      V begin[Some::COUNT];
+      unroll<Some::COUNT>([&](auto i) SASA_ALWAYS_INLINE { begin[i] = row_logit[(lo + i) - (lo + i) * ROWS]; });
+      dot<D>(some, q + lo, keys, ks, n, D ? D : d, begin,
+             [&](auto at, auto s) SASA_ALWAYS_INLINE { at.store(w + lo, s + at.of_key(col_logit + lo)); });
+    });
+  }
+
   // f(row offset, column offset) for every offset of the window of query (y, x) that lies outside the image.
   template <class F>
   void outside(int64_t y, int64_t x, F f) const {
