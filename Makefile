@@ -26,7 +26,7 @@ endif
 endif
 
 .PHONY: setup setup-dev setup-gpu lock resolve bench bench-gpu gpu-check report reference reference-pages tensorboard docs peers \
-    gate gate-validation test test-slurm lint check dist clean
+    gate gate-validation test test-all test-quick test-slurm lint check dist clean
 
 setup: $(VENV)/.ready
 setup-dev: $(VENV)/.ready-dev
@@ -106,6 +106,10 @@ docs: setup-dev
 test: setup-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 25
 
+# Also what repeats in more builds and sizes what `make test` shows.
+test-all: setup-dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal --durations 25 --exhaustive
+
 test-slurm: setup-dev
 	tests/slurm/install.sh
 	.ci/install $(PYTHON) $(VENV) slurm
@@ -120,12 +124,16 @@ lint: setup-dev
 	$(BIN)/codespell
 	$(BIN)/python docs/prose.py
 
-# The daily loop: lint, and the tests of what needs no worker, no browser and no compiler.
+# The daily loop, in less than a minute on two cores: lint, and beside it the tests of what needs no worker, no browser and
+# no compiler.
 QUICK_TESTS = tests/test_case.py tests/test_suite.py tests/test_docs.py tests/ops tests/results tests/sweep/test_shard.py \
     tests/gate/test_verdicts.py tests/gate/test_outputs.py tests/gate/test_points.py tests/gate/test_bisect.py \
     tests/report/test_table.py tests/report/test_services.py tests/report/test_baselines.py
-check: lint
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" $(QUICK_TESTS)
+check: setup-dev
+	$(MAKE) --jobs 2 --output-sync lint test-quick
+
+test-quick: setup-dev
+	$(BIN)/python -m pytest -q -m "not slow" $(QUICK_TESTS)
 
 dist: setup-dev
 	rm -rf build dist

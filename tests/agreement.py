@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import random
 from contextlib import nullcontext
+from functools import cache
 
 import pytest
 import torch
 
 from sasa_bench import impls
 from sasa_bench.case import Case
+from sasa_bench.ops.op import Op
 from sasa_bench.ops.tensors import arranged, leaves, step
-from sasa_bench.timing.check import compare, compute_reference, poisoned_memory
+from sasa_bench.timing.check import Reference, compare, compute_reference, poisoned_memory
+
+
+@cache
+def drawn(op: Op, case: Case) -> Reference:
+    """Random input and what is expected of it: one draw for all implementations of a case, another in each process."""
+    return compute_reference(op, case, random.randrange(1 << 31))
+
+
+def reason_not_to_run(name: str, case: Case) -> str | None:
+    """None, or why an implementation cannot run a case here."""
+    impl = impls.get(name)
+    return impl.missing() or impl.supports(case)
 
 
 def agree(name: str, case: Case) -> None:
-    """Assert that an implementation is within its error budget on fresh random input, or says why it cannot."""
+    """Assert that an implementation is within its error budget on random input, or skip with why it cannot run."""
+    if reason := reason_not_to_run(name, case):
+        pytest.skip(reason)
+    assert_right(name, case)
+
+
+def assert_right(name: str, case: Case) -> None:
+    """Assert that an implementation is within its error budget on random input."""
     impl = impls.get(name)
-    if impl.missing() or impl.supports(case):
-        pytest.skip(impl.missing() or impl.supports(case) or "")
     computed = impl.computes(case)
-    reference = compute_reference(impl.op, computed, random.randrange(1 << 31))
+    reference = drawn(impl.op, computed)
     tensors = leaves(reference.tensors, computed)
     grad_y = None if reference.grad_y is None else arranged(reference.grad_y, computed).to(getattr(torch, case.dtype))
     with poisoned_memory() if impl.poisoned else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 # Several test processes share a few cores; the workers they start set their own policy, and the threads of their case.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Inductor compiles a program for each set of vector instructions to see that it runs, and starts a pool of compilers.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 SWITCHES = (
     "--headless",
@@ -28,6 +32,30 @@ SWITCHES = (
     "--proxy-server=127.0.0.1:9",
 )
 """The last one sends every request over the network to a port where nothing listens."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--exhaustive", action="store_true", help="also what repeats in more builds and sizes what is shown"
+    )
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: collections of garbage, of which some tests ask for many, need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Slow tests come first, so that no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    if config.getoption("--exhaustive"):
+        return
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker(
+                pytest.mark.skip(reason="repeats in more builds or sizes what is shown; see `make test-all`")
+            )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -59,3 +87,13 @@ def browser() -> Iterator[Browser]:
     driver = webdriver.Chrome(service=Service(chromedriver), options=options)
     yield Browser(driver)
     driver.quit()
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of few channels and blocks: the same code in a fraction of the time."""
+    from sasa_bench.networks import resnet, retinanet
+
+    monkeypatch.setattr(resnet, "WIDTH", 16)
+    monkeypatch.setitem(resnet.BLOCKS, 26, (1, 1, 2, 1))
+    monkeypatch.setattr(retinanet, "WIDTH", 32)

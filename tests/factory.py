@@ -104,3 +104,16 @@ def sweep(slow: float = 1.0) -> list[Record]:
         rows.append(record("blocked", 0.0004 * k, case=case))
         rows.append(record("conv3x3", 0.0022, case=case))
     return rows
+
+
+def large_sweep(count: int) -> list[Record]:
+    """Rows of a sweep over five axes."""
+    names = ("naive", "unfold", "blocked", "conv3x3", "conv1x1")
+    rows = []
+    for n in range(count // len(names)):
+        channels, resolution = (32, 64, 128, 256, 512)[n % 5], (7, 14, 28, 56)[n // 5 % 4]
+        batch, k = 1 + n // 200 % 10, 3 + 2 * (n // 20 % 10)
+        case = Case(kernel_size=k, channels=channels, resolution=resolution, batch=batch, threads=2)
+        for i, name in enumerate(names):
+            rows.append(record(name, 1e-4 * (i + 1) * k, count=7, case=case, suite=f"suite{n // 2000}"))
+    return rows

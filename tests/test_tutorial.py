@@ -54,6 +54,7 @@ def replace_function(path: Path, code: str) -> None:
     path.write_text(text)
 
 
+@pytest.mark.slow
 def test_its_commands_work_from_an_empty_file_to_an_installed_kernel(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,7 @@ def test_planted_bug_is_caught(library, mutant):
     assert any(mutant.caught_as in line for line in found), found
 
 
+@pytest.mark.slow
 def test_sanitizers_pass_the_kernels_and_catch_planted_bugs():
     """One process with address and undefined-behaviour sanitizers: the shipped source, then a mutant."""
     finder = [emulation.COMPILER, "-print-file-name=libasan.so"]

@@ -31,6 +31,7 @@ class Launched:
 NEEDS_TRITON = "triton is not installed: pip install 'sasa-bench[triton]'"
 
 
+@pytest.mark.slow
 def test_values_gradients_and_planted_bugs_in_the_interpreter():
     pytest.importorskip("triton", reason=NEEDS_TRITON)
     folder = HERE / "interpreted"

@@ -48,6 +48,14 @@ def test_packed_weights_are_for_inference_on_the_cpu(changes: dict[str, str], sa
 
 
 @pytest.mark.parametrize("name", STRONGEST)
+def test_stems_are_the_same_function(name: str) -> None:
+    agree(name, Case(stem="conv", channels=8, heads=1, resolution="6x8", batch=2))
+
+
+@pytest.mark.usefixtures("narrow")
+@pytest.mark.parametrize(
+    "name", ["conv3x3_channels_last", pytest.param("conv3x3_packed", marks=pytest.mark.exhaustive)]
+)
 def test_whole_networks_are_the_same_function(name: str) -> None:
     agree(
         name,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 import torch
+from fused_builds import as_published, quick
 
 from sasa_bench import impls
 from sasa_bench.case import Case
@@ -22,15 +22,13 @@ CASE = Case(kernel_size=7, channels=64, heads=16, resolution=28, batch=1, thread
 
 @pytest.fixture(autouse=True)
 def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The build with timers without optimisation, which takes the compiler a tenth of the time."""
+    """The build with timers without kernels for some widths of heads, and with few optimisations."""
     if reason := fused.missing():
         pytest.skip(reason)
-    made = fused._kernels
 
     def kernels(isa: str, timed: bool = False) -> list[Library]:
-        found = made(isa, timed)
-        quick = [replace(one, flags=tuple("-O1" if flag == "-O3" else flag for flag in one.flags)) for one in found]
-        return quick if timed else found
+        found = as_published(isa, timed)
+        return [quick(one) for one in found] if timed else found
 
     monkeypatch.setattr(fused, "_kernels", kernels)
 

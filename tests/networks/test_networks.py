@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_bench import impls, network, ops
 from sasa_bench.case import CHOICES, GROUPS, Case, CaseError
-from sasa_bench.networks import attention_cases, describe, image_shape, resnet, retinanet
+from sasa_bench.networks import attention_cases, describe, image_shape
 from sasa_bench.networks.layers import Attention, Chain, Conv, Linear, Residual
 from sasa_bench.networks.stem import AttentionStem
 from sasa_bench.ops.stem import attention as reference_attention
@@ -39,14 +39,6 @@ def agree(name: str, of: Case, seed: int | None = None) -> str:
     tensors = leaves(reference.tensors, computed)
     grad_y = None if reference.grad_y is None else reference.grad_y.to(tensors["x"].dtype)
     return compare(reference, step(computed, impl.build(computed, tensors), tensors, grad_y)()).reason
-
-
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks of few channels and blocks: the same code in a fraction of the time."""
-    monkeypatch.setattr(resnet, "WIDTH", 16)
-    monkeypatch.setitem(resnet.BLOCKS, 26, (1, 1, 2, 1))
-    monkeypatch.setattr(retinanet, "WIDTH", 32)
 
 
 def multiplications(layer: object, shape: tuple[int, int, int]) -> int:

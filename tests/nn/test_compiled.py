@@ -9,6 +9,7 @@ import torch
 from sasa_bench import impls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast"])
 def test_a_compiled_network_trains_a_step_as_the_eager_one(autocast: bool) -> None:
     if reason := impls.get("fused").missing():

@@ -14,7 +14,7 @@ from browser import Browser
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 
-from sasa_bench.case import AXES, Case
+from sasa_bench.case import Case
 from sasa_bench.report import compare, index, page, report
 from sasa_bench.report.table import load
 from sasa_bench.results.columns import COLUMNS
@@ -34,19 +34,6 @@ def broken() -> list[Record]:
         factory.failed("blocked", "skipped", "heads <b>must</b> divide channels", case=case),
         factory.failed("conv3x3", "timeout", "stage 'time' took longer than 120 s", case=case),
     ]
-
-
-def large(count: int) -> list[Record]:
-    """Rows of a sweep over five axes."""
-    names = ("naive", "unfold", "blocked", "conv3x3", "conv1x1")
-    rows = []
-    for n in range(count // len(names)):
-        channels, resolution = (32, 64, 128, 256, 512)[n % 5], (7, 14, 28, 56)[n // 5 % 4]
-        batch, k = 1 + n // 200 % 10, 3 + 2 * (n // 20 % 10)
-        case = Case(kernel_size=k, channels=channels, resolution=resolution, batch=batch, threads=2)
-        for i, name in enumerate(names):
-            rows.append(factory.record(name, 1e-4 * (i + 1) * k, count=7, case=case, suite=f"suite{n // 2000}"))
-    return rows
 
 
 @pytest.fixture(scope="module")
@@ -240,8 +227,9 @@ def test_a_large_table_is_saved_compressed(tmp_path: Path) -> None:
     assert len(pd.read_csv(io.BytesIO(content))) == len(many)
 
 
+@pytest.mark.slow
 def test_ten_thousand_rows_open_within_three_seconds(browser: Browser, tmp_path: Path) -> None:
-    rows = large(10_000)
+    rows = factory.large_sweep(10_000)
     assert len(rows) == 10_000
     report.write(read([factory.results_file(tmp_path / "large.jsonl", rows)]), tmp_path / "large.html")
     assert (tmp_path / "large.html").stat().st_size < 8e6
@@ -346,27 +334,3 @@ def test_files_without_a_common_case_are_not_compared(tmp_path: Path) -> None:
 def test_an_empty_folder_has_no_index(tmp_path: Path) -> None:
     with pytest.raises(ResultsError, match="holds no results file"):
         index.write(tmp_path)
-
-
-def test_every_axis_of_a_large_sweep_can_be_chosen(tmp_path: Path) -> None:
-    table = load(factory.results_file(tmp_path / "a.jsonl", large(1000)))
-    from sasa_bench.report.charts.sweep import sweep
-    from sasa_bench.report.styles import style
-
-    spec = sweep(table, style({}, sorted(set(table["impl"]))))
-    assert spec is not None
-    menus = {p["name"]: p["bind"]["options"] for p in spec["params"] if "input" in p.get("bind", {})}
-    assert set(menus["along"]) == {axis for axis in AXES if table[axis].nunique() > 1}
-
-
-def test_a_chart_of_no_full_grid_starts_with_values_that_show_all_points(tmp_path: Path) -> None:
-    from sasa_bench.report.charts.sweep import sweep
-    from sasa_bench.report.styles import style
-
-    cases = [Case(channels=c, kernel_size=7, threads=2) for c in (32, 64, 128, 256)]
-    cases += [Case(channels=64, kernel_size=k, threads=2) for k in (11, 19)]
-    table = load(factory.results_file(tmp_path / "a.jsonl", [factory.record("unfold", case=case) for case in cases]))
-    spec = sweep(table, style({}, ["unfold"]))
-    assert spec is not None
-    first = {p["name"]: p["value"] for p in spec["params"] if "input" in p.get("bind", {})}
-    assert (first["along"], first["at_kernel_size"]) == ("channels", "7")

@@ -119,6 +119,7 @@ def test_cases_are_spread_over_a_suite_and_too_many_are_refused() -> None:
         validation.choose(validation.ROOT / "suites" / "gate.toml", 1000)
 
 
+@pytest.mark.slow
 def test_a_slow_down_on_purpose_is_found_and_nothing_else(tmp_path: Path) -> None:
     arguments = [
         *("--out", str(tmp_path / "v"), "--repeats", "1", "--cases", "2", "--impl", "unfold", "--slowed", "1"),

@@ -12,6 +12,7 @@ import kill_counts
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, mounts and signals as Linux has them")
 def test_commands_that_are_ended_anywhere_lose_nothing(tmp_path: Path) -> None:
     # The study replaces parts of the package, so it has a process of its own.

@@ -78,6 +78,7 @@ def run(tmp_path: Path, names: list[str], timeout_s: float = 20.0, **fixed: obje
     return {row.impl: row for row in rows}
 
 
+@pytest.mark.slow
 def test_every_case_and_implementation_gives_one_row_whatever_happens(tmp_path: Path) -> None:
     rows = run(tmp_path, ["unfold", *[n for n in BODIES if n != "hanging"], "conv3x3"])
     status = {name: row.status for name, row in rows.items()}

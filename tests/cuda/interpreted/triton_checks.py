@@ -5,7 +5,7 @@ Values and gradients against dense attention in float64, and planted bugs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import dense_reference
@@ -85,19 +85,23 @@ def test_bfloat16_still_needs_the_repair():
     assert not (interpreter.product(a, a).double() - a.double() @ a.double()).abs().max() < 1e-5
 
 
+# A window that reaches over the border, two blocks of rows, padded channels and window steps.
+PROBLEM = Problem(dtype=F16, batch=1, heads=1, head_width=15, height=3, width=9, kernel_size=5)
+SEVERAL = replace(PROBLEM, batch=2, heads=2)
+
+
 @dataclass(frozen=True)
 class Mutant:
-    """A text of the kernels and what its first occurrence becomes."""
+    """A text of the kernels, what its first occurrence becomes, and the problem that shows it."""
 
     name: str
     text: str
     becomes: str
+    problem: Problem = PROBLEM
 
 
-# A window that reaches over the border, two heads and images, two blocks of rows, padded channels and window steps.
-PROBLEM = Problem(dtype=F16, batch=2, heads=2, head_width=15, height=3, width=9, kernel_size=5)
 MUTANTS = [
-    Mutant("head of the embeddings", "(head * HALF + channel)", "channel"),
+    Mutant("head of the embeddings", "(head * HALF + channel)", "channel", SEVERAL),
     Mutant("halves of a head", "channel - HALF) * K", "channel) * K"),
     Mutant("window one step too wide", "(offset < K)", "(offset <= K)"),
     Mutant("border takes part", "column_inside = ZERO_BORDER | ", "column_inside = True | "),
@@ -106,7 +110,7 @@ MUTANTS = [
     Mutant("peak left out", "logits * LOG2_E - (peak * LOG2_E)[:, None]", "logits * LOG2_E - (peak * 0)[:, None]"),
     Mutant("sum of one weight", "tl.max(tl.dot(weights, ones", "tl.max(0.5 * tl.dot(weights, ones"),
     Mutant("denominator without the peak", "peak * LOG2_E + log2_total", "log2_total"),
-    Mutant("image of the map", "at = image * image_stride", "at = 0 * image_stride"),
+    Mutant("image of the map", "at = image * image_stride", "at = 0 * image_stride", SEVERAL),
     Mutant("store not guarded", "to(y_map.dtype.element_ty), mask=own)", "to(y_map.dtype.element_ty))"),
     Mutant("delta forgotten", "- delta[:, None])", ")"),
     Mutant("rows of the window not moved", "row = step + query_row[:, None]", "row = step + 0 * query_row[:, None]"),
@@ -133,4 +137,9 @@ def planted(mutant: Mutant, folder):
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_planted_bug_is_caught(mutant, tmp_path):
-    assert interpreter.findings(interpreter.launcher(planted(mutant, tmp_path)), PROBLEM)
+    assert interpreter.findings(interpreter.launcher(planted(mutant, tmp_path)), mutant.problem)
+
+
+def test_without_a_bug_the_problems_of_the_planted_ones_show_nothing():
+    for problem in (PROBLEM, SEVERAL):
+        assert interpreter.findings(interpreter.launcher(), problem) == []
