@@ -107,7 +107,7 @@ def test_search_takes_the_smallest_median_and_skips_what_fails():
 def test_a_choice_that_cannot_be_stored_is_used_all_the_same(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "file"))
-    candidates = [kernels.Tunables(1, lanes, 8, 1, 1, 1, 1) for lanes in (1, 2)]
+    candidates = [kernels.Tunables(1, lanes, 8, 1, 1, 1, 1, 1) for lanes in (1, 2)]
     ran = []
     chooser = _tuning.Chooser("GPU", "source", lambda run: run() or len(ran))
     assert chooser.choose("key", candidates, ran.append) == candidates[0]
