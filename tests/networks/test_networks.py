@@ -99,7 +99,8 @@ def test_a_network_agrees_with_the_reference_for_every_position(position: str) -
 @pytest.mark.usefixtures("narrow")
 @pytest.mark.parametrize("stem", STEMS)
 def test_a_network_trains_as_the_reference_does_with_every_stem(stem: str) -> None:
-    assert agree(impls.ANYWHERE, case(stem=stem, attention_groups="4", mode="training")) == ""
+    # A last map of one pixel would leave its norm two numbers a channel, and rounding errors of any size behind it.
+    assert agree(impls.ANYWHERE, case(stem=stem, attention_groups="4", mode="training", resolution=64)) == ""
 
 
 @pytest.mark.usefixtures("narrow")
