@@ -21,6 +21,8 @@ from sasa_bench.gate.pairs import Point
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep.cluster import parse_options, submitted
 
+pytestmark = pytest.mark.timeout(900)
+
 POINTS = [
     Point(impl, Case(channels=32, resolution=14, kernel_size=5, batch=1, threads=1)) for impl in ("unfold", "conv3x3")
 ]
