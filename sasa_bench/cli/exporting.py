@@ -74,6 +74,7 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
     from torch import nn
 
     from sasa_bench.nn import saved_types
+    from sasa_bench.timing.prepared import first_line
 
     try:
         with torch.serialization.safe_globals(saved_types()):
@@ -85,7 +86,7 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
     except Exception as error:  # whatever reading bytes that are no such file may raise
         raise click.UsageError(
             f"{path} is no file of a module of torch and sasa-bench alone: add --trust if you trust it, or give "
-            f"module:factory ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+            f"module:factory ({first_line(error)})"
         ) from None
     if not isinstance(module, nn.Module):
         raise click.UsageError(

@@ -116,9 +116,14 @@ def _machine(run: Run) -> dict[str, str]:
     return {key: " / ".join(dict.fromkeys(machine[key] for machine in machines)) for key in machines[0]}
 
 
+def case_key(record: Record, alike: bool = False) -> tuple[str, str, Case]:
+    """Suite, implementation and case of a row; unlike machines have other numbers of threads for the same case."""
+    return record.suite, record.impl, record.case if alike else record.case.with_(threads=0)
+
+
 def _keyed(run: Run, alike: bool) -> dict[tuple[str, str, Case], Record]:
-    """Rows by suite, implementation and case; unlike machines have other numbers of threads for the same case."""
-    return {(r.suite, r.impl, r.case if alike else r.case.with_(threads=0)): r for r in run.results.rows}
+    """Rows by `case_key`."""
+    return {case_key(record, alike): record for record in run.results.rows}
 
 
 def _pairs(first: Run, other: Run, alike: bool) -> Iterator[Pair]:

@@ -32,7 +32,7 @@ def write(folder: Path) -> list[Path]:
         out = file.with_suffix(".html")
         report.write(results, out)
         written.append(out)
-        cases.update({(row.suite, row.impl, row.case.with_(threads=0)) for row in results.rows})
+        cases.update({compare.case_key(row) for row in results.rows})
         table = frame(results)
         machine = next(m for m in results.machines.values() if m.id in {row.machine for row in results.rows})
         entries.append(

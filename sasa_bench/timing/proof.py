@@ -36,8 +36,8 @@ like a cheat's. It is convicted with a probability of at most 1e-8, however busy
 disturbs in 1 of 100 calls goes free once in 10,000 times."""
 
 LONG_S = 0.5
-"""Calls that take so long together are enough, and such pairs clear an implementation: no disturbance makes a call so
-long by chance."""
+"""No more calls are made once they take this long together, and pairs that do clear an implementation: no disturbance
+makes a call that long by chance."""
 
 
 class CheatError(Exception):

@@ -39,16 +39,16 @@ class Samples:
         return count >= settings.least and half_width(self.seconds) <= settings.precision
 
 
-def lacks(sample: Samples, settings: Settings, count: int) -> bool:
-    """Whether it has fewer samples than `count` and time for more: four budgets where samples were thrown away."""
+def lacks(sample: Samples, settings: Settings) -> bool:
+    """Whether it has fewer than the least samples and time for more: four budgets where samples were thrown away."""
     budget = settings.budget_s * (4 if sample.discarded else 1)
-    return len(sample.seconds) < count and sample.spent_s < budget
+    return len(sample.seconds) < settings.least and sample.spent_s < budget
 
 
 def spent(samples: Collection[Samples], settings: Settings) -> bool:
     """Whether the budget of all is used up, and each has the least samples or has used up its own."""
     used = sum(sample.spent_s for sample in samples)
-    return used >= len(samples) * settings.budget_s and not any(lacks(s, settings, settings.least) for s in samples)
+    return used >= len(samples) * settings.budget_s and not any(lacks(sample, settings) for sample in samples)
 
 
 def calibrate(timer: Timer, step: Step, settings: Settings) -> int:
@@ -84,8 +84,8 @@ def interleave(
 
     Drift of the machine so hits all steps alike, and none leaves early, so that what ran before a step is the same to
     the end. A step whose samples take more than its share of a round, `budget_s / least`, misses rounds until the
-    others have used as much; the last rounds, until each has the fewest samples, are for all. Long calls so have few
-    samples and short ones many, in about the same time.
+    others have used as much; the last rounds, until each has the fewest samples, are for all. So long calls get
+    few samples and short ones many, in about the same time.
 
     `before_sample` is told which step is about to run, and `ready` makes it ready, untimed. `counts` are the calls of a
     sample by name, for steps that are warm; else they are found by `calibrate`. `keep` is asked after each sample
