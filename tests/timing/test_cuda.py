@@ -9,85 +9,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from fake_nvml import FakeNvml
+from fake_stream import Stream
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sasa_bench.case import Case
 from sasa_bench.timing import child, nvml, prepared
 from sasa_bench.timing import child as worker
 from sasa_bench.timing import cuda as gpu
-from sasa_bench.timing.cuda import Device
 from sasa_bench.timing.process import Request
 from sasa_bench.timing.settings import Settings
 from sasa_bench.timing.timers import Step
 
 SETTINGS = Settings(warmup_s=0.0, sample_s=0.01, budget_s=0.1, least=7, most=21)
-FLUSH_S = 0.003
 POWER = FakeNvml.nvmlClocksEventReasonSwPowerCap
 HEAT = FakeNvml.nvmlClocksEventReasonHwThermalSlowdown
-
-
-class Stream:
-    """Work in the order it was queued; `warm` says whether the last thing that ran was a call, not a flush."""
-
-    def __init__(self, library: FakeNvml | None = None) -> None:
-        self.now_s = 0.0
-        self.warm: object = None
-        self.queued: list[str] = []
-        self.library = library
-        self.queue_s = 0.0
-        self.paused_s = 0.0
-
-    def step(self, name: str, hot_s: float, cold_s: float) -> Step:
-        def call() -> None:
-            self.queued.append(name)
-            self.run(hot_s if self.warm == name else cold_s)
-            self.warm = name
-
-        return call
-
-    def run(self, seconds: float) -> None:
-        self.now_s += seconds
-        if self.library is not None:
-            self.library.millijoules += round(seconds * 250_000)
-
-    def pause(self, seconds: float) -> None:
-        self.queued.append("pause")
-        self.paused_s = seconds
-        self.now_s += seconds
-
-    def capture(self, step: Step) -> Step:
-        return step
-
-    def flush(self) -> None:
-        self.queued.append("flush")
-        self.run(FLUSH_S)
-        self.warm = None
-
-    def event(self) -> Any:
-        stream = self
-
-        class Event:
-            def record(self) -> None:
-                stream.queued.append("event")
-                self.at_s = stream.now_s
-
-            def synchronize(self) -> None:
-                stream.queued.append("synchronize")
-
-            def elapsed_time(self, end: Any) -> float:
-                return (end.at_s - self.at_s) * 1e3
-
-        return Event()
-
-    def device(self) -> Device:
-        watch = nvml.find(library=self.library) if self.library is not None else None
-        wait = lambda: self.queued.append("synchronize")  # noqa: E731
-        return Device(self.event, self.flush, self.pause, self.capture, wait, watch)
 
 
 @pytest.fixture(autouse=True)
