@@ -12,7 +12,7 @@ from sasa_bench.results import environment
 from sasa_bench.results.format import size
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo
-from sasa_bench.sweep.run import Workers
+from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing import nvml, probe
 from sasa_bench.timing.conditions import busy_now, spoilers
 

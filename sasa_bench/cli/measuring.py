@@ -170,7 +170,7 @@ def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
     """What shows how far a run is: pass it to sweep.run as `watch`."""
 
     def watch(summary: Summary, rows: Sequence[Record]) -> None:
-        suite, case = (rows[0].suite, rows[0].case.describe()) if rows else ("", "")
+        suite, case = (rows[0].suite, rows[0].case.describe()) if rows else (summary.phase, "")
         shown.show(summary.done, summary.total, suite, case)
 
     return watch
@@ -186,8 +186,9 @@ def _stopped(asked: Asked, path: Path, summary: Summary) -> int:
 def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
     from sasa_bench.sweep.cluster import drive, parse_options, require_slurm
     from sasa_bench.sweep.plan import specs_of
-    from sasa_bench.sweep.run import Workers, describe
+    from sasa_bench.sweep.run import describe
     from sasa_bench.sweep.slurm import Measure, open_sweep
+    from sasa_bench.sweep.workers import Workers
 
     options = parse_options(asked.slurm)
     require_slurm()

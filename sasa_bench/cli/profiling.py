@@ -88,7 +88,7 @@ def _profile_case(
 ) -> None:
     from sasa_bench.profiling.page import save
     from sasa_bench.suite import load
-    from sasa_bench.sweep.run import Workers
+    from sasa_bench.sweep.workers import Workers
 
     require_free_threads(os.environ)
     require_folder("--out", out)

@@ -101,6 +101,8 @@ class Impl:
     build     (case, tensors) -> call; `call()` computes y from those very tensors, so set-up is not timed. The
               tensors are those of op.shapes in the dtype and on the device of the case. A call with an attribute
               `figures`, a dict from column name (with its unit) to number, adds these columns to its row
+    ahead     makes what `build` of the same case and parameters then finds on disk, in another process perhaps: what
+              takes seconds is made by several processes before anything is timed
     supports  case -> None, or the reason why this implementation cannot do it
     missing   None, or what this machine lacks and the command that would help; must be cheap
     computes  case -> the case that is really computed (conv3x3 always has a 3 x 3 window)
@@ -118,6 +120,7 @@ class Impl:
     op: Op
     summary: str
     build: Callable[[Case, Tensors], Call]
+    ahead: Callable[[Case, Tensors], object] | None = None
     supports: Callable[[Case], str | None] = _everything
     missing: Callable[[], str | None] = _nothing_missing
     computes: Callable[[Case], Case] = _itself

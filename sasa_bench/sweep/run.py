@@ -20,10 +20,12 @@ from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
 from sasa_bench.results.statistics import is_noisy
 from sasa_bench.suite import Suite
+from sasa_bench.sweep.ahead import make_ahead
 from sasa_bench.sweep.plan import Plan, Task, plan, quick_to_build, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut
+from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing import conditions, probe
-from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
+from sasa_bench.timing.process import Request, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
 
 
@@ -36,10 +38,12 @@ class Summary:
     counts     status -> rows measured
     noisy      rows measured whose samples scatter too much to rank them, by statistics.is_noisy
     spent_s    stage -> seconds that the workers have spent in it
+    phase      what is done before the first measurement, in words; "" where that takes no time
     """
 
     total: int
     had: int
+    phase: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     spent_s: Counter[str] = field(default_factory=Counter)
     noisy: int = 0
@@ -72,7 +76,7 @@ def run(
     settings      when a measurement is precise enough
     timeout_s     seconds that each stage of a row may take
     environment   variables to set for the workers
-    watch         called with the summary and no rows before the first measurement, then with the rows of each case
+    watch         called with the summary and no rows until the first measurement, then with the rows of each case
 
     Raises WorkerRefused for an unknown implementation and UnfitEnvironmentError where OpenMP binds threads, before
     anything is measured or written.
@@ -92,11 +96,24 @@ def run(
         with Writer(out) as writer:
             if count > 1 and (known is None or shard_of not in known.parts):
                 writer.part(shard_of)
-            for rows in _measure_all(work, workers, writer, here, known, chosen):
+            _write_head(work, writer, here, known)
+            if not work.tasks:
+                return summary
+            began = conditions.before(here.id)
+            writer.conditions(began.conditions)
+            seeds = [random.randrange(1 << 31) for _ in work.tasks]
+
+            def say(phase: str) -> None:
+                summary.phase = phase
+                watch(summary, ())
+
+            make_ahead(work, seeds, workers, say)
+            for rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
                 summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s
                 summary.noisy += sum(is_noisy(row.samples_s) for row in rows)
                 watch(summary, rows)
+            writer.conditions(conditions.after(began))
         summary.spent_s = workers.spent_s
     return summary
 
@@ -124,23 +141,27 @@ def _describe_one(workers: Workers, spec: str) -> Any:
         raise WorkerRefused(f"{spec} cannot be loaded: {death}") from None
 
 
+def _write_head(work: Plan, writer: Writer, machine: Machine, known: Results | None) -> None:
+    if known is None or machine.id not in known.machines:
+        writer.machine(machine)
+    writer.impls(info for info in work.impls.values() if known is None or known.impls.get(info.name) != info)
+
+
 def _measure_all(
-    work: Plan, workers: Workers, writer: Writer, machine: Machine, known: Results | None, settings: Settings
+    work: Plan,
+    seeds: Sequence[int],
+    workers: Workers,
+    writer: Writer,
+    machine: Machine,
+    known: Results | None,
+    settings: Settings,
 ) -> Iterator[list[Record]]:
     """Measure the tasks of a plan; yields the rows of each task after they were written, once for each task.
 
     Every worker of `settings` goes over all tasks, so that what is measured of a case is spread over the run; rows are
     written again, whole, with what each worker adds, and a reader takes the last ones.
     """
-    if known is None or machine.id not in known.machines:
-        writer.machine(machine)
-    writer.impls(info for info in work.impls.values() if known is None or known.impls.get(info.name) != info)
-    if not work.tasks:
-        return
-    began = conditions.before(machine.id)
-    writer.conditions(began.conditions)
     roofs = dict(known.roofs) if known else {}
-    seeds = [random.randrange(1 << 31) for _ in work.tasks]
     measured: list[list[Record]] = []
     for worker in range(settings.rounds):
         if worker:
@@ -164,7 +185,6 @@ def _measure_all(
                     writer.roof(roofs[roof])
             writer.rows(rows)
             yield rows if not worker else []
-    writer.conditions(conditions.after(began))
 
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:
@@ -235,40 +255,3 @@ def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int)
         else:
             return Roof(machine, device, dtype, threads, *figures)
     return None
-
-
-class Workers:
-    """The worker in use; a new one is started when the last one died.
-
-    `timeout_s` bounds each stage of its work; `environment` is added to its environment. `spent_s` holds the seconds
-    that each stage has taken, over all workers that were in use.
-    """
-
-    def __init__(self, timeout_s: float, environment: Mapping[str, str] | None = None) -> None:
-        self.timeout_s, self.environment = timeout_s, environment
-        self.worker: Worker | None = None
-        self._spent_before = Counter[str]()
-
-    @property
-    def spent_s(self) -> Counter[str]:
-        """Stage -> seconds."""
-        return self._spent_before + Counter(self.worker.spent_s if self.worker else {})
-
-    def get(self) -> Worker:
-        """The live worker."""
-        if self.worker is None:
-            self.worker = Worker(self.timeout_s, environment=self.environment)
-        return self.worker
-
-    def drop(self) -> None:
-        """End the worker; the next `get` starts another."""
-        if self.worker is not None:
-            self._spent_before = self.spent_s
-            self.worker.close()
-            self.worker = None
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.drop()

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
 
 if TYPE_CHECKING:
+    from sasa_bench.impls._native import Library
     from sasa_bench.timing.proof import Feed
     from sasa_bench.timing.settings import Settings
     from sasa_bench.timing.timers import Step
@@ -114,19 +115,50 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
 
 def _compile_together(request: Request, announce: Callable[[str, str], None]) -> None:
     """Compile the native code of all implementations at once; what does not compile says so when it is built."""
-    from sasa_bench import impls
-    from sasa_bench.impls import _native
+    if owners := _not_compiled(request.case, request.impls):
+        announce(next(iter(owners.values())), "build")
+        _compile_all(owners)
 
-    owners: dict[_native.Library, str] = {}
-    for name in request.impls:
+
+def _not_compiled(case: Case, names: Sequence[str]) -> dict[Library, str]:
+    """The native libraries that a case needs and that are not there, with an implementation that needs each."""
+    from sasa_bench import impls
+
+    owners: dict[Library, str] = {}
+    for name in names:
         with contextlib.suppress(Exception):
             impl = impls.get(name)
-            if not (impl.supports(request.case) or impl.missing()):
+            if not (impl.supports(case) or impl.missing()):
                 owners |= {library: name for library in impl.info.native() if not library.is_built()}
-    if owners:
-        announce(next(iter(owners.values())), "build")
-        with contextlib.suppress(RuntimeError):
-            _native.build(list(owners))
+    return owners
+
+
+def _compile_all(libraries: Iterable[Library]) -> None:
+    from sasa_bench.impls import _native
+
+    with contextlib.suppress(RuntimeError):
+        _native.build(list(libraries))
+
+
+def _compile(cases: list[tuple[dict[str, Any], list[str]]]) -> bool:
+    """Compile the native code that these cases need of these implementations."""
+    _compile_all({library: None for fields, names in cases for library in _not_compiled(from_dict(fields), names)})
+    return True
+
+
+def _make_ahead(case: dict[str, Any], impl: str, seed: int) -> bool:
+    """Make what an implementation has made ahead for a case; see Impl.ahead. Raises what that raises."""
+    from sasa_bench import impls
+    from sasa_bench.ops.tensors import leaves, random_tensors
+    from sasa_bench.timing import switches
+
+    known = impls.get(impl)
+    asked = from_dict(case)
+    computed = known.computes(asked)
+    if known.ahead is None or switches.unfit(asked) or known.supports(asked) or known.missing():
+        return False
+    known.ahead(computed, leaves(random_tensors(known.op, computed, seed), computed))
+    return True
 
 
 def _end_if_broken(device: str, reason: str) -> None:
@@ -211,7 +243,14 @@ def _profile(impl: str, case: dict[str, Any], folder: str) -> dict[str, Any]:
 def _request(do: str) -> Callable[..., Any]:
     from sasa_bench.timing.blocks import REQUESTS
 
-    requests: dict[str, Callable[..., Any]] = {**REQUESTS, "roof": _roof, "describe": _describe, "profile": _profile}
+    requests: dict[str, Callable[..., Any]] = {
+        **REQUESTS,
+        "roof": _roof,
+        "describe": _describe,
+        "profile": _profile,
+        "compile": _compile,
+        "make_ahead": _make_ahead,
+    }
     return requests[do]
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from sasa_bench import impls
 from sasa_bench.impls import registry
-from sasa_bench.sweep.run import Workers, describe
+from sasa_bench.sweep.run import describe
+from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing.process import WorkerRefused
 
 KERNEL = """from dataclasses import replace

@@ -16,7 +16,7 @@ from sasa_bench.gate import run as gate_run
 from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.pairs import Pair, Point
 from sasa_bench.results.record import ImplInfo
-from sasa_bench.sweep import cluster, run
+from sasa_bench.sweep import cluster, run, workers
 from sasa_bench.timing import probe
 from sasa_bench.timing.process import Request
 
@@ -49,7 +49,7 @@ class PlayedWorker:
 
 def play() -> None:
     """Replace, in this process, the worker, the look at the machine, Slurm's commands and the arms of the gate."""
-    run.Worker = PlayedWorker  # type: ignore[misc, assignment]
+    workers.Worker = PlayedWorker  # type: ignore[misc, assignment]
     for module in (run.probe, probe):
         module.detect = lambda: MACHINE  # type: ignore[attr-defined]
     cluster.require_slurm = lambda: None

@@ -16,8 +16,9 @@ from sasa_bench.case import Case
 from sasa_bench.results.file import read
 from sasa_bench.results.record import Record
 from sasa_bench.suite import from_data
-from sasa_bench.sweep.run import Workers, describe
+from sasa_bench.sweep.run import describe
 from sasa_bench.sweep.run import run as run_suites
+from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing.process import Request, Worker, WorkerDied, WorkerRefused
 from sasa_bench.timing.settings import Settings
 

@@ -8,6 +8,7 @@ their parameters as tensors in every call.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -20,6 +21,9 @@ from sasa_bench.impls._onnx.graph import node_count
 from sasa_bench.impls._onnx.session import Session, load, missing, session_options, unsupported
 from sasa_bench.ops.op import Op
 from sasa_bench.ops.tensors import Tensors, project
+
+if TYPE_CHECKING:
+    import onnx
 
 __all__ = [
     "Function",
@@ -57,8 +61,11 @@ def exported(
     graph contains, if any, and `native` what is compiled for it.
     """
 
+    def model_of(case: Case, tensors: Tensors) -> tuple[onnx.ModelProto, dict[str, Any]]:
+        return exported_once(name, case, tensors, lambda: export(function(case), case, tensors, dynamic))
+
     def build(case: Case, tensors: Tensors) -> Session:
-        model, figures = exported_once(name, case, tensors, lambda: export(function(case), case, tensors, dynamic))
+        model, figures = model_of(case, tensors)
         return load(name, model, case, tensors, figures, library() if library else None)
 
     def able(case: Case) -> str | None:
@@ -75,6 +82,7 @@ def exported(
         op=op,
         summary=summary,
         build=build,
+        ahead=model_of,
         supports=able,
         missing=missing,
         computes=computes,
