@@ -16,32 +16,10 @@ from torch import Tensor, nn
 from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.impls import Core, Impl, Info, Window, _flops, _folding, _native, _phases, _stem, local_attention
+from sasa_bench.impls._attention import ATTENTION, CSRC, kernels
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
 from sasa_bench.impls._phases import Phases
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
-
-CSRC = Path(__file__).parent / "csrc"
-
-
-SHARED_HEADERS = ("kernel_table", "vectors", "layout", "phases")
-HEADERS = {
-    "kernels": ("windows", "task", "forward_block", "forward", "backward_block", "backward", "local_attention"),
-    "products": ("products", "packing", "products16", "amx"),
-}
-# Builds that share all but the products of matrices with another one.
-ATTENTION = {"avx512_amx": "avx512_wide", "avx512_bf16": "avx512"}
-
-
-def _kernels(isa: str, timed: bool = False) -> list[Library]:
-    """The libraries of one build: the attention, and the products of matrices; `timed`: with clocks, for profiles."""
-
-    def library(kind: str, isa: str) -> Library:
-        headers = tuple(CSRC / f"{name}.h" for name in (*SHARED_HEADERS, *HEADERS[kind]))
-        flags = ("-O3", "-fno-math-errno", f"-DSASA_ISA={isa}", *ISAS[isa][0])
-        flags += ("-DSASA_PHASES",) if timed else ()
-        return Library(f"fused_{kind}_{isa}{'_timed' if timed else ''}", CSRC / f"{kind}.cpp", headers, flags)
-
-    return [library("kernels", ATTENTION.get(isa, isa)), library("products", isa)]
 
 
 def _operators() -> Library:
@@ -61,7 +39,7 @@ def _operators() -> Library:
 
 def native() -> list[Library]:
     """The libraries that a layer needs on this machine. Raises the errors of `chosen_isa`."""
-    return [_operators(), *_kernels(chosen_isa())]
+    return [_operators(), *kernels(chosen_isa())]
 
 
 def build(isas: list[str]) -> None:
@@ -69,7 +47,7 @@ def build(isas: list[str]) -> None:
 
     Raises RuntimeError with the compiler's words.
     """
-    parts = [_operators(), *(library for isa in isas for library in _kernels(isa))]
+    parts = [_operators(), *(library for isa in isas for library in kernels(isa))]
     _native.build(list(dict.fromkeys(parts)))
 
 
@@ -97,7 +75,7 @@ def load(isa: str | None = None) -> None:
     isa = isa or chosen_isa()
     build([isa])
     _load_operators()
-    if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in _kernels(isa))):
+    if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in kernels(isa))):
         load(ATTENTION[isa])  # the operating system does not give this process the tiles
 
 
@@ -105,7 +83,7 @@ def phases(run: Callable[[], object], threads: int, calls: int) -> Phases:
     """Where the time of `run`, a call of this kernel, goes inside it. Raises as `load`."""
     load()
     isa = chosen_isa()
-    builds = {timed: _kernels(isa, timed) for timed in (True, False)}
+    builds = {timed: kernels(isa, timed) for timed in (True, False)}
     _native.build(builds[True])
 
     def use(timed: bool) -> None:
@@ -213,7 +191,7 @@ def details() -> list[str]:
         if lacking := sorted(needed - cpu_flags()):
             state = f"not on this processor, which lacks {', '.join(lacking)}"
         else:
-            built = all(library.is_built() for library in (_operators(), *_kernels(isa)))
+            built = all(library.is_built() for library in (_operators(), *kernels(isa)))
             state = "compiled" if built else "compiled at first use"
         lines.append(f"build {isa}: {state}{', in use' if isa == chosen else ''}")
     return lines

@@ -1,81 +1,41 @@
 """`onnx_fused`: the native CPU kernel as one node of a graph in ONNX Runtime.
 
-csrc/onnx_fused.cpp wraps the kernels of csrc/local_attention.h as the operator sasa_bench::LocalAttention through the
-runtime's custom-operator interface. It is compiled on this machine, for its processor, at first use. A file that
-contains the operator needs that library wherever it runs: `session_options.register_custom_ops_library(path)`.
-
-The interface is declared in headers that come with the sources of ONNX Runtime and not with its Python package.
-ONNXRUNTIME_INCLUDE_DIR names their folder; without it they are looked for in Debian's libonnxruntime-dev and in the
-Python package amd-quark, which contains them. An older header serves a newer runtime: the interface is versioned.
+csrc/onnx_operator.h wraps the forward pass of `fused` as the operator sasa_bench::LocalAttention through the runtime's
+custom-operator interface, in the library that holds that pass. It is compiled on this machine, for its processor, at
+first use. A file that contains the operator needs that library wherever it runs:
+`session_options.register_custom_ops_library(path)`.
 """
 
 from __future__ import annotations
 
-import os
 from functools import cache
-from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _native, _onnx
-
-CSRC = Path(__file__).parent / "csrc"
-SOURCE = CSRC / "onnx_fused.cpp"
-HEADER = "onnxruntime_cxx_api.h"
-SYSTEM_FOLDERS = ("/usr/include/onnxruntime", "/usr/include/onnxruntime/core/session", "/usr/local/include/onnxruntime")
-HEADER_PACKAGE = "amd-quark"
-
-
-def header_folder() -> Path | None:
-    """The folder with the headers of ONNX Runtime's C++ interface, or None.
-
-    ONNXRUNTIME_INCLUDE_DIR, where it is set, is the only place searched.
-    """
-    if named := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
-        return Path(named) if (Path(named) / HEADER).is_file() else None
-    for folder in map(Path, SYSTEM_FOLDERS):
-        if (folder / HEADER).is_file():
-            return folder
-    try:
-        files = metadata.files(HEADER_PACKAGE) or []
-    except metadata.PackageNotFoundError:
-        return None
-    found = [Path(str(file.locate())) for file in files if file.name == HEADER]
-    return found[0].parent if found and found[0].is_file() else None
+from sasa_bench.impls import Core, Window, _attention, _native, _onnx
+from sasa_bench.impls._native import Library
 
 
 def missing() -> str | None:
     """None, or what it takes to compile the operator and is not here."""
     if absent := _onnx.missing():
         return absent
-    headers = header_folder()
-    if headers is None:
-        if named := os.environ.get("ONNXRUNTIME_INCLUDE_DIR"):
-            return f"ONNXRUNTIME_INCLUDE_DIR={named} has no {HEADER}: give the folder that has it, or unset it"
-        return (
-            f"no {HEADER}: pip install --no-deps {HEADER_PACKAGE}, whose wheel has it, or set ONNXRUNTIME_INCLUDE_DIR "
-            "to the folder that has it"
-        )
-    return _library(headers).missing()
+    return _library().missing() if _attention.onnx_headers() else _attention.no_onnx_headers()
 
 
-def _library(headers: Path) -> _native.Library:
-    # Not -march=native, which made it slower.
-    flags = ("-O3", "-fno-math-errno", *_native.ISAS[_native.chosen_isa()][0], f"-I{headers}", f"-I{CSRC}")
-    return _native.Library("onnx_fused", SOURCE, tuple(sorted(CSRC.glob("*.h"))), flags)
+def _library() -> Library:
+    return _attention.kernels(_native.chosen_isa())[0]
 
 
 @cache
 def library() -> str:
     """The path of the compiled operator. Raises RuntimeError with the compiler's words."""
-    headers = header_folder()
-    if headers is None:
-        raise RuntimeError(str(missing()))
-    return str(_library(headers).build())
+    if _attention.onnx_headers() is None:
+        raise RuntimeError(_attention.no_onnx_headers())
+    return str(_library().build())
 
 
 def run(
@@ -120,5 +80,5 @@ IMPL = _onnx.exported_attention(
     supports=_supports,
     missing=missing,
     library=library,
-    native=lambda: [_library(headers)] if (headers := header_folder()) else [],
+    native=lambda: [_library()] if _attention.onnx_headers() else [],
 )

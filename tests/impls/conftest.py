@@ -6,17 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from fused_builds import ATTENTION_BUILDS, PRODUCT_BUILDS, compiled_quickly, quick
+from fused_builds import ATTENTION_BUILDS, PRODUCT_BUILDS, compiled_quickly
 
-from sasa_bench.impls import _native, fused, onnx_fused
-
-
-@pytest.fixture(autouse=True)
-def _quick_operator_for_onnx_runtime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels in it are those of the fused kernel, whose tests have every width."""
-    made = onnx_fused._library
-    if not request.config.getoption("--exhaustive"):
-        monkeypatch.setattr(onnx_fused, "_library", lambda headers: quick(made(headers)))
+from sasa_bench.impls import _native, fused
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +18,7 @@ def builds(request: pytest.FixtureRequest) -> Iterator[None]:
         pytest.skip(reason)
     with pytest.MonkeyPatch.context() as patch:
         if not request.config.getoption("--exhaustive"):
-            patch.setattr(fused, "_kernels", compiled_quickly)
+            patch.setattr(fused, "kernels", compiled_quickly)
         fused.build(_native.executable_isas())
         yield
     fused.load()

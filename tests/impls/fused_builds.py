@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from sasa_bench.impls import _native, fused
+from sasa_bench.impls import _attention, _native
 from sasa_bench.impls._native import Library
 
 # The others differ from these in their products of matrices alone.
-ATTENTION_BUILDS = [build for build in _native.executable_isas() if build not in fused.ATTENTION]
+ATTENTION_BUILDS = [build for build in _native.executable_isas() if build not in _attention.ATTENTION]
 # avx512_wide and avx512 multiply float32 as these do, and bfloat16 as the builds without AVX-512.
 PRODUCT_BUILDS = [
     build
     for build in _native.executable_isas()
-    if build not in {fused.ATTENTION.get(b) for b in _native.executable_isas()}
+    if build not in {_attention.ATTENTION.get(b) for b in _native.executable_isas()}
 ]
 
-as_published = fused._kernels
+as_published = _attention.kernels
 
 
 def compiled_quickly(isa: str, timed: bool = False) -> list[Library]:

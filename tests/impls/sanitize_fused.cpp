@@ -10,7 +10,8 @@
 #include <random>
 #include <vector>
 
-#include "local_attention.h"
+#include "backward.h"
+#include "forward.h"
 
 using sasa::Planes;
 using sasa::Problem;

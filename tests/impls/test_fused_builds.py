@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fused_builds import ATTENTION_BUILDS
 
-from sasa_bench.impls import _native, fused
+from sasa_bench.impls import _attention, _native, fused
 
 CSRC = Path(fused.__file__).parent / "csrc"
 HERE = Path(__file__).parent
@@ -19,14 +19,14 @@ needs_gcc = pytest.mark.skipif(not shutil.which("g++"), reason="no g++ to build 
 pytestmark = pytest.mark.skipif(fused.missing() is not None, reason=str(fused.missing()))
 
 
-@pytest.mark.parametrize("kind", fused.HEADERS)
+@pytest.mark.parametrize("kind", _attention.HEADERS)
 def test_a_build_is_named_after_every_header_that_it_includes(kind):
     included, todo = set(), [CSRC / f"{kind}.cpp"]
     while todo:
         names = re.findall(r'#include "(\w+)\.h"', todo.pop().read_text())
         todo += [CSRC / f"{name}.h" for name in set(names) - included]
         included |= set(names)
-    assert included == {*fused.SHARED_HEADERS, *fused.HEADERS[kind]}
+    assert included == {*_attention.SHARED_HEADERS, *_attention.HEADERS[kind]}
 
 
 def test_forced_build(monkeypatch):
@@ -59,7 +59,7 @@ def test_missing_names_the_command(monkeypatch, tmp_path):
 PEAK = """
 import resource, sys, torch
 sys.path.insert(0, {root!r})
-from sasa_bench.impls import _native, fused
+from sasa_bench.impls import _attention, _native, fused
 fused.load()
 torch.set_num_threads(2)
 ops = torch.ops.sasa_bench

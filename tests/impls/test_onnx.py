@@ -23,8 +23,8 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
+from sasa_bench.impls import _attention, gathered, onnx_fused  # noqa: E402
 from sasa_bench.impls import _onnx as shared  # noqa: E402
-from sasa_bench.impls import gathered, onnx_fused  # noqa: E402
 from sasa_bench.impls._onnx import session  # noqa: E402
 
 LOCAL_ATTENTION = ops.get("local_attention")
@@ -70,10 +70,10 @@ def test_an_exported_implementation_names_the_one_in_pytorch_that_computes_the_s
 
 def test_the_headers_are_found_in_the_package_that_contains_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR", raising=False)
-    monkeypatch.setattr(onnx_fused, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(_attention, "SYSTEM_FOLDERS", ())
     if find_spec("quark") is None:
         pytest.skip("amd-quark is not installed: `make setup` installs it")
-    found = onnx_fused.header_folder()
+    found = _attention.onnx_headers()
     assert found is not None
     assert (found / "onnxruntime_cxx_api.h").is_file()
 
@@ -201,9 +201,12 @@ def test_a_failed_export_is_an_error_row_that_names_the_cause(monkeypatch: pytes
 def test_headers_that_are_not_there_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(tmp_path))
     assert str(tmp_path) in (onnx_fused.missing() or "")
+    (tmp_path / "onnxruntime_cxx_api.h").touch()
+    (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 9\n")
+    assert "of ONNX Runtime 1.16 or newer" in (onnx_fused.missing() or "")
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR")
-    monkeypatch.setattr(onnx_fused, "SYSTEM_FOLDERS", ())
-    monkeypatch.setattr(onnx_fused, "HEADER_PACKAGE", "no-such-package")
+    monkeypatch.setattr(_attention, "SYSTEM_FOLDERS", ())
+    monkeypatch.setattr(_attention, "HEADER_PACKAGE", "no-such-package")
     assert "pip install --no-deps" in (onnx_fused.missing() or "")
 
 

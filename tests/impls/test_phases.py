@@ -30,7 +30,7 @@ def compiled_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
         found = as_published(isa, timed)
         return [quick(one) for one in found] if timed else found
 
-    monkeypatch.setattr(fused, "_kernels", kernels)
+    monkeypatch.setattr(fused, "kernels", kernels)
 
 
 def counted(case: Case, calls: int = 8) -> tuple[Phases, Callable[[], object]]:
@@ -65,7 +65,7 @@ def test_training_counts_gradients_and_the_products_of_the_backward_pass() -> No
 
 def test_the_build_without_timers_is_in_place_afterwards() -> None:
     found, run = counted(CASE, calls=2)
-    libraries = fused._kernels(fused.chosen_isa(), timed=True)
+    libraries = fused.kernels(fused.chosen_isa(), timed=True)
     clocks = [ctypes.CDLL(str(library.path)).sasa_phases for library in libraries]
     _read(clocks)
     with torch.no_grad():

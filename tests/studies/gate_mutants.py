@@ -83,7 +83,7 @@ ROUNDS: tuple[tuple[SlowDown, ...], ...] = (
             "    logits = torch.stack([block[:, n] @ keys[:, n] for n in range(heads)], 1) + mask\n",
         ),
         SlowDown(
-            "compiled with -O1", "fused", "impls/fused.py", '"-O3", "-fno-math-errno"', '"-O1", "-fno-math-errno"'
+            "compiled with -O1", "fused", "impls/_attention.py", '"-O3", "-fno-math-errno"', '"-O1", "-fno-math-errno"'
         ),
         _convolution(
             "a conversion to float64 and back", "F.conv2d(x.double(), weight.double(), None, 1, padding).float()"

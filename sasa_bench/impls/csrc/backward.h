@@ -132,4 +132,8 @@ inline void reduce_relative(const Problem& p, int64_t head) {
   }
 }
 
+inline void backward(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  with_width(p.channels, [&](auto d) { backward_rows<decltype(d)::value>(p, group, from, to); });
+}
+
 }  // namespace SASA_ISA

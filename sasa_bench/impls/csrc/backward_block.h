@@ -1,8 +1,8 @@
 // The backward pass of a few queries: what it holds, and its steps.
 #pragma once
 
+#include "local_attention.h"
 #include "phases.h"
-#include "task.h"
 
 namespace SASA_ISA {
 

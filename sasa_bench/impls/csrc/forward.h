@@ -163,4 +163,8 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
   SASA_PHASE(none);
 }
 
+inline void forward(const Problem& p, int64_t group, int64_t from, int64_t to) {
+  with_width(p.channels, [&](auto d) { forward_rows<decltype(d)::value>(p, group, from, to); });
+}
+
 }  // namespace SASA_ISA

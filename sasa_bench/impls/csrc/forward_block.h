@@ -1,7 +1,7 @@
 // The forward pass of a few queries: what it holds, and its steps.
 #pragma once
 
-#include "task.h"
+#include "local_attention.h"
 
 namespace SASA_ISA {
 

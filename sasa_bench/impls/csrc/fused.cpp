@@ -1,9 +1,9 @@
-// The torch operators over the kernels of local_attention.h. The kernels themselves live in libraries of their own,
+// The torch operators over the kernels (local_attention.h). The kernels themselves live in libraries of their own,
 // one per instruction set, so that this file is compiled once and for the least capable processor.
 #include "operators/autograd.h"
 
 TORCH_LIBRARY_FRAGMENT(sasa_bench, m) {
-  m.def("fused_use_kernels(str path, str products) -> bool", &use_kernels);
+  m.def("fused_use_kernels(str forward, str backward, str products) -> bool", &use_kernels);
   m.def(
       "fused_local_attention(Tensor q, Tensor k, Tensor v, Tensor? rel_row, Tensor? rel_col, int kernel_size, "
       "int heads, bool zero_border) -> Tensor",

@@ -1,4 +1,4 @@
-// What the torch binding and the kernel builds agree on. Each build of the kernels exports one Table.
+// What the torch binding and the kernel builds agree on.
 #pragma once
 
 #include <cstdint>
@@ -66,6 +66,8 @@ struct Pack {
   float* out = nullptr;
 };
 
+// What a library of kernels exports: one for the forward pass and one for the backward pass, with the functions of the other
+// null.
 struct Table {
   int32_t version;
   int32_t lanes;  // planes per group
@@ -87,14 +89,16 @@ struct Products {
   // multiplies those.
   int64_t (*packed_rows)(int64_t depth, Scalar);
   void (*pack)(const Pack&, int64_t panel);
-  // `count` channels of the pixels of one image, from `channel` on, as a panel, zeros beyond `count`.
-  void (*pack_pixels)(const Planes&, int64_t image, int64_t channel, int64_t count, int64_t pixels, float* out);
+  // `count` channels of the pixels of one image, from `channel` on, as a panel, zeros beyond `count`. If `at` is not null, it
+  // says where each pixel is, its channels side by side.
+  void (*pack_pixels)(const Planes&, int64_t image, int64_t channel, int64_t count, int64_t pixels, const int64_t* at,
+                      float* out);
 };
 
 // Tiles that the rows of a group are cut into.
 inline int64_t tiles_of(const Product& p, int64_t tile_rows) { return (p.rows + tile_rows - 1) / tile_rows; }
 inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-constexpr int32_t TABLE_VERSION = 4;
+constexpr int32_t TABLE_VERSION = 5;
 
 }  // namespace sasa

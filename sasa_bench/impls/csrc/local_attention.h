@@ -1,4 +1,4 @@
-// Local self-attention on planes, forward and backward, without any dependency beyond the C++ library.
+// Local self-attention on planes, forward (forward.h) and backward (backward.h), without any dependency beyond the C++ library.
 //
 // A "plane" is one head of one image. LANES planes are interleaved so that a vector holds one channel of one pixel
 // of LANES planes, and the kernels below are scalar local attention with `float` replaced by that vector: every load
@@ -10,8 +10,7 @@
 //   dv_j = sum_i P_ij dy_i,  dr_o = sum_i dS_{i,i+o} q_i
 #pragma once
 
-#include "backward.h"
-#include "forward.h"
+#include "task.h"
 
 namespace SASA_ISA {
 
@@ -34,14 +33,6 @@ inline void with_width(int64_t d, F&& f) {
 #endif
     default: return f(std::integral_constant<int, 0>{});
   }
-}
-
-inline void forward(const Problem& p, int64_t group, int64_t from, int64_t to) {
-  with_width(p.channels, [&](auto d) { forward_rows<decltype(d)::value>(p, group, from, to); });
-}
-
-inline void backward(const Problem& p, int64_t group, int64_t from, int64_t to) {
-  with_width(p.channels, [&](auto d) { backward_rows<decltype(d)::value>(p, group, from, to); });
 }
 
 }  // namespace SASA_ISA

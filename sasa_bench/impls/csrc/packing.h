@@ -70,31 +70,39 @@ inline void pack(const Pack& p, int64_t panel) {
   }
 }
 
-// A panel whose rows b[k] lie `stride` apart, the first `count` columns of which exist.
+// A panel whose row b[k] lies at k * stride, or at at[k] where that is not null; the first `count` columns exist.
 template <class T>
-void pack_rows(const T* from, int64_t stride, int64_t count, int64_t depth, float* out) {
+void pack_rows(const T* from, int64_t stride, const int64_t* at, int64_t count, int64_t depth, float* out) {
   const int64_t rows = packed_rows(depth, sizeof(T) == 2 ? Scalar::bfloat16 : Scalar::float32);
   constexpr int64_t together = PAIRS && sizeof(T) == 2 ? 2 : 1;
-  for (int64_t k = 0; k < rows; ++k, out += PANEL)
+  T row[together][PANEL] = {};
+  for (int64_t k = 0; k < rows; ++k, out += PANEL) {
+    for (int64_t h = 0; h < together; ++h)
+      if (const int64_t i = together * k + h; i >= depth)
+        std::memset(row[h], 0, sizeof row[h]);
+      else if (const T* begin = from + (at ? at[i] : i * stride); count == PANEL)
+        std::memcpy(row[h], begin, sizeof row[h]);
+      else
+        std::copy_n(begin, count, row[h]);
     for (int64_t j = 0; j < PANEL; ++j) {
       if constexpr (together == 1) {
-        out[j] = j < count ? widen(from[k * stride + j]) : 0.0f;
+        out[j] = widen(row[0][j]);
       } else {
-        uint32_t word = 0;
-        for (int64_t h = 0; h < 2; ++h)
-          if (j < count && 2 * k + h < depth) word |= uint32_t(from[(2 * k + h) * stride + j]) << (16 * h);
+        const uint32_t word = uint32_t(row[0][j]) | uint32_t(row[1][j]) << 16;
         std::memcpy(out + j, &word, 4);
       }
     }
+  }
 }
 
-inline void pack_pixels(const Planes& t, int64_t image, int64_t channel, int64_t count, int64_t pixels, float* out) {
+inline void pack_pixels(const Planes& t, int64_t image, int64_t channel, int64_t count, int64_t pixels, const int64_t* at,
+                        float* out) {
   const int64_t first = image * t.image + channel * t.channel;
   auto as = [&]<class T>(const T* from) {
-    if (t.column != 1) return pack_rows(from, t.column, count, pixels, out);
-    int64_t at[PANEL];
-    for (int64_t j = 0; j < count; ++j) at[j] = j * t.channel;
-    pack({count, pixels, from, t.scalar, at, out}, 0);
+    if (at || t.column != 1) return pack_rows(from, t.column, at, count, pixels, out);
+    int64_t column[PANEL];
+    for (int64_t j = 0; j < count; ++j) column[j] = j * t.channel;
+    pack({count, pixels, from, t.scalar, column, out}, 0);
   };
   if (t.scalar == Scalar::bfloat16)
     as(static_cast<const uint16_t*>(t.data) + first);

@@ -16,7 +16,7 @@ namespace {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-std::atomic<const sasa::Table*> kernels{nullptr};
+std::atomic<const sasa::Table*> forward_kernels{nullptr}, backward_kernels{nullptr};
 std::atomic<const sasa::Products*> matrix_products{nullptr};
 
 // The table that a build exports by the name `symbol`; null where the operating system forbids what it needs.
@@ -34,17 +34,22 @@ const T* table_of(c10::string_view path, const char* symbol) {
 
 // Uses these builds from now on. Returns whether the operating system allows what the products need; if not, nothing
 // changes.
-bool use_kernels(c10::string_view path, c10::string_view products_path) {
-  const auto* found = table_of<sasa::Table>(path, "sasa_kernel_table");
+bool use_kernels(c10::string_view forward_path, c10::string_view backward_path, c10::string_view products_path) {
+  const auto* forward = table_of<sasa::Table>(forward_path, "sasa_forward_table");
+  const auto* backward = table_of<sasa::Table>(backward_path, "sasa_backward_table");
   const auto* products = table_of<sasa::Products>(products_path, "sasa_products_table");
+  TORCH_CHECK(forward->lanes == backward->lanes && forward->rows == backward->rows,
+              "fused_local_attention: ", forward_path, " and ", backward_path, " are of unlike builds; load one build");
   if (!products) return false;
-  kernels = found;
+  forward_kernels = forward;
+  backward_kernels = backward;
   matrix_products = products;
   return true;
 }
 
+// What both passes have in common, and the forward pass.
 const sasa::Table& table() {
-  const sasa::Table* t = kernels;
+  const sasa::Table* t = forward_kernels;
   TORCH_CHECK(t, "fused_local_attention: no kernels are loaded; call sasa_bench.impls.fused.load() first");
   return *t;
 }

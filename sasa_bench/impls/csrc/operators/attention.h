@@ -114,10 +114,11 @@ std::tuple<Tensor, Tensor> backward_into(Inputs& in, const Tensor& dy_, const Te
     parts = at::empty({groups, blocks, p.kernel * p.channels, t.lanes}, y.options().dtype(at::kFloat));
     p.drel_parts = parts.data_ptr();
   }
-  if (p.planes) run(t, t.backward, p);
+  const sasa::Table& kernels = *backward_kernels.load();
+  if (p.planes) run(kernels, kernels.backward, p);
   if (p.relative)
     sasa::parallel_for(p.heads, [&](int64_t begin, int64_t end) {
-      for (int64_t head = begin; head < end; ++head) t.reduce_relative(p, head);
+      for (int64_t head = begin; head < end; ++head) kernels.reduce_relative(p, head);
     });
   return {drel_row, drel_col};
 }

@@ -67,11 +67,13 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     ctx->saved_data["kernel_size"] = kernel_size;
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["zero_border"] = zero_border;
+    ctx->set_materialize_grads(false);  // zeros for what has no gradient, as large as q, k and v together
     ctx->mark_non_differentiable({top, sum});
     return {y, top, sum};
   }
 
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(8);
     auto saved = ctx->get_saved_variables();
     auto [dq, dk, dv, drow, dcol] = call_backward(
         grads[0], saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), saved[5], saved[6], saved[7],
@@ -112,11 +114,13 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     ctx->saved_data["kernel_size"] = kernel_size;
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["zero_border"] = zero_border;
+    ctx->set_materialize_grads(false);  // zeros for what has no gradient, as large as q, k and v together
     ctx->mark_non_differentiable({qkv, top, sum});
     return {y, qkv, top, sum};
   }
 
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
+    if (!grads[0].defined()) return variable_list(7);
     auto s = ctx->get_saved_variables();
     auto [dx, dw, drow, dcol] =
         call_layer_backward(grads[0], s[0], s[1], optional(s[2]), optional(s[3]), s[4], s[5], s[6], s[7],

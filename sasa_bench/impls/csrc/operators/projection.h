@@ -71,13 +71,14 @@ Tensor pack_forward(const Tensor& w_, int64_t heads) {
 }
 
 // The pixels of images [from, from + count), one behind the other, as right operand: [panels of channels, rows, elements].
-void pack_images(const sasa::Planes& x, int64_t channels, int64_t pixels, int64_t from, int64_t count, const Tensor& packed) {
+void pack_images(const sasa::Planes& x, int64_t channels, int64_t pixels, int64_t from, int64_t count, const Tensor& packed,
+                 const int64_t* at = nullptr) {
   const auto& t = products();
   const int64_t panels = packed.size(0), rows = packed.size(1);
   sasa::parallel_for(panels * count, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t panel = i / count, image = i % count, channel = panel * sasa::PANEL;
-      t.pack_pixels(x, from + image, channel, std::min(sasa::PANEL, channels - channel), pixels,
+      t.pack_pixels(x, from + image, channel, std::min(sasa::PANEL, channels - channel), pixels, at,
                     words(packed) + (panel * rows + image * pixels) * sasa::PANEL);
     }
   });
@@ -85,13 +86,12 @@ void pack_images(const sasa::Planes& x, int64_t channels, int64_t pixels, int64_
 
 // w_qkv as the right operand of the gradient of x: its rows by lane are what is summed over.
 Tensor pack_backward(const Tensor& w_, int64_t heads) {
-  const int64_t rows = w_.size(0), inputs = w_.size(1);
-  const std::vector<int64_t> order = rows_by_lane(heads, rows / (3 * heads));
-  const Tensor w = w_.index_select(0, at::tensor(order));
-  sasa::Planes by_lane{w.data_ptr(), 0, 1, scalar(w)};
-  by_lane.column = inputs;
+  const Tensor w = w_.contiguous();
+  const int64_t rows = w.size(0), inputs = w.size(1);
+  std::vector<int64_t> at = rows_by_lane(heads, rows / (3 * heads));
+  for (int64_t& row : at) row *= inputs;
   Tensor packed = at::empty(packed_sizes(w, inputs, rows), w.options());
-  pack_images(by_lane, inputs, rows, 0, 1, packed);
+  pack_images({const_cast<void*>(w.const_data_ptr()), 0, 1, scalar(w)}, inputs, rows, 0, 1, packed, at.data());
   return packed;
 }
 

@@ -1,8 +1,10 @@
-// A library of custom operators for ONNX Runtime: sasa_bench::LocalAttention, the kernels of local_attention.h as a node.
+// A library of custom operators for ONNX Runtime: sasa_bench::LocalAttention, the forward pass as a node.
 //
 //   inputs      q, k, v [B, C, H, W]; rel_row [N, d / 2, K] and rel_col [N, d - d / 2, K], both or neither; float32
 //   output      y [B, C, H, W]
 //   attributes  kernel_size K, heads N, zero_border (1: pixels outside the image take part, with k = v = 0)
+#pragma once
+
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
 #undef ORT_API_MANUAL_INIT
@@ -13,8 +15,7 @@
 #include <thread>
 #include <vector>
 
-#define SASA_ISA native
-#include "local_attention.h"
+#include "forward.h"
 
 namespace {
 
@@ -79,8 +80,8 @@ struct Kernel {
 
     // A task is a band of rows of one group of planes; every band loads the rows around it anew, so there are no more
     // bands than it takes to keep every thread busy.
-    const int64_t groups = (p.planes + native::LANES - 1) / native::LANES;
-    const int64_t blocks = (p.height + native::ROWS - 1) / native::ROWS;
+    const int64_t groups = (p.planes + SASA_ISA::LANES - 1) / SASA_ISA::LANES;
+    const int64_t blocks = (p.height + SASA_ISA::ROWS - 1) / SASA_ISA::ROWS;
     int64_t bands = 1;
     if (groups % threads != 0 && groups < 4 * threads) {
       bands = (threads + groups - 1) / groups;
@@ -95,8 +96,8 @@ struct Kernel {
         [](void* data, size_t task) {
           const Work& w = *static_cast<const Work*>(data);
           const int64_t band = int64_t(task) % w.bands;
-          native::forward(w.p, int64_t(task) / w.bands, w.blocks * band / w.bands * native::ROWS,
-                          std::min(w.p.height, w.blocks * (band + 1) / w.bands * native::ROWS));
+          SASA_ISA::forward(w.p, int64_t(task) / w.bands, w.blocks * band / w.bands * SASA_ISA::ROWS,
+                          std::min(w.p.height, w.blocks * (band + 1) / w.bands * SASA_ISA::ROWS));
         },
         size_t(groups * bands), 0, &work);
   }
