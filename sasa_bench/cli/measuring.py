@@ -170,7 +170,7 @@ def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
     """What shows how far a run is: pass it to sweep.run as `watch`."""
 
     def watch(summary: Summary, rows: Sequence[Record]) -> None:
-        suite, case = (rows[0].suite, rows[0].case.describe()) if rows else (summary.phase, "")
+        suite, case = (rows[0].suite, rows[0].case.describe()) if rows else (summary.phase, summary.detail)
         shown.show(summary.done, summary.total, suite, case)
 
     return watch

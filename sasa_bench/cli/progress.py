@@ -25,14 +25,14 @@ class Shown:
     def __init__(self, terminal: bool) -> None:
         self.terminal = terminal
         self.bar: Progress | None = None
-        self.phase, self.line_at = "", 0.0
+        self.phase, self.line_at, self.done = "", 0.0, 0
 
     def show(self, done: int, total: int | None, phase: str, detail: str = "") -> None:
         """`done` of `total` (None: not known); `phase` in words, and what is being done in it."""
         if self.terminal:
             self._show_bar(done, total, f"{phase} {detail}".strip())
-        elif phase != self.phase or done == total or time.monotonic() > self.line_at + EVERY_S:
-            self.phase, self.line_at = phase, time.monotonic()
+        elif phase != self.phase or done == total != self.done or time.monotonic() > self.line_at + EVERY_S:
+            self.phase, self.line_at, self.done = phase, time.monotonic(), done
             counted = f"{done} of {total}" if total is not None else str(done)
             click.echo(": ".join(part for part in (counted, phase, detail) if part), err=True)
 

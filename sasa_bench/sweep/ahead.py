@@ -35,10 +35,10 @@ def questions(work: Plan, seeds: Sequence[int]) -> list[Question]:
     return [{"do": "compile", "cases": [(task.case.to_dict(), task.impls) for task in work.tasks]}, *exports]
 
 
-def make_ahead(work: Plan, seeds: Sequence[int], workers: Workers, say: Callable[[str], object]) -> None:
+def make_ahead(work: Plan, seeds: Sequence[int], workers: Workers, say: Callable[[int], object]) -> None:
     """Have as many processes as there are cores make what the tasks of a plan need, before anything is timed.
 
-    `workers` are those that will measure, `say` is told in words how far it is. What cannot be made is left to the
+    `workers` are those that will measure, `say` is told how many are not yet begun. What cannot be made is left to the
     worker that measures it, whose row then says why.
     """
     left = deque(questions(work, seeds))
@@ -50,7 +50,7 @@ def make_ahead(work: Plan, seeds: Sequence[int], workers: Workers, say: Callable
         running = [pool.submit(_answer_all, left, one) for one in crew]
         try:
             while wait(running, timeout=0.5).not_done:
-                say(f"compiling and exporting, {len(left)} to go")
+                say(len(left))
         except BaseException:
             left.clear()
             _end(running, crew)

@@ -38,12 +38,14 @@ class Summary:
     counts     status -> rows measured
     noisy      rows measured whose samples scatter too much to rank them, by statistics.is_noisy
     spent_s    stage -> seconds that the workers have spent in it
-    phase      what is done before the first measurement, in words; "" where that takes no time
+    phase, detail
+               what is done before the first rows and after the last, in words
     """
 
     total: int
     had: int
     phase: str = ""
+    detail: str = ""
     counts: Counter[str] = field(default_factory=Counter)
     spent_s: Counter[str] = field(default_factory=Counter)
     noisy: int = 0
@@ -76,7 +78,8 @@ def run(
     settings      when a measurement is precise enough
     timeout_s     seconds that each stage of a row may take
     environment   variables to set for the workers
-    watch         called with the summary and no rows until the first measurement, then with the rows of each case
+    watch         called with the summary and no rows until the first measurement, then with the rows of each case, then
+                  with none while other workers measure them again
 
     Raises WorkerRefused for an unknown implementation and UnfitEnvironmentError where OpenMP binds threads, before
     anything is measured or written.
@@ -103,12 +106,13 @@ def run(
             writer.conditions(began.conditions)
             seeds = [random.randrange(1 << 31) for _ in work.tasks]
 
-            def say(phase: str) -> None:
-                summary.phase = phase
+            def say(left: int) -> None:
+                summary.phase, summary.detail = "compiling and exporting", f"{left} to go"
                 watch(summary, ())
 
             make_ahead(work, seeds, workers, say)
-            for rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
+            for turn, rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
+                summary.phase, summary.detail = f"again, by worker {turn} of {chosen.rounds}" if turn > 1 else "", ""
                 summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s
                 summary.noisy += sum(is_noisy(row.samples_s) for row in rows)
@@ -155,8 +159,8 @@ def _measure_all(
     machine: Machine,
     known: Results | None,
     settings: Settings,
-) -> Iterator[list[Record]]:
-    """Measure the tasks of a plan; yields the rows of each task after they were written, once for each task.
+) -> Iterator[tuple[int, list[Record]]]:
+    """Measure the tasks of a plan; yields the number of the worker, from 1, and what the first one wrote of a task.
 
     Every worker of `settings` goes over all tasks, so that what is measured of a case is spread over the run; rows are
     written again, whole, with what each worker adds, and a reader takes the last ones.
@@ -184,7 +188,7 @@ def _measure_all(
                     roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
                     writer.roof(roofs[roof])
             writer.rows(rows)
-            yield rows if not worker else []
+            yield worker + 1, [] if worker else rows
 
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:

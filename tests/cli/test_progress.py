@@ -37,3 +37,10 @@ def test_on_a_terminal_it_is_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().err
     assert "3/4" in said
     assert "smoke [bold]batch=2" in said
+
+
+def test_all_rows_are_said_to_be_there_once_and_then_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress() as shown:
+        for done, phase in ((3, "smoke"), (4, "smoke"), (4, "again"), (4, "again")):
+            shown.show(done, 4, phase)
+    assert capsys.readouterr().err.splitlines() == ["3 of 4: smoke", "4 of 4: smoke", "4 of 4: again"]
