@@ -1,19 +1,23 @@
 """Renew what is generated in the documentation: python docs/tables.py
 
-Suites, axes and implementations, from the package; the answer of the README, from the results files that it names.
+Suites, axes and implementations, from the package; whole networks and the answer of the README, from committed results.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
 from sasa_bench.cli import listing
+from sasa_bench.report.table import frame
+from sasa_bench.results.file import read
 from sasa_bench.suite import load, shipped
 
 DOCS = Path(__file__).parent
+RATIO = "time_vs_best_conv3x3"
 
 
 def renewed() -> Iterator[tuple[Path, str]]:
@@ -21,6 +25,10 @@ def renewed() -> Iterator[tuple[Path, str]]:
     tables = {
         "suites.md": {"suite": listing.suites([load(path) for path in shipped().values()]), "axis": listing.axes()},
         "implementations.md": {"implementation": listing.implementations()},
+        "paper.md": {
+            "network": networks(DOCS.parent / "reports" / "reference" / "networks"),
+            "stem": stems(DOCS.parent / "reports" / "reference" / "stem.jsonl"),
+        },
     }
     for name, found in tables.items():
         text = (DOCS / name).read_text()
@@ -31,6 +39,45 @@ def renewed() -> Iterator[tuple[Path, str]]:
         yield DOCS / name, text
     readme = DOCS.parent / "README.md"
     yield readme, _answer(readme.read_text())
+
+
+def networks(folder: Path) -> str:
+    """Markdown: time over that of the convolutional network by way, from the files of tests/studies/time_networks.py.
+
+    Each file is named after its network. A cell has the median of the ratios of neighbouring calls, and between which
+    bounds three fifths of them lie.
+    """
+    ways: list[str] = []
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(folder.glob("*.csv")):
+        with path.open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                if row["way"] not in ways:
+                    ways.append(row["way"])
+                if float(row["ratio_p20"]) == float(row["ratio_p80"]) == 1:
+                    continue  # the convolutional network itself
+                low, ratio, high = (float(row[name]) for name in ("ratio_p20", "ratio", "ratio_p80"))
+                cells = found.setdefault(f"{path.stem}, {row['network']}", {})
+                cells[row["way"]] = f"**{ratio:.2f}** ({low:.2f}–{high:.2f})"
+    lines = ["| network | " + " | ".join(ways) + " |", "|---" * (len(ways) + 1) + "|"]
+    lines += [f"| {name} | " + " | ".join(cells.get(way, "") for way in ways) + " |" for name, cells in found.items()]
+    return "\n".join(lines)
+
+
+def stems(file: Path) -> str:
+    """Markdown: time of each attention stem by `fused` over the fastest convolutional one, by mode."""
+    rows = frame(read([file]))
+    rows = rows[rows["impl"] == "fused"]
+    modes = list(dict.fromkeys(rows["mode"]))
+    lines = ["| stem | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|"]
+    for stem, found in rows.groupby("stem", sort=False):
+        each = found.set_index("mode")
+        cells = [
+            f"**{each.at[mode, RATIO]:.2f}** ({each.at[mode, RATIO + '_low']:.2f}–{each.at[mode, RATIO + '_high']:.2f})"
+            for mode in modes
+        ]
+        lines.append(f"| `{stem}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def _answer(text: str) -> str:
