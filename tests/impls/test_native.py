@@ -81,7 +81,13 @@ def test_any_compiler_that_is_here_builds(name: str, library: Library, monkeypat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "mark"), [("clang++", b"clang version"), ("ccache g++", b"GCC: (")])
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [
+        ("clang++", b"clang version"),
+        pytest.param("ccache g++", b"GCC: (", marks=pytest.mark.exhaustive),  # a small library shows what differs
+    ],
+)
 def test_the_operator_for_onnx_runtime_is_built_by(
     name: str, mark: bytes, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
