@@ -189,6 +189,8 @@ def local_attention(
 
     def build(case: Case, tensors: Tensors) -> Call:
         if holds(case):
+            if core is not None:
+                core.load()
             network = bind(case, tensors, impl)
             return lambda: network(tensors["x"])
         rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")

@@ -17,6 +17,7 @@ from sasa_bench.networks.layers import Attention, Chain, Conv, Linear, Residual
 from sasa_bench.networks.stem import AttentionStem
 from sasa_bench.ops.stem import attention as reference_attention
 from sasa_bench.ops.tensors import leaves, step
+from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing.check import compare, compute_reference
 
 LOCAL_ATTENTION = ops.get("local_attention")
@@ -233,3 +234,14 @@ def test_a_chain_names_its_layers_in_order() -> None:
     chain = describe(case())
     assert isinstance(chain, Chain)
     assert [name for name, _ in chain.layers][:2] == ["stem", "group1"]
+
+
+def test_a_network_is_the_first_thing_that_a_process_may_build() -> None:
+    if reason := impls.get("fused").missing():
+        pytest.skip(reason)
+    case = Case(
+        scope="network", network="resnet26", stem="conv", attention_groups="1234", resolution=64, batch=1, threads=1
+    )
+    with Workers(120.0) as workers:
+        rows = workers.get().ask("prepare_cases", cases={"a": ["fused", case.to_dict()]}, seed=1, exact=False)
+    assert rows["a"]["status"] == "ok", rows["a"]["reason"]
