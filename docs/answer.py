@@ -33,7 +33,7 @@ def table(files: Sequence[Path]) -> str:
     lines = ["||" + "|".join(_point(*point) for point in points) + "|", "|---" * (len(points) + 1) + "|"]
     for kind, cells in best.groupby(KIND, sort=False):
         mode, dtype = kind
-        found = {tuple(cell[name] for name in POINT): _cell(cell) for _, cell in cells.iterrows()}
+        found = {tuple(each[name] for name in POINT): cell(each) for _, each in cells.iterrows()}
         lines.append(f"|{NAMES[mode]}, {dtype}|" + "|".join(found.get(point, "") for point in points) + "|")
     return "\n".join(lines)
 
@@ -42,7 +42,8 @@ def _point(channels: int, resolution: object, kernel_size: int) -> str:
     return f"{channels} ch, {resolution}², K={kernel_size}"
 
 
-def _cell(row: pd.Series) -> str:
+def cell(row: pd.Series) -> str:
+    """The ratio of a row and its 95 % interval."""
     low, high = row[f"{RATIO}_low"], row[f"{RATIO}_high"]
     return f"**{row[RATIO]:.2f}** ({f'{low:.2f}–{high:.2f}' if math.isfinite(high) else 'no interval'})"
 

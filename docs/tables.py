@@ -17,7 +17,9 @@ from sasa_bench.results.file import read
 from sasa_bench.suite import load, shipped
 
 DOCS = Path(__file__).parent
-RATIO = "time_vs_best_conv3x3"
+ANSWER = runpy.run_path(str(DOCS / "answer.py"))
+BASELINE = "convolutions"
+"""The network that tests/studies/time_networks.py compares the others with."""
 
 
 def renewed() -> Iterator[tuple[Path, str]]:
@@ -54,8 +56,8 @@ def networks(folder: Path) -> str:
             for row in csv.DictReader(file):
                 if row["way"] not in ways:
                     ways.append(row["way"])
-                if float(row["ratio_p20"]) == float(row["ratio_p80"]) == 1:
-                    continue  # the convolutional network itself
+                if row["network"] == BASELINE:
+                    continue
                 low, ratio, high = (float(row[name]) for name in ("ratio_p20", "ratio", "ratio_p80"))
                 cells = found.setdefault(f"{path.stem}, {row['network']}", {})
                 cells[row["way"]] = f"**{ratio:.2f}** ({low:.2f}–{high:.2f})"
@@ -72,11 +74,7 @@ def stems(file: Path) -> str:
     lines = ["| stem | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|"]
     for stem, found in rows.groupby("stem", sort=False):
         each = found.set_index("mode")
-        cells = [
-            f"**{each.at[mode, RATIO]:.2f}** ({each.at[mode, RATIO + '_low']:.2f}–{each.at[mode, RATIO + '_high']:.2f})"
-            for mode in modes
-        ]
-        lines.append(f"| `{stem}` | " + " | ".join(cells) + " |")
+        lines.append(f"| `{stem}` | " + " | ".join(ANSWER["cell"](each.loc[mode]) for mode in modes) + " |")
     return "\n".join(lines)
 
 
@@ -88,7 +86,7 @@ def _answer(text: str) -> str:
     )
     if begin is None or end not in text:
         raise ValueError("README.md: the comments around the answer are gone")
-    table = runpy.run_path(str(DOCS / "answer.py"))["table"]([DOCS.parent / name for name in begin[1].split()])
+    table = ANSWER["table"]([DOCS.parent / name for name in begin[1].split()])
     return text[: begin.end()] + table + "\n" + text[text.index(end) :]
 
 

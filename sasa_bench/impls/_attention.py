@@ -39,7 +39,7 @@ def kernels(isa: str, timed: bool = False) -> list[Library]:
     profiles."""
     attention = ATTENTION.get(isa, isa)
     return [
-        _library("forward", attention, timed, onnx_headers()),
+        _library("forward", attention, timed, None if timed else onnx_headers()),
         _library("backward", attention, timed),
         _library("products", isa, timed),
     ]

@@ -93,7 +93,7 @@ def run(
         index, count = part
         shard = suites if count == 1 else cut(suites, count, impls, infos)[index - 1]
         work = plan(shard, impls, infos, known, chosen.rounds)
-        summary = Summary(work.done + work.rows, work.done)
+        summary = Summary(work.done + work.rows, work.done, spent_s=workers.spent_s)
         watch(summary, ())
         shard_of = Part(tuple(suite.name for suite in suites), count, index)
         with Writer(out) as writer:

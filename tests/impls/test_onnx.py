@@ -201,13 +201,24 @@ def test_a_failed_export_is_an_error_row_that_names_the_cause(monkeypatch: pytes
 def test_headers_that_are_not_there_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(tmp_path))
     assert str(tmp_path) in (onnx_fused.missing() or "")
-    (tmp_path / "onnxruntime_cxx_api.h").touch()
-    (tmp_path / "onnxruntime_c_api.h").write_text("#define ORT_API_VERSION 9\n")
-    assert "of ONNX Runtime 1.16 or newer" in (onnx_fused.missing() or "")
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR")
     monkeypatch.setattr(_attention, "SYSTEM_FOLDERS", ())
     monkeypatch.setattr(_attention, "HEADER_PACKAGE", "no-such-package")
     assert "pip install --no-deps" in (onnx_fused.missing() or "")
+
+
+@pytest.mark.parametrize(("version", "found"), [(9, False), (16, True), (22, True)])
+def test_headers_of_an_older_interface_are_not_compiled_against(
+    version: int, found: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "onnxruntime_cxx_api.h").touch()
+    (tmp_path / "onnxruntime_c_api.h").write_text(f"#define ORT_API_VERSION {version}\n")
+    monkeypatch.setenv("ONNXRUNTIME_INCLUDE_DIR", str(tmp_path))
+    assert (_attention.onnx_headers() == tmp_path) == found
+    forward, *_ = _attention.kernels("portable")
+    assert ("-DSASA_ONNX" in forward.flags) == found
+    if not found:
+        assert "1.16 or newer" in (onnx_fused.missing() or "")
 
 
 def test_models_are_kept_on_request(tmp_path: Path) -> None:
