@@ -12,7 +12,7 @@ from typing import Any
 
 from sasa_bench import ops
 from sasa_bench.results.record import Record, Results
-from sasa_bench.results.statistics import interval_of_ratio
+from sasa_bench.results.statistics import ratio_of_times
 
 BASELINE = "conv3x3"
 """The implementation of the paper's baseline: torch's own convolution as most models call it."""
@@ -23,7 +23,7 @@ BEST_RATIO = "time_vs_best_conv3x3"
 def ratios(results: Results) -> list[dict[str, Any]]:
     """For each row of `results` its columns that compare with a 3 x 3 convolution; none where there is nothing to.
 
-    time_vs_conv3x3, _low, _high        median time over that of BASELINE, with its 95 % interval
+    time_vs_conv3x3, _low, _high        time over that of BASELINE with its 95 % interval, statistics.ratio_of_times
     best_conv3x3                        the 3 x 3 convolution with the least median time, ONNX Runtime's included
     time_vs_best_conv3x3, _low, _high   the same over that one
     """
@@ -60,7 +60,7 @@ def _columns(row: Record, baseline: Record | None, best: Record | None) -> dict[
     found: dict[str, Any] = {"best_conv3x3": best.impl} if best else {}
     for name, other in (("time_vs_conv3x3", baseline), (BEST_RATIO, best)):
         if other is not None:
-            low, high = interval_of_ratio(row.by_worker, other.by_worker) if other is not row else (1.0, 1.0)
-            middle = row.median_s / other.median_s
-            found |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+            same = other is row
+            value, low, high = (1.0, 1.0, 1.0) if same else ratio_of_times(row.by_worker, other.by_worker)
+            found |= {name: value, f"{name}_low": low, f"{name}_high": high}
     return found

@@ -35,20 +35,23 @@ LEAST_WORKERS = 3
 """An interval over worker processes needs as many; from two, Student's t is 13 times the standard error."""
 
 
-def interval_of_ratio(
+def ratio_of_times(
     over: Sequence[Sequence[float]], under: Sequence[Sequence[float]], confidence: float = 0.95
-) -> tuple[float, float]:
-    """Interval of median(over) / median(under), each a list of samples for each worker process that measured both.
+) -> tuple[float, float, float]:
+    """A ratio of two times with the ends of its interval, each a list of samples for each process that measured both.
 
     The error is between processes and minutes more than between the samples of one: with LEAST_WORKERS or more, the
-    interval is Student's t over the workers' log ratios, the two of a worker paired, as they were interleaved.
-    With fewer it holds for that process and minute only: from the order statistics of both, each at half the error.
+    ratio is the geometric mean of the workers' median(over) / median(under), the two of a worker paired, as they were
+    interleaved, and the interval is Student's t over their logarithms.
+    With fewer it is the ratio of the medians, and holds for that process and minute only: its interval comes from the
+    order statistics of both, each at half the error.
 
-    0 to infinity where either `is_noisy`: its median may lie on either of two levels.
+    The interval is 0 to infinity where either `is_noisy`: its median may lie on either of two levels.
     """
     everything = [s for group in over for s in group], [s for group in under for s in group]
+    of_medians = statistics.median(everything[0]) / statistics.median(everything[1])
     if any(is_noisy(samples) for samples in everything):
-        return 0.0, math.inf
+        return of_medians, 0.0, math.inf
     if len(over) == len(under) >= LEAST_WORKERS:
         from scipy.stats import t
 
@@ -56,10 +59,11 @@ def interval_of_ratio(
         error = statistics.stdev(logs) / math.sqrt(len(logs))
         half = float(t.ppf((1 + confidence) / 2, len(logs) - 1)) * error
         middle = statistics.mean(logs)
-        return math.exp(middle - half), math.exp(middle + half)
+        return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
     each = 1 - (1 - confidence) / 2
     (low_over, high_over), (low_under, high_under) = (interval_of_median(samples, each) for samples in everything)
-    return max(0.0, low_over / high_under), high_over / low_under if low_under > 0 else math.inf
+    high = high_over / low_under if low_under > 0 else math.inf
+    return of_medians, max(0.0, low_over / high_under), high
 
 
 def scatter(samples: Sequence[float]) -> float:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sasa_bench.results.statistics import half_width, interval_of_median, interval_of_ratio, scatter
+from sasa_bench.results.statistics import half_width, interval_of_median, ratio_of_times, scatter
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
@@ -27,14 +27,14 @@ def test_the_interval_of_a_ratio_covers_it_although_every_worker_has_a_bias_of_i
     for _ in range(1000):
         bias = noise.lognormal(sigma=0.03, size=(2, 3, 1))
         over, under = (2.0 * bias[0], bias[1]) * noise.lognormal(sigma=0.02, size=(2, 3, 9))
-        low, high = interval_of_ratio(over.tolist(), under.tolist())
+        _, low, high = ratio_of_times(over.tolist(), under.tolist())
         hits += low <= 2.0 <= high
     assert hits > 925
 
 
 def test_the_interval_of_a_ratio_in_one_process_needs_samples() -> None:
-    assert interval_of_ratio([[1.0] * 3], [[1.0] * 3]) == (0.0, np.inf)
-    assert interval_of_ratio([[2.0] * 9], [[1.0] * 9]) == (2.0, 2.0)
+    assert ratio_of_times([[1.0] * 3], [[1.0] * 3]) == (1.0, 0.0, np.inf)
+    assert ratio_of_times([[2.0] * 9], [[1.0] * 9]) == (2.0, 2.0, 2.0)
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -44,8 +44,17 @@ def test_the_interval_of_a_ratio_is_unbounded_where_samples_lie_on_two_levels(wo
     level = np.where(np.arange(21) % 20 < 11, 0.8e-3, 8e-3)
     uneven = (level * noise.uniform(0.99, 1.01, (workers, 21))).tolist()
     even = noise.uniform(0.2e-3, 0.21e-3, (workers, 21)).tolist()
-    assert interval_of_ratio(uneven, even) == interval_of_ratio(even, uneven) == (0.0, np.inf)
-    assert interval_of_ratio(even, even)[1] < 1.1
+    assert ratio_of_times(uneven, even)[1:] == ratio_of_times(even, uneven)[1:] == (0.0, np.inf)
+    assert ratio_of_times(even, even)[2] < 1.1
+
+
+def test_a_ratio_lies_in_its_interval_although_the_host_changes_its_speed_between_workers() -> None:
+    """The slow worker has most of the samples of one and few of the other: their medians lie on two levels."""
+    over, under = [[1.0] * 4, [1.0] * 4, [1.9] * 9], [[2.0] * 9, [2.0] * 9, [3.8] * 3]
+    medians = np.median(np.concatenate(over)) / np.median(np.concatenate(under))
+    value, low, high = ratio_of_times(over, under)
+    assert value == pytest.approx(0.5) and low <= value <= high
+    assert not low <= medians <= high
 
 
 def test_two_modes_scatter_and_one_does_not() -> None:

@@ -11,14 +11,14 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.report.baselines import is_conv3x3
 from sasa_bench.results.record import Record
-from sasa_bench.results.statistics import interval_of_ratio, is_noisy
+from sasa_bench.results.statistics import is_noisy, ratio_of_times
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """Median time over median time, and its 95 % interval by statistics.interval_of_ratio.
+    """Time over time, and its 95 % interval, by statistics.ratio_of_times.
 
     noisy: whether there is no interval because the samples of either row scatter too much, rather than being too few.
     """
@@ -61,9 +61,8 @@ def times(value: float) -> str:
 
 def ratio(a: Record, b: Record) -> Ratio:
     """Time of `a` over time of `b`."""
-    low, high = interval_of_ratio(a.by_worker, b.by_worker)
     noisy = is_noisy(a.samples_s) or is_noisy(b.samples_s)
-    return Ratio(a.median_s / b.median_s, low, high, noisy)
+    return Ratio(*ratio_of_times(a.by_worker, b.by_worker), noisy)
 
 
 def fastest(point: Point, op: str = ATTENTION) -> Record | None:
