@@ -7,6 +7,7 @@ from sasa_bench.impls.implementation import (
     Info,
     Layer,
     attend_with,
+    attends,
     layers_only,
     local_attention,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "UnknownImplError",
     "Window",
     "attend_with",
+    "attends",
     "get",
     "index",
     "info",

@@ -15,7 +15,19 @@ from torch import Tensor, nn
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Impl, Info, Window, _flops, _folding, _native, _phases, _stem, local_attention
+from sasa_bench.impls import (
+    Core,
+    Impl,
+    Info,
+    Window,
+    _flops,
+    _folding,
+    _native,
+    _phases,
+    _stem,
+    attends,
+    local_attention,
+)
 from sasa_bench.impls._attention import ATTENTION, CSRC, kernels
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
 from sasa_bench.impls._phases import Phases
@@ -37,8 +49,13 @@ def _operators() -> Library:
     )
 
 
-def native() -> list[Library]:
-    """The libraries that a layer needs on this machine. Raises the errors of `chosen_isa`."""
+def native(case: Case) -> list[Library]:
+    """The libraries that a case needs on this machine. Raises the errors of `chosen_isa`."""
+    layers = _of_layers() if attends(case) else []
+    return layers if case.stem in ("none", "conv") else [*layers, _stem.library()]
+
+
+def _of_layers() -> list[Library]:
     return [_operators(), *kernels(chosen_isa())]
 
 
@@ -99,7 +116,7 @@ def missing() -> str | None:
 
     Compiles nothing. Raises the errors of `chosen_isa`.
     """
-    return next((reason for library in (*native(), _stem.library()) if (reason := library.missing())), None)
+    return next((reason for library in (*_of_layers(), _stem.library()) if (reason := library.missing())), None)
 
 
 def run(

@@ -37,8 +37,17 @@ def layers_only(case: Case) -> str | None:
     return "this is a layer, not a network or a stem" if holds(case) else None
 
 
+def attends(case: Case) -> bool:
+    """Whether a case has attention over windows of q, k and v, which a stem alone and a plain network have not."""
+    return not holds(case) or any(attention_cases(case))
+
+
 def _nothing_missing() -> str | None:
     return None
+
+
+def _no_libraries(case: Case) -> Sequence[Library]:
+    return ()
 
 
 def _no_kernels(case: Case) -> list[tuple[str, str]]:
@@ -60,7 +69,7 @@ class Info:
     details   lines for `sasa-bench doctor`: what is built, cached or chosen on this machine; must be cheap
     phases    (call, threads, number of calls) -> where its time goes inside a kernel that profilers see as one piece
     kernels   case -> (source, template instance) of the CUDA kernels that it may launch, for `sasa-bench prebuild`
-    native    the native libraries that a layer needs, so that those of several implementations are compiled at once
+    native    the native libraries that a case needs, so that those of several implementations are compiled at once
     quick     whether a build takes well under a second; tests draw fewer shapes for one that does not
     differs   for the work of others that is put next to local attention and is another function, with an op of its
               own: how it differs, as the end of a sentence; readers mark its name
@@ -70,7 +79,7 @@ class Info:
 
     details: Callable[[], list[str]] = _no_details
     kernels: Callable[[Case], list[tuple[str, str]]] = _no_kernels
-    native: Callable[[], Sequence[Library]] = tuple
+    native: Callable[[Case], Sequence[Library]] = _no_libraries
     phases: Callable[[Callable[[], object], int, int], Phases] | None = None
     quick: bool = True
     differs: str = ""
@@ -173,7 +182,7 @@ def local_attention(
     missing: Callable[[], str | None] = _nothing_missing,
     details: Callable[[], list[str]] = _no_details,
     phases: Callable[[Callable[[], object], int, int], Phases] | None = None,
-    native: Callable[[], Sequence[Library]] = tuple,
+    native: Callable[[Case], Sequence[Library]] = _no_libraries,
 ) -> Impl:
     """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 
@@ -189,7 +198,7 @@ def local_attention(
 
     def build(case: Case, tensors: Tensors) -> Call:
         if holds(case):
-            if core is not None:
+            if core is not None and attends(case):
                 core.load()
             network = bind(case, tensors, impl)
             return lambda: network(tensors["x"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Window, _attention, _native, _onnx
+from sasa_bench.impls import Core, Window, _attention, _native, _onnx, attends
 from sasa_bench.impls._native import Library
 
 
@@ -80,5 +80,5 @@ IMPL = _onnx.exported_attention(
     supports=_supports,
     missing=missing,
     library=library,
-    native=lambda: [_library()] if _attention.onnx_headers() else [],
+    native=lambda case: [_library()] if attends(case) and _attention.onnx_headers() else [],
 )

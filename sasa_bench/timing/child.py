@@ -129,7 +129,7 @@ def _not_compiled(case: Case, names: Sequence[str]) -> dict[Library, str]:
         with contextlib.suppress(Exception):
             impl = impls.get(name)
             if not (impl.supports(case) or impl.missing()):
-                owners |= {library: name for library in impl.info.native() if not library.is_built()}
+                owners |= {library: name for library in impl.info.native(case) if not library.is_built()}
     return owners
 
 

@@ -27,5 +27,5 @@ def compiled_quickly(isa: str, timed: bool = False) -> list[Library]:
 
 def quick(library: Library, widest: int = 0) -> Library:
     """The same library in a fraction of the compiler's time: few optimisations, kernels for fewer widths of heads."""
-    flags = tuple("-O1" if flag == "-O3" else flag for flag in library.flags)
+    flags = tuple("-O1" if flag in ("-O2", "-O3") else flag for flag in library.flags)
     return replace(library, flags=(*flags, f"-DSASA_WIDEST={widest}"))

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 from agreement import agree
+from fused_builds import quick
 from torch import Tensor, nn
 
 from sasa_bench import impls, network
 from sasa_bench.case import CHOICES, Case
 from sasa_bench.impls import _native, _stem
 from sasa_bench.networks.stem import Stem
+from sasa_bench.ops.tensors import random_tensors
 
 KERNEL = "fused"
 VALUES = CHOICES["stem"][2:]
@@ -50,8 +53,26 @@ def test_the_kernel_agrees_with_the_reference(stem: str, mode: str, size: dict[s
 @pytest.mark.parametrize("mode", ["forward", "training"])
 @pytest.mark.parametrize("isa", OTHER_BUILDS)
 def test_every_build_agrees_with_the_reference(monkeypatch: pytest.MonkeyPatch, isa: str, mode: str, stem: str) -> None:
+    as_published = _stem.library
+    monkeypatch.setattr(_stem, "library", lambda isa=None: quick(as_published(isa)))
     monkeypatch.setenv("SASA_BENCH_ISA", isa)
     agree(KERNEL, stem_case(stem=stem, mode=mode, resolution="10x12", channels=40, heads=1, batch=2))
+
+
+def test_a_stem_alone_compiles_nothing_else() -> None:
+    impl = impls.get(KERNEL)
+    assert impl.core is not None
+
+    def refuse() -> None:
+        raise AssertionError("the kernels of layers were asked for")
+
+    alone = impls.local_attention("alone", "", core=replace(impl.core, load=refuse), stem=impl.stem)
+    case = stem_case(resolution=8, channels=8)
+    tensors = {name: t.float() for name, t in random_tensors(impl.op, case, random.randrange(1 << 31)).items()}
+    assert alone.build(case, tensors)().shape == (case.batch, 8, 2, 2)
+    assert impl.info.native(case) == [_stem.library()]
+    whole = case.with_(scope="network", network="resnet26", attention_groups="4", heads=8)
+    assert {library.name.split("_")[0] for library in impl.info.native(whole)} == {"fused", "stem"}
 
 
 @pytest.mark.parametrize("mode", ["forward", "training"])

@@ -32,6 +32,7 @@ from played import play
 
 from sasa_bench import cli
 from sasa_bench.gate import outputs as _outputs  # noqa: F401 (loaded once, before the processes part)
+from sasa_bench.report.page import chart_script
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read, replace_text
 from sasa_bench.sweep.plan import cut_short
@@ -287,6 +288,7 @@ def study(
     `keep` is called with all counts after each kill, `say` with each count once it is complete.
     """
     Study.lengths = {}
+    chart_script()  # made once, before the processes part: it takes most of the time of a page
     found = {(count.command, count.way): count for count in begun}
     with small_disk(folder) as disk:
         doing = Study(folder, seed)

@@ -36,7 +36,7 @@ def with_native(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Li
     def with_library(name: str) -> impls.Impl:
         impl = get(name)
         native = [found[name]] if name in found else []
-        return replace(impl, info=replace(impl.info, native=lambda: native))
+        return replace(impl, info=replace(impl.info, native=lambda case: native))
 
     monkeypatch.setattr(impls, "get", with_library)
     return found
@@ -73,6 +73,6 @@ def test_implementations_in_native_code_name_it_ahead(name: str) -> None:
     impl = impls.get(name)
     if impl.missing():
         pytest.skip(impl.missing())
-    libraries = impl.info.native()
+    libraries = impl.info.native(Case())
     assert libraries
     assert all(library.source.is_file() for library in libraries)

@@ -118,7 +118,7 @@ def test_a_hang_becomes_a_timeout_and_the_sweep_goes_on(tmp_path: Path) -> None:
 
 def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> None:
     sleepy = tmp_path / "sleepy.py"
-    sleepy.write_text(FILE.format(name="sleepy", body="time.sleep(0.2); return call()"))
+    sleepy.write_text(FILE.format(name="sleepy", body="time.sleep(0.05); return call()"))
     crashing = tmp_path / "crashing.py"
     crashing.write_text(FILE.format(name="crashing", body=BODIES["crashing"]))
     suite = from_data("s", {"title": "t", "impls": [str(sleepy), str(crashing)], "fixed": {"channels": 8}})
@@ -126,8 +126,8 @@ def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> N
     rows = read([tmp_path / "out.jsonl"]).rows
     calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
     assert sorted(row.status for row in rows) == ["error", "ok"]
-    assert summary.spent_s["time"] > 0.2 * calls
-    assert summary.spent_s["check"] > 0.2
+    assert summary.spent_s["time"] > 0.05 * calls
+    assert summary.spent_s["check"] > 0.05
     assert summary.spent_s["start"] > 0.1
 
 

@@ -52,7 +52,7 @@ def exported(
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
     library: Callable[[], str] | None = None,
-    native: Callable[[], Sequence[Library]] = tuple,
+    native: Callable[[Case], Sequence[Library]] = lambda case: (),
 ) -> Impl:
     """An implementation that exports `function(case)` to ONNX and runs it in ONNX Runtime, forward only.
 
@@ -101,7 +101,7 @@ def exported_attention(
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
     library: Callable[[], str] | None = None,
-    native: Callable[[], Sequence[Library]] = tuple,
+    native: Callable[[Case], Sequence[Library]] = lambda case: (),
 ) -> Impl:
     """Local attention exported from its core, at both scopes; see `exported`.
 
