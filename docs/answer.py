@@ -21,8 +21,8 @@ NAMES = {"forward": "inference", "training": "training"}
 def table(files: Sequence[Path]) -> str:
     """Markdown: the fastest local attention layer over the fastest 3 x 3 convolution of the same case.
 
-    A row for each mode and dtype, a column for each width, map and window; a cell has the ratio of the medians and its
-    95 % interval. Raises ValueError where the files hold no such ratio.
+    A row for each mode and dtype, a column for each width, map and window; a cell has the ratio and its 95 % interval.
+    Raises ValueError where the files hold no such ratio.
     """
     rows = frame(read(files))
     rows = rows[(rows["scope"] == "layer") & (rows["op"] == "local_attention") & rows[RATIO].notna()]

@@ -29,7 +29,7 @@ def renewed() -> Iterator[tuple[Path, str]]:
         "implementations.md": {"implementation": listing.implementations()},
         "paper.md": {
             "network": networks(DOCS.parent / "reports" / "reference" / "networks"),
-            "stem": stems(DOCS.parent / "reports" / "reference" / "stem.jsonl"),
+            "stem": stems(DOCS.parent / "reports" / "reference" / "sapphire-rapids-suites.jsonl"),
         },
     }
     for name, found in tables.items():
@@ -67,9 +67,10 @@ def networks(folder: Path) -> str:
 
 
 def stems(file: Path) -> str:
-    """Markdown: time of each attention stem by `fused` over the fastest convolutional one, by mode."""
+    """Markdown: time of each stem by `fused`, one image of 224², over the fastest convolutional one, by mode."""
     rows = frame(read([file]))
-    rows = rows[rows["impl"] == "fused"]
+    rows = rows[(rows["suite"] == "stem_layer") & (rows["resolution"] == "224") & (rows["batch"] == 1)]
+    rows = rows[(rows["impl"] == "fused") & (rows["stem"] != "conv")]
     modes = list(dict.fromkeys(rows["mode"]))
     lines = ["| stem | " + " | ".join(modes) + " |", "|---" * (len(modes) + 1) + "|"]
     for stem, found in rows.groupby("stem", sort=False):

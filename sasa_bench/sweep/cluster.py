@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import UserError
-from sasa_bench.results.file import replace_text
+from sasa_bench.results.file import append_line, replace_text
 
 MOST_TASKS = 1000
 """Slurm's MaxArraySize is 1001 unless a cluster sets it otherwise."""
@@ -196,7 +196,7 @@ def _drive(
                         raise
                     refused = str(error)
                 else:
-                    _note(folder, new)
+                    append_line(folder / "jobs.jsonl", new)
                     owners |= new
                     missing_then |= {index: left[index] for index in again}
                     accepted, refused, ask_at = True, "", 0.0
@@ -215,11 +215,6 @@ def submitted(folder: Path) -> dict[str, int]:
         with contextlib.suppress(json.JSONDecodeError):
             owners |= json.loads(line)
     return owners
-
-
-def _note(folder: Path, new: Mapping[str, int]) -> None:
-    with (folder / "jobs.jsonl").open("a", encoding="utf-8") as file:
-        file.write(f"\n{json.dumps(new)}\n")
 
 
 def _describe(queued: Mapping[str, tuple[str, str]] | None) -> str:

@@ -1,7 +1,8 @@
 """Median times of six calls by `sasa_bench.measure` and by pyperf, in the same environment, in alternating processes.
 
-`python tests/studies/pyperf_agreement.py --rounds 3` prints both medians of each call and their ratio, and ends with 1
-where one is off by more than 3 %. Every round starts fresh processes of both.
+`python tests/studies/pyperf_agreement.py --rounds 5` prints both medians of each call and their ratio with its 95 %
+interval over the rounds, and ends with 1 where one is off by more than 3 %. In every round each call is timed by a
+fresh process of either kind, one right after the other: a host changes its speed within minutes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sasa_bench.results.environment import worker_environment
+from sasa_bench.results.statistics import ratio_of_times
 
 LIMIT = 0.03
 SETUP = """
@@ -40,25 +42,22 @@ CALLS = {
 }
 
 
-def ours(threads: int, budget_s: float) -> dict[str, list[float]]:
-    """Call -> samples, in seconds per call; of this process."""
+def ours(call: str, threads: int, budget_s: float) -> list[float]:
+    """Samples, in seconds per call; of this process."""
     from sasa_bench.timing.sampling import measure
     from sasa_bench.timing.settings import Settings
 
     names: dict[str, object] = {}
     exec(SETUP.format(threads=threads), names)
-    return {
-        name: list(measure(eval(f"lambda: {call}", names), settings=Settings(budget_s=budget_s)).samples_s)
-        for name, call in CALLS.items()
-    }
+    return list(measure(eval(f"lambda: {call}", names), settings=Settings(budget_s=budget_s)).samples_s)
 
 
-def of_a_fresh_process(threads: int, budget_s: float) -> dict[str, list[float]]:
+def of_a_fresh_process(call: str, threads: int, budget_s: float) -> list[float]:
     """The same, of another process in a worker's environment."""
-    command = [sys.executable, __file__, "--ours", "--threads", str(threads), "--budget", str(budget_s)]
+    command = [sys.executable, __file__, "--ours", call, "--threads", str(threads), "--budget", str(budget_s)]
     environment = os.environ | worker_environment()
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+    found: list[float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -76,37 +75,44 @@ def by_pyperf(call: str, threads: int, folder: Path) -> list[float]:
     return [float(value) for value in pyperf.Benchmark.load(str(out)).get_values()]
 
 
-def table(ours: dict[str, list[float]], others: dict[str, list[float]]) -> tuple[str, float]:
-    """A line for each call, and the ratio of medians that is furthest from 1, as a share above 0."""
+Rounds = dict[str, list[list[float]]]
+"""Call -> samples of each round."""
+
+
+def table(ours: Rounds, others: Rounds) -> tuple[str, float]:
+    """A line for each call, and the ratio that is furthest from 1, as a share above 0."""
     lines, worst = [], 0.0
     for name, samples in ours.items():
-        mine, other = statistics.median(samples), statistics.median(others[name])
-        worst = max(worst, abs(mine / other - 1))
-        lines.append(f"{name:14} sasa-bench {mine * 1e6:9.1f} us   pyperf {other * 1e6:9.1f} us   {mine / other:.3f}")
+        mine, other = (statistics.median(s for one in rounds for s in one) for rounds in (samples, others[name]))
+        ratio, low, high = ratio_of_times(samples, others[name])
+        worst = max(worst, abs(ratio - 1))
+        lines.append(
+            f"{name:14} sasa-bench {mine * 1e6:9.1f} us   pyperf {other * 1e6:9.1f} us   "
+            f"{ratio:.3f} ({low:.3f} to {high:.3f})"
+        )
     return "\n".join(lines), worst
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--budget", type=float, default=0.3)
-    parser.add_argument("--ours", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--ours", help=argparse.SUPPRESS)
     asked = parser.parse_args(arguments)
     if asked.ours:
-        print(json.dumps(ours(asked.threads, asked.budget)))
+        print(json.dumps(ours(asked.ours, asked.threads, asked.budget)))
         return 0
-    mine: dict[str, list[float]] = {name: [] for name in CALLS}
-    others: dict[str, list[float]] = {name: [] for name in CALLS}
+    mine: Rounds = {name: [] for name in CALLS}
+    others: Rounds = {name: [] for name in CALLS}
     with tempfile.TemporaryDirectory() as folder:
         for number in range(asked.rounds):
-            for who in (0, 1) if number % 2 else (1, 0):
-                if who:
-                    for name, samples in of_a_fresh_process(asked.threads, asked.budget).items():
-                        mine[name] += samples
-                else:
-                    for name, call in CALLS.items():
-                        others[name] += by_pyperf(call, asked.threads, Path(folder))
+            for name, call in CALLS.items():
+                for who in (mine, others) if number % 2 else (others, mine):
+                    if who is mine:
+                        mine[name].append(of_a_fresh_process(call, asked.threads, asked.budget))
+                    else:
+                        others[name].append(by_pyperf(call, asked.threads, Path(folder)))
     lines, worst = table(mine, others)
     print(f"{lines}\nfurthest apart: {worst:.1%}; allowed {LIMIT:.0%}")
     return int(worst > LIMIT)

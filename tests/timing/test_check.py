@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.ops.tensors import output_names
-from sasa_bench.timing.budgets import BUDGET_FACTOR
+from sasa_bench.timing.budgets import BUDGET_FACTOR, KINK_FACTOR, kinks
 from sasa_bench.timing.check import compare, compute_reference, poisoned_memory
 
 CONVOLUTION = ops.get("convolution")
@@ -73,6 +73,19 @@ def test_the_gradient_of_a_parameter_may_add_pixels_in_sequence_but_leave_none_o
         weight[:, :, row, column] = torch.from_numpy(sums)
     outputs = reference.expected | {"gradient of weight": weight}
     assert compare(reference, tuple(outputs.values())).ok == (not left_out)
+
+
+def test_a_gradient_that_jumps_in_one_draw_only_has_the_budget_of_that_draw() -> None:
+    """In the last block of a network a single relu tells, and in most draws none changes sides."""
+    exact = {name: torch.ones(9, dtype=torch.float64) for name in ("y", "gradient of last", "gradient of first")}
+    jumps = iter(random.sample([0.0, 0.0, 0.5], 3))
+
+    def rerun(moved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return exact | {"gradient of last": exact["gradient of last"] + next(jumps)}
+
+    found = kinks(1e-7, {"x": torch.ones(3, dtype=torch.float64)}, exact, rerun, 1)
+    assert found["gradient of last"] == pytest.approx(KINK_FACTOR * 0.5)
+    assert found["gradient of first"] == pytest.approx(KINK_FACTOR * 0.25)
 
 
 def test_fresh_memory_is_poisoned_inside_and_not_outside() -> None:
