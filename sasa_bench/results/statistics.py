@@ -49,10 +49,8 @@ def ratio_of_times(
     The interval is 0 to infinity where either `is_noisy`: its median may lie on either of two levels.
     """
     everything = [s for group in over for s in group], [s for group in under for s in group]
-    of_medians = statistics.median(everything[0]) / statistics.median(everything[1])
-    if any(is_noisy(samples) for samples in everything):
-        return of_medians, 0.0, math.inf
-    if len(over) == len(under) >= LEAST_WORKERS:
+    noisy = any(is_noisy(samples) for samples in everything)
+    if not noisy and len(over) == len(under) >= LEAST_WORKERS:
         from scipy.stats import t
 
         logs = [math.log(statistics.median(a) / statistics.median(b)) for a, b in zip(over, under, strict=True)]
@@ -60,6 +58,9 @@ def ratio_of_times(
         half = float(t.ppf((1 + confidence) / 2, len(logs) - 1)) * error
         middle = statistics.mean(logs)
         return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+    of_medians = statistics.median(everything[0]) / statistics.median(everything[1])
+    if noisy:
+        return of_medians, 0.0, math.inf
     each = 1 - (1 - confidence) / 2
     (low_over, high_over), (low_under, high_under) = (interval_of_median(samples, each) for samples in everything)
     high = high_over / low_under if low_under > 0 else math.inf
