@@ -23,8 +23,8 @@ from sasa_bench.results.environment import require_free_threads
 if TYPE_CHECKING:
     from sasa_bench.gate.arms import Arm
     from sasa_bench.gate.cluster import Plan
+    from sasa_bench.gate.decision import Result
     from sasa_bench.gate.pairs import Point
-    from sasa_bench.gate.run import Result
     from sasa_bench.sweep.cluster import Options
 
 SUITE = click.argument("suite", default="gate", type=click.Path(path_type=Path))

@@ -19,12 +19,13 @@ from scipy import stats
 
 from sasa_bench.case import UserError
 from sasa_bench.gate.arms import PACKAGE, Arm, set_up
+from sasa_bench.gate.decision import decide
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.neighbours import IDLE
 from sasa_bench.gate.neighbours import beside as neighbour
 from sasa_bench.gate.pairs import Counts, Pair, Point
 from sasa_bench.gate.relink import BUILT
-from sasa_bench.gate.run import Gate, decide
+from sasa_bench.gate.run import Gate
 from sasa_bench.gate.verdicts import REGRESSION, Rules
 from sasa_bench.results.file import append_line
 

@@ -20,10 +20,11 @@ from typing import Any
 from sasa_bench import ops
 from sasa_bench.case import from_dict
 from sasa_bench.gate.arms import Arm, verify
+from sasa_bench.gate.decision import Result, decide
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import BLOCK_S, BLOCKS, Point, require_known, started, survey
 from sasa_bench.gate.relink import BUILT
-from sasa_bench.gate.run import Gate, Result, decide
+from sasa_bench.gate.run import Gate
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep.cluster import (
     MOST_TASKS,

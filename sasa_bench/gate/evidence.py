@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from sasa_bench.gate.pairs import Pair
@@ -30,6 +30,7 @@ class Evidence:
     loaded    arm -> what it really loaded
     exact     arm, base and head alone -> key -> exact figures, as of pairs.exact_rows
     pairs     (phase, pair): the screen over all that is timed, then fresh pairs over its suspects
+    planned   fresh pairs that a suspect needs here, where the budget holds fewer than the rules ask for; else 0
     stopped   why pairs are missing; empty where none is
     node, machine   where it ran; empty for a gate that is not spread
     """
@@ -39,6 +40,7 @@ class Evidence:
     exact: dict[str, dict[str, dict[str, Any]]]
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    planned: int = 0
     stopped: str = ""
     spent_s: float = 0.0
     node: str = ""
@@ -80,7 +82,11 @@ class Evidence:
         """The suspects that need fresh pairs, or more of them."""
         suspects = self.suspects(rules)
         fresh = head_over_both(self.phase("confirm"), suspects)
-        return [key for key in suspects if needs_more_pairs(fresh[key], rules)]
+        return [key for key in suspects if needs_more_pairs(fresh[key], self.affordable(rules))]
+
+    def affordable(self, rules: Rules) -> Rules:
+        """The rules with the number of fresh pairs that was planned here."""
+        return replace(rules, confirm_pairs=self.planned or rules.confirm_pairs)
 
 
 def column(field: str, pairs: Sequence[Pair], keys: Sequence[str]) -> dict[str, list[float]]:

@@ -60,6 +60,8 @@ class Layout:
             return f"layout: native code as it was built, because {self.why}"
         if self.kind == BUILT:
             return ""
+        if not any(self.linked.values()):
+            return "layout: the arms linked no native library"
         counts = ", ".join(f"{arm} {self.linked.get(arm, 0)}" for arm in ("base", "head", "copy"))
         return f"layout: native libraries linked in random order for each {self.kind}: {counts}"
 

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 from tabulate import tabulate
 
 from sasa_bench.gate import page
+from sasa_bench.gate.decision import Result, files
 from sasa_bench.gate.evidence import Share
 from sasa_bench.gate.names import short_names
-from sasa_bench.gate.run import Result
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
 from sasa_bench.results.fields import printable
 from sasa_bench.results.file import replace_text
@@ -41,7 +41,8 @@ def text(result: Result) -> str:
         lines.append(f"contaminated: {printable(result.contaminated)}")
     lines += [f"note: {printable(note)}" for note in result.notes]
     for name, arm in result.arms.items():
-        lines.append(f"{name}: {arm['source']}, files {arm['digest']}, torch {arm['torch']}, from {arm['folder']}")
+        said = printable(files(arm))
+        lines.append(f"{name}: {arm['source']}, files {said}, torch {arm['torch']}, from {arm['folder']}")
     lines += measured_by(result)
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     if notable:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from sasa_bench.gate.decision import Result, files
 from sasa_bench.gate.evidence import head_over_both
 from sasa_bench.gate.names import shared_axes, short_names
 from sasa_bench.gate.profiles import Profile
-from sasa_bench.gate.run import Result
 from sasa_bench.gate.statistics import BIAS_FACTOR
 from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, NOT_RUN, CaseVerdict
 from sasa_bench.report import page
@@ -30,12 +30,13 @@ MOST_ALIKE = 3
 def html(result: Result, meaning: str, rows: Sequence[dict[str, str]], nodes: Sequence[str]) -> str:
     """One page that opens offline. `rows`: a line for each case, as in the other outputs; `nodes`: who measured."""
     names = short_names([case.key for case in result.cases])
+    arms = {name: arm | {"files": files(arm)} for name, arm in result.arms.items()}
     made = [
         _overview(result, names),
         _pairs(result, names),
         _profiles(result, names),
         page.section("gate-cases", "Every case", "Every case", table=_table(rows), shared=shared_axes(list(names))),
-        page.section("gate-arms", "What each arm was", "Arms", arms=result.arms, nodes=nodes),
+        page.section("gate-arms", "What each arm was", "Arms", arms=arms, nodes=nodes),
         page.section("gate-method", "How it decides", "Method", rules=result.rules, bias_factor=BIAS_FACTOR),
     ]
     return page.render(

@@ -28,6 +28,7 @@ class Rules:
     """When a case is suspect and when it is flagged; shares of the time of base.
 
     screen_pairs, confirm_pairs  fresh pairs of processes for the suspicion and for the decision
+    least_pairs  fresh pairs for the decision where the time budget does not hold confirm_pairs
     look_pairs  fresh pairs after which a suspect that no longer looks changed is dropped; see needs_more_pairs
     suspect   a ratio in the screen, see location, that differs by more raises a suspicion
     margin    a slow-down must exceed it beyond doubt; the bias of the case where that is more, see bias
@@ -40,6 +41,7 @@ class Rules:
 
     screen_pairs: int = 7
     confirm_pairs: int = 31
+    least_pairs: int = 15
     look_pairs: int = 11
     suspect: float = 0.02
     margin: float = 0.015
@@ -175,18 +177,23 @@ def needs_more_pairs(ratios: Sequence[float], rules: Rules) -> bool:
 
 
 def confirm(
-    head: Mapping[str, Sequence[float]], floor: Mapping[str, Sequence[float]], rules: Rules
+    head: Mapping[str, Sequence[float]],
+    floor: Mapping[str, Sequence[float]],
+    rules: Rules,
+    planned: Mapping[str, int] | None = None,
 ) -> dict[str, CaseVerdict]:
     """The verdicts on fresh pairs: log ratios of head to both bases and, for the bias, of copy to base.
 
     A case is flagged when the exact lower bound of its slow-down exceeds its margin, at a level that Holm shares among
     the cases: REGRESSION, or IMPROVED for the same test the other way round. The bound is exact where head over both
     bases scatters evenly about its middle; what noise that leans to one side moves, the margin has to cover. One with
-    fewer than `confirm_pairs` was dropped, see needs_more_pairs; it counts among the cases and is not flagged.
+    fewer pairs than were `planned`, `confirm_pairs` unless a key is in it, was dropped, see needs_more_pairs; it counts
+    among the cases and is not flagged.
     """
     keys = list(head)
+    needed = dict.fromkeys(keys, rules.confirm_pairs) | dict(planned or {})
     margins = {key: max(math.log1p(rules.margin), bias(floor[key])) for key in keys}
-    full = {key for key in keys if len(head[key]) >= rules.confirm_pairs}
+    full = {key for key in keys if len(head[key]) >= needed[key]}
     slower, faster = (
         holm([p_above([sign * x for x in head[k]], margins[k]) if k in full else 1.0 for k in keys], rules.alpha)
         for sign in (1, -1)

@@ -24,9 +24,9 @@ from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.cluster import Plan, Task, load, prepare, require_room
+from sasa_bench.gate.decision import Result, decide
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import Pair, Point
-from sasa_bench.gate.run import decide
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep import cluster as through
 from sasa_bench.sweep.cluster import Options, SlurmError
@@ -182,7 +182,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     return Cluster(monkeypatch)
 
 
-def gated(plan: Plan) -> gate.Result:
+def gated(plan: Plan) -> Result:
     return gate_slurm.run(plan, Options(), lambda now: None)
 
 

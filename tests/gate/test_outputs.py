@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sasa_bench.case import Case
+from sasa_bench.gate.decision import Result
 from sasa_bench.gate.names import shared_axes, short_names
-from sasa_bench.gate.outputs import MOST_ROWS, junit, markdown, run_link
+from sasa_bench.gate.outputs import MOST_ROWS, junit, markdown, run_link, text
 from sasa_bench.gate.pairs import Point
-from sasa_bench.gate.run import Result
 from sasa_bench.gate.verdicts import CaseVerdict, Rules
 
 CASES = st.builds(
@@ -62,3 +62,12 @@ def test_the_link_is_that_of_the_workflow_run_and_absent_elsewhere() -> None:
     assert run_link(github) == "https://github.example/me/kernels/actions/runs/17"
     assert run_link({"CI_JOB_URL": "https://gitlab.example/job/3"}) == "https://gitlab.example/job/3"
     assert run_link({}) == ""
+
+
+def test_arms_that_differ_in_a_kernel_file_alone_are_named_by_it() -> None:
+    loaded = {"source": "main", "digest": "0" * 16, "torch": "2", "folder": "/x", "python": "p"}
+    digests = {"base": "1a", "head": "2b"}
+    arms = {name: loaded | {"kernels": {"kern.py": {"digest": digest}}} for name, digest in digests.items()}
+    said = text(Result("PASS", [], arms, "", [], 60.0, Rules()))
+    assert "base: main, files kern.py 1a, torch 2" in said
+    assert "head: main, files kern.py 2b, torch 2" in said

@@ -10,10 +10,10 @@ from pathlib import Path
 import sasa_bench
 from sasa_bench.case import Case
 from sasa_bench.gate.arms import Arm
+from sasa_bench.gate.decision import Result
 from sasa_bench.gate.outputs import html
 from sasa_bench.gate.pairs import Pair, Point
 from sasa_bench.gate.profiles import MOST, Profile, profile, to_profile
-from sasa_bench.gate.run import Result
 from sasa_bench.gate.verdicts import CaseVerdict, Rules
 from sasa_bench.profiling.breakdown import Operator
 from sasa_bench.profiling.compared import Match

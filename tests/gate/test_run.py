@@ -18,7 +18,9 @@ from checkouts import POINTS
 from sasa_bench.cli import gating, main
 from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
+from sasa_bench.gate import verdicts
 from sasa_bench.gate.arms import Arm, ArmError
+from sasa_bench.gate.decision import Result
 from sasa_bench.gate.layout import Layout
 from sasa_bench.gate.names import short_names
 from sasa_bench.gate.pairs import Counts, Pair, Point
@@ -82,7 +84,7 @@ class Played:
         blocks = {key: [value] for key, value in head.items()}
         return Pair(head, floor, dict.fromkeys(head, 0.002), blocks, disturbed)
 
-    def run(self, budget_s: float = 600.0, **changes: Any) -> gate.Result:
+    def run(self, budget_s: float = 600.0, **changes: Any) -> Result:
         arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
         return gate.Gate(arms, POINTS, QUICK, budget_s, 10.0, **changes).run()
 
@@ -175,6 +177,32 @@ def test_a_suspect_that_the_budget_leaves_undecided_shows_the_ratio_so_far(
     assert (result.exit_status, case.verdict) == (3, "INCONCLUSIVE")
     assert case.ratio == pytest.approx(1.13, rel=0.03)
     assert "so far, over" in case.reason
+
+
+@pytest.mark.parametrize(
+    ("pair_s", "pairs", "verdict"),
+    [(10.0, QUICK.confirm_pairs, "REGRESSION"), (23.0, 17, "REGRESSION"), (40.0, 8, "INCONCLUSIVE")],
+)
+def test_fewer_fresh_pairs_decide_where_the_budget_holds_no_more(
+    played: Played, monkeypatch: pytest.MonkeyPatch, pair_s: float, pairs: int, verdict: str
+) -> None:
+    played.scatter = 0.002
+    played.shift[POINTS[1].key] = 0.08
+    begun = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: begun + played.pairs * pair_s)
+    result = played.run(budget_s=600.0)
+    assert (result.verdict, played.pairs) == (verdict, QUICK.screen_pairs + pairs)
+    assert any("instead of 21" in note for note in result.notes) == (pairs < QUICK.confirm_pairs)
+
+
+def test_fewer_planned_pairs_raise_no_more_alarms() -> None:
+    keys, rng = ["a", "b", "c"], random.Random(7)
+    alarms = 0
+    for _ in range(300):
+        noise = {key: [rng.gauss(math.log1p(Rules.margin), 0.02) for _ in range(Rules.least_pairs)] for key in keys}
+        decided = verdicts.confirm(noise, {key: [0.0] * 15 for key in keys}, Rules(), dict.fromkeys(keys, 15))
+        alarms += any(case.verdict == "REGRESSION" for case in decided.values())
+    assert alarms <= 9  # at 1 % a run 3 are expected, and more than 9 in 1 of 1,000 series
 
 
 def test_an_implementation_that_neither_arm_has_ends_the_run_before_anything_is_measured(played: Played) -> None:

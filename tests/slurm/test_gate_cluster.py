@@ -15,8 +15,8 @@ import sasa_bench
 from sasa_bench.case import Case
 from sasa_bench.gate import cluster as gate_slurm
 from sasa_bench.gate import outputs as gate_report
-from sasa_bench.gate import run as gate
 from sasa_bench.gate.arms import set_up
+from sasa_bench.gate.decision import Result
 from sasa_bench.gate.pairs import Point
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep.cluster import parse_options, submitted
@@ -44,7 +44,7 @@ def checkout(folder: Path, sleep: str = "") -> str:
     return str(folder)
 
 
-def gated(folder: Path, points: Sequence[Point], sleep: str = "") -> gate.Result:
+def gated(folder: Path, points: Sequence[Point], sleep: str = "") -> Result:
     arms = set_up(checkout(folder / "b"), checkout(folder / "h", sleep), folder)
     options = parse_options([f"array={len(points)}", "time=30", "exclusive=no", "cpus-per-task=1"])
     plan = gate_slurm.prepare(folder, arms, points, RULES, options, 300.0, 60.0)

@@ -15,7 +15,7 @@ COLOURS = {
 }
 FRESH, SCREEN, COPY = "fresh pairs", "screen", "copy / base"
 KINDS = {FRESH: "#0072b2", SCREEN: "#8f7a00", COPY: "#7a7a85"}
-PERCENT = "format(datum.value - 1, '+.0%')"
+PERCENT = "format(datum.value - 1, '+.1~%')"
 """The label of a tick: how much longer head takes."""
 
 _NAMES = alt.Axis(
