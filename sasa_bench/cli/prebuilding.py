@@ -10,6 +10,7 @@ import click
 
 from sasa_bench.case import Case, UserError
 from sasa_bench.cli.options import CASE, SUITES, load_suites
+from sasa_bench.results.cache import cache_directory
 
 
 @click.command()
@@ -35,7 +36,7 @@ def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str, thread
         count = nvrtc.prebuild(kernels, arch, threads or os.cpu_count() or 1)
     except RuntimeError as error:
         raise UserError(str(error)) from None
-    click.echo(f"{count} kernels for {arch} are in {nvrtc.cache_directory() / 'cubin'}")
+    click.echo(f"{count} kernels for {arch} are in {cache_directory() / 'cubin'}")
 
 
 def _kernels(cases: Sequence[Case]) -> list[tuple[str, str]]:

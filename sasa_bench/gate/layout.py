@@ -14,7 +14,8 @@ from pathlib import Path
 
 from sasa_bench.gate import relink
 from sasa_bench.gate.relink import BUILT, PAIR
-from sasa_bench.impls._native import cache_directory, compiler
+from sasa_bench.impls._native import compiler
+from sasa_bench.results.cache import cache_directory
 
 _TRIAL = 'extern "C" int sasa_first() { return 1; }\nextern "C" int sasa_second() { return 2; }\n'
 

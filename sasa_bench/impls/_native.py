@@ -14,15 +14,15 @@ import platform
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import platformdirs
 from filelock import FileLock
+
+from sasa_bench.results.cache import cache_directory
 
 COMPILERS = ("c++", "g++", "clang++")
 INSTALL = "apt-get install g++ (or the like), or set CXX to a compiler"
@@ -156,24 +156,6 @@ def describe_compiler() -> str:
     except (OSError, subprocess.SubprocessError) as error:
         return f"{shlex.join(command)} does not run: {error}"
     return f"{shlex.join(command)}, {said[0] if said else 'of no known version'}"
-
-
-def cache_directory() -> Path:
-    """Where compiled code is kept: $SASA_BENCH_CACHE, else `sasa-bench` in the user's cache."""
-    return Path(os.environ.get("SASA_BENCH_CACHE") or platformdirs.user_cache_dir("sasa-bench"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file that others see either whole or not at all; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from sasa_bench.impls._native import cache_directory, write_atomically
 from sasa_bench.impls._tuning import Chooser, TuningStore
+from sasa_bench.results.cache import cache_directory, write_atomically
 
 STANDARD = "c++17"
 EXTRA = "pip install 'sasa-bench[cuda]'"

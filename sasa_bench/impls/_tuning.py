@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from sasa_bench.impls._native import cache_directory, write_atomically
+from sasa_bench.results.cache import cache_directory, write_atomically
 
 SEARCH_ROUNDS = 5
 SEARCH_CALLS = 10

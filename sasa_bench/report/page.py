@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import gzip
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from markupsafe import Markup, escape
 from sasa_bench.report.charts.parts import Spec
 from sasa_bench.report.table import has_parquet
 from sasa_bench.report.table import render as as_file
+from sasa_bench.results.cache import cache_directory, write_atomically
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import percent, seconds, size
 from sasa_bench.results.machine import Machine
@@ -68,8 +70,17 @@ def write(page: str, out: Path) -> None:
 
 @cache
 def chart_script() -> Markup:
-    """Vega, Vega-Lite and Vega-Embed as one script for a page that has charts."""
-    return Markup(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script"))
+    """Vega, Vega-Lite and Vega-Embed as one script for a page that has charts.
+
+    To make it takes a second or two, so it is kept in the cache, by the version of what makes it.
+    """
+    kept = cache_directory() / f"charts-{metadata.version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        return Markup(kept.read_text(encoding="utf-8"))
+    script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script")
+    with contextlib.suppress(OSError):
+        write_atomically(kept, script.encode())
+    return Markup(script)
 
 
 @cache

@@ -258,16 +258,6 @@ def test_a_killed_compiler_leaves_nothing_behind(
     assert list(library.path.parent.glob("*.part")) == []
 
 
-def test_a_file_is_written_whole_or_not_at_all(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = folder / "made" / "file"
-    _native.write_atomically(path, b"first")
-    monkeypatch.setattr(os, "replace", lambda *names: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        _native.write_atomically(path, b"second")
-    assert path.read_bytes() == b"first"
-    assert list(path.parent.iterdir()) == [path]
-
-
 @pytest.mark.parametrize(
     ("vendor", "family", "model", "chosen"),
     [
