@@ -225,6 +225,7 @@ IMPL = local_attention(
         pack=pack,
         compiled=_folding.register,
         keeps_output=True,
+        recomputes=True,
         transforms=False,
         portable=False,
     ),

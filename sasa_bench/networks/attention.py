@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from sasa_bench.case import DTYPE_BYTES, Case
 from sasa_bench.networks.core import Core, Window, sizes, transforms_run
-from sasa_bench.networks.kept import Kept
+from sasa_bench.networks.kept import Kept, is_traced
 
 Function = Callable[..., Tensor]
 
@@ -165,7 +165,7 @@ class WindowAttention(nn.Module):
                 y = self._prepared(kernel, kernel.attend, "core", q)(q, k, v, rel_row, rel_col)
             if not x.is_contiguous() and followed_by_autograd(y):
                 y.register_hook(Tensor.contiguous)  # a gradient that is channels-last is slow to read
-        return self._output(given, y, core is None or core.keeps_output, w_out, b_out)
+        return self._output(given, y, core, w_out, b_out)
 
     def _project(self, x: Tensor, w_qkv: Tensor, b_qkv: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         projected = F.conv2d(x, w_qkv[:, :, None, None], b_qkv)
@@ -179,7 +179,7 @@ class WindowAttention(nn.Module):
         """A weight or bias with its part for the queries scaled, so that every logit is."""
         return torch.cat([t[: self.out_channels] * self.scale, t[self.out_channels :]])
 
-    def _output(self, x: Tensor, y: Tensor, kept: bool, w_out: Tensor | None, b_out: Tensor | None) -> Tensor:
+    def _output(self, x: Tensor, y: Tensor, core: Core | None, w_out: Tensor | None, b_out: Tensor | None) -> Tensor:
         """What follows the attention: projection, pool, dropout, and the memory format of x."""
         attended = y
         if w_out is not None:
@@ -190,10 +190,8 @@ class WindowAttention(nn.Module):
             y = F.dropout(y, self.dropout, self.training)
         if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
             y = y.contiguous(memory_format=torch.channels_last)
-        if kept and y is attended and y.requires_grad and not self._successors_keep:
-            # The backward pass reads it, and the next module may write to it. A trace is made with gradients and
-            # checked without.
-            return y if torch.jit.is_tracing() else y.clone()
+        if y is attended and y.requires_grad and not self._successors_keep and _must_stay(core, y):
+            return y if torch.jit.is_tracing() else y.clone()  # a trace is made with gradients and checked without
         return y
 
     _successors_keep = False
@@ -240,6 +238,11 @@ class WindowAttention(nn.Module):
             if reason:
                 raise RuntimeError(reason)
         return make(case)
+
+
+def _must_stay(core: Core | None, y: Tensor) -> bool:
+    """Whether the backward pass reads y as it is now, so that no module behind may write to it."""
+    return core is None or (core.keeps_output and not (core.recomputes and not is_traced(y)))
 
 
 def followed_by_autograd(t: Tensor) -> bool:

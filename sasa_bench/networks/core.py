@@ -76,6 +76,7 @@ class Core:
                   and relu as one function of x, its weights packed once; no gradient
     compiled      called in the trace of a compiler, before the graph is optimized
     keeps_output  whether the backward pass reads y, so that nothing may overwrite it
+    recomputes    whether, outside of traces, that pass computes y again where something has overwritten it
     transforms    whether forward-mode derivatives and torch.func go through it
     portable      whether it consists of torch's own operators alone, and so exports to ONNX
     open_sizes    whether torch.export keeps open sizes open: sizes that a core computes from them become conditions
@@ -89,6 +90,7 @@ class Core:
     pack: Pack | None = None
     compiled: Callable[[], None] = _ready
     keeps_output: bool = False
+    recomputes: bool = False
     transforms: bool = True
     portable: bool = True
     open_sizes: bool = True

@@ -4,8 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from fused_reference import inputs, with_gradients
 
+from sasa_bench import LocalAttention2d
 from sasa_bench.impls import fused
 
 pytestmark = pytest.mark.usefixtures("builds")
@@ -38,6 +40,74 @@ def test_double_backward_is_refused(kernel):
     (dq,) = torch.autograd.grad(kernel(*tensors, 3, 2, False), q, g, create_graph=True)
     with pytest.raises(NotImplementedError, match="without create_graph=True"):
         dq.sum().backward()
+
+
+def whole_layer(q, *rest):
+    """The layer's operator with weights that make it q, k and v alike."""
+    weight = torch.eye(q.shape[1]).repeat(3, 1)
+    return torch.ops.sasa_bench.fused_attention_layer(q, weight, *rest)
+
+
+def attention_alone(q, *rest):
+    return torch.ops.sasa_bench.fused_local_attention(q, q * 0.5, q, *rest)
+
+
+@pytest.mark.usefixtures("kernel")
+@pytest.mark.parametrize("function", [whole_layer, attention_alone])
+@pytest.mark.parametrize("heads", [2, 16])
+def test_what_follows_may_write_to_the_output(function, heads):
+    (x, _, _, row, col), _ = inputs(2, heads, 4, 5, 6, 3, True)
+
+    def gradients(follow, wrapped=lambda f, *a: f(*a), passes=1):
+        leaves = [t.clone().requires_grad_() for t in (x, row, col)]
+        y = wrapped(lambda *a: follow(function(*a, 3, heads, False)), *leaves)
+        for left in reversed(range(passes)):
+            y.square().sum().backward(retain_graph=left > 0)
+        return [t.grad / passes for t in leaves]
+
+    expected = gradients(lambda y: torch.relu(y) * 2)
+    assert [t.abs().max() > 0 for t in expected] == [True] * 3
+
+    def in_parts(y):
+        y[:, :1].mul_(2)
+        y[:, 1:].mul_(2)
+        return torch.relu(y)
+
+    def checkpointed(f, *a):
+        return torch.utils.checkpoint.checkpoint(f, *a, use_reentrant=False)
+
+    def on_the_host(f, *a):
+        with torch.autograd.graph.save_on_cpu():
+            return f(*a)
+
+    def in_place(y):
+        return y.mul_(2).relu_()
+
+    for found in (
+        gradients(in_place),
+        gradients(in_parts),
+        gradients(in_place, passes=2),
+        gradients(in_place, checkpointed),
+        gradients(in_place, on_the_host),
+        gradients(lambda y: torch.relu(y) * 2, checkpointed),
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.usefixtures("kernel")
+def test_an_output_that_is_not_written_to_is_neither_copied_nor_computed_again():
+    layer = LocalAttention2d(16, kernel_size=3, heads=8, impl="fused")
+    x = torch.randn(1, 16, 5, 6)
+
+    def operators(follow):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            follow(layer(x)).sum().backward()
+        names = [event.name for event in profile.events()]
+        return names.count("aten::clone"), names.count("sasa_bench::fused_attention_layer_forward")
+
+    layer(x).sum().backward()
+    assert operators(torch.relu) == (0, 1)
+    assert operators(torch.relu_) == (0, 2)
 
 
 @pytest.mark.usefixtures("kernel")

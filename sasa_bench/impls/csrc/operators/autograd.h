@@ -57,13 +57,30 @@ LayerGradients call_layer_backward(const Tensor& dy, const Tensor& x, const Tens
 
 OptionalTensor optional(const Tensor& t) { return t.defined() ? OptionalTensor(t) : OptionalTensor(); }
 
+// The backward pass reads y, to which the next operator may write. So y is saved under a version of its own, and computed again
+// where y was written to. A traced y is saved as any other tensor: a trace has no writes.
+Tensor kept(torch::autograd::AutogradContext* ctx, const Tensor& y) {
+  if (y.is_inference() || y.key_set().has(c10::DispatchKey::Python)) return y;
+  const Tensor counter = at::empty({0}, y.options());
+  counter.unsafeGetTensorImpl()->set_version_counter(y.unsafeGetTensorImpl()->version_counter());
+  ctx->saved_data["counter"] = counter;
+  ctx->saved_data["version"] = int64_t(y._version());
+  return y.variable_data();
+}
+
+bool written(const torch::autograd::AutogradContext* ctx) {
+  const auto counter = ctx->saved_data.find("counter");
+  return counter != ctx->saved_data.end() &&
+         int64_t(counter->second.toTensor()._version()) != ctx->saved_data.at("version").toInt();
+}
+
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
                                int64_t heads, bool zero_border) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, top, sum] = call_attention_saving(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
-    ctx->save_for_backward({q, k, v, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), y, top, sum});
+    ctx->save_for_backward({q, k, v, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), kept(ctx, y), top, sum});
     ctx->saved_data["kernel_size"] = kernel_size;
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["zero_border"] = zero_border;
@@ -74,12 +91,17 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
 
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return variable_list(8);
-    auto saved = ctx->get_saved_variables();
-    auto [dq, dk, dv, drow, dcol] = call_backward(
-        grads[0], saved[0], saved[1], saved[2], optional(saved[3]), optional(saved[4]), saved[5], saved[6], saved[7],
-        ctx->saved_data["kernel_size"].toInt(), ctx->saved_data["heads"].toInt(),
-        ctx->saved_data["zero_border"].toBool());
-    const bool relative = saved[3].defined();
+    auto s = ctx->get_saved_variables();
+    const int64_t kernel_size = ctx->saved_data["kernel_size"].toInt(), heads = ctx->saved_data["heads"].toInt();
+    const bool zero_border = ctx->saved_data["zero_border"].toBool();
+    const OptionalTensor row = optional(s[3]), col = optional(s[4]);
+    if (written(ctx)) {
+      at::NoGradGuard no_grad;
+      s[5] = std::get<0>(call_attention_saving(s[0], s[1], s[2], row, col, kernel_size, heads, zero_border));
+    }
+    auto [dq, dk, dv, drow, dcol] =
+        call_backward(grads[0], s[0], s[1], s[2], row, col, s[5], s[6], s[7], kernel_size, heads, zero_border);
+    const bool relative = row.has_value();
     return {dq, dk, dv, relative ? drow : Tensor(), relative ? dcol : Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -110,7 +132,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
                                int64_t heads, bool zero_border) {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, qkv, top, sum] = call_layer_saving(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
-    ctx->save_for_backward({x, w, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), qkv, y, top, sum});
+    ctx->save_for_backward({x, w, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), qkv, kept(ctx, y), top, sum});
     ctx->saved_data["kernel_size"] = kernel_size;
     ctx->saved_data["heads"] = heads;
     ctx->saved_data["zero_border"] = zero_border;
@@ -122,11 +144,16 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return variable_list(7);
     auto s = ctx->get_saved_variables();
+    const int64_t kernel_size = ctx->saved_data["kernel_size"].toInt(), heads = ctx->saved_data["heads"].toInt();
+    const bool zero_border = ctx->saved_data["zero_border"].toBool();
+    const OptionalTensor row = optional(s[2]), col = optional(s[3]);
+    if (written(ctx)) {
+      at::NoGradGuard no_grad;
+      s[5] = std::get<0>(call_layer_saving(s[0], s[1], row, col, kernel_size, heads, zero_border));
+    }
     auto [dx, dw, drow, dcol] =
-        call_layer_backward(grads[0], s[0], s[1], optional(s[2]), optional(s[3]), s[4], s[5], s[6], s[7],
-                            ctx->saved_data["kernel_size"].toInt(), ctx->saved_data["heads"].toInt(),
-                            ctx->saved_data["zero_border"].toBool());
-    const bool relative = s[2].defined();
+        call_layer_backward(grads[0], s[0], s[1], row, col, s[4], s[5], s[6], s[7], kernel_size, heads, zero_border);
+    const bool relative = row.has_value();
     return {dx, dw, relative ? drow : Tensor(), relative ? dcol : Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
