@@ -10,6 +10,7 @@ from sasa_bench.impls.implementation import (
     attends,
     layers_only,
     local_attention,
+    no_libraries,
 )
 from sasa_bench.impls.registry import (
     ANYWHERE,
@@ -47,6 +48,7 @@ __all__ = [
     "layers_only",
     "local_attention",
     "names",
+    "no_libraries",
     "source",
     "unused",
 ]

@@ -46,7 +46,8 @@ def _nothing_missing() -> str | None:
     return None
 
 
-def _no_libraries(case: Case) -> Sequence[Library]:
+def no_libraries(case: Case) -> Sequence[Library]:
+    """For an implementation without native code."""
     return ()
 
 
@@ -79,7 +80,7 @@ class Info:
 
     details: Callable[[], list[str]] = _no_details
     kernels: Callable[[Case], list[tuple[str, str]]] = _no_kernels
-    native: Callable[[Case], Sequence[Library]] = _no_libraries
+    native: Callable[[Case], Sequence[Library]] = no_libraries
     phases: Callable[[Callable[[], object], int, int], Phases] | None = None
     quick: bool = True
     differs: str = ""
@@ -182,7 +183,7 @@ def local_attention(
     missing: Callable[[], str | None] = _nothing_missing,
     details: Callable[[], list[str]] = _no_details,
     phases: Callable[[Callable[[], object], int, int], Phases] | None = None,
-    native: Callable[[Case], Sequence[Library]] = _no_libraries,
+    native: Callable[[Case], Sequence[Library]] = no_libraries,
 ) -> Impl:
     """An implementation of local attention from its core, at every scope; of a network it runs the attention layers.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sasa_bench import ops
 from sasa_bench.case import Case
-from sasa_bench.impls import Core, Exported, Impl, Info, Window, attend_with, layers_only
+from sasa_bench.impls import Core, Exported, Impl, Info, Window, attend_with, layers_only, no_libraries
 from sasa_bench.impls._native import Library
 from sasa_bench.impls._onnx.export import Function, export, exported_once, program
 from sasa_bench.impls._onnx.graph import node_count
@@ -52,7 +52,7 @@ def exported(
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
     library: Callable[[], str] | None = None,
-    native: Callable[[Case], Sequence[Library]] = lambda case: (),
+    native: Callable[[Case], Sequence[Library]] = no_libraries,
 ) -> Impl:
     """An implementation that exports `function(case)` to ONNX and runs it in ONNX Runtime, forward only.
 
@@ -101,7 +101,7 @@ def exported_attention(
     supports: Callable[[Case], str | None] = lambda case: None,
     missing: Callable[[], str | None] = missing,
     library: Callable[[], str] | None = None,
-    native: Callable[[Case], Sequence[Library]] = lambda case: (),
+    native: Callable[[Case], Sequence[Library]] = no_libraries,
 ) -> Impl:
     """Local attention exported from its core, at both scopes; see `exported`.
 

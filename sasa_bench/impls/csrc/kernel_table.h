@@ -1,6 +1,7 @@
 // What the torch binding and the kernel builds agree on.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace sasa {
@@ -38,6 +39,27 @@ struct Problem {
   Planes dy, dq, dk, dv;
   void *drel_row = nullptr, *drel_col = nullptr;
   void* drel_parts = nullptr;  // [groups, row blocks, K * channels, lanes] float32
+};
+
+// A problem in tasks, `lanes` planes a group and `rows` rows a block: one for each group where the groups fill the threads, else
+// bands of rows of each group. A band reads the rows around it once more, so there are no more of them than it takes.
+struct Tasks {
+  const Problem& problem;
+  int64_t rows, groups, blocks, bands = 1;
+
+  Tasks(const Problem& p, int64_t lanes, int64_t rows_, int64_t threads)
+      : problem(p), rows(rows_), groups((p.planes + lanes - 1) / lanes), blocks((p.height + rows - 1) / rows) {
+    if (groups % threads == 0 || groups >= 4 * threads) return;
+    bands = (threads + groups - 1) / groups;
+    while (groups * bands % threads != 0 && groups * bands < 4 * threads) ++bands;
+    bands = std::min(bands, blocks);
+  }
+  int64_t count() const { return groups * bands; }
+  template <class Work>
+  void run(int64_t task, Work work) const {
+    const int64_t band = task % bands;
+    work(problem, task / bands, blocks * band / bands * rows, std::min(problem.height, blocks * (band + 1) / bands * rows));
+  }
 };
 
 constexpr int64_t PANEL = 32;  // columns of a packed matrix that lie together

@@ -78,28 +78,12 @@ struct Kernel {
     }
     if (!p.planes || !image) return;
 
-    // A task is a band of rows of one group of planes; every band loads the rows around it anew, so there are no more
-    // bands than it takes to keep every thread busy.
-    const int64_t groups = (p.planes + SASA_ISA::LANES - 1) / SASA_ISA::LANES;
-    const int64_t blocks = (p.height + SASA_ISA::ROWS - 1) / SASA_ISA::ROWS;
-    int64_t bands = 1;
-    if (groups % threads != 0 && groups < 4 * threads) {
-      bands = (threads + groups - 1) / groups;
-      while (groups * bands % threads != 0 && groups * bands < 4 * threads) ++bands;
-      bands = std::min(bands, blocks);
-    }
-    struct Work {
-      const sasa::Problem& p;
-      int64_t blocks, bands;
-    } work{p, blocks, bands};
+    const sasa::Tasks tasks(p, SASA_ISA::LANES, SASA_ISA::ROWS, threads);
     context.ParallelFor(
-        [](void* data, size_t task) {
-          const Work& w = *static_cast<const Work*>(data);
-          const int64_t band = int64_t(task) % w.bands;
-          SASA_ISA::forward(w.p, int64_t(task) / w.bands, w.blocks * band / w.bands * SASA_ISA::ROWS,
-                          std::min(w.p.height, w.blocks * (band + 1) / w.bands * SASA_ISA::ROWS));
+        [](void* all, size_t task) {
+          static_cast<const sasa::Tasks*>(all)->run(int64_t(task), &SASA_ISA::forward);
         },
-        size_t(groups * bands), 0, &work);
+        size_t(tasks.count()), 0, const_cast<sasa::Tasks*>(&tasks));
   }
 };
 

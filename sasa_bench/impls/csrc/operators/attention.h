@@ -11,29 +11,14 @@ namespace {
 
 using Rows = void (*)(const sasa::Problem&, int64_t, int64_t, int64_t);
 
-// One task per group of planes where the groups fill the threads, else bands of rows of each group: a band reads the
-// rows around it once more, so there are no more of them than it takes.
-int64_t bands_of(const sasa::Table& t, const sasa::Problem& p) {
-  const int64_t groups = (p.planes + t.lanes - 1) / t.lanes, blocks = (p.height + t.rows - 1) / t.rows;
-  const int64_t threads = at::in_parallel_region() ? 1 : at::get_num_threads();
-  int64_t bands = 1;
-  if (groups % threads != 0 && groups < 4 * threads) {
-    bands = (threads + groups - 1) / groups;
-    while (groups * bands % threads != 0 && groups * bands < 4 * threads) ++bands;
-    bands = std::min(bands, blocks);
-  }
-  return bands;
+sasa::Tasks tasks(const sasa::Table& t, const sasa::Problem& p) {
+  return {p, t.lanes, t.rows, at::in_parallel_region() ? 1 : at::get_num_threads()};
 }
 
 void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
-  const int64_t groups = (p.planes + t.lanes - 1) / t.lanes, blocks = (p.height + t.rows - 1) / t.rows;
-  const int64_t bands = bands_of(t, p);
-  sasa::parallel_for(groups * bands, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t band = task % bands;
-      rows(p, task / bands, blocks * band / bands * t.rows,
-           std::min(p.height, blocks * (band + 1) / bands * t.rows));
-    }
+  const sasa::Tasks all = tasks(t, p);
+  sasa::parallel_for(all.count(), [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) all.run(task, rows);
   });
 }
 

@@ -56,7 +56,7 @@ SavedLayer layer_forward(const Tensor& x, const Tensor& w, const Tensor& y, Inpu
   const Projection projection(x, w, channels);
   // Tasks project what they need, while it is in cache; bands would project the rows around them once more, and weights
   // that fill a cache are better read once for the whole batch.
-  const int64_t bands = bands_of(table(), p), twice = (bands - 1) * (p.kernel - 1);
+  const int64_t bands = tasks(table(), p).bands, twice = (bands - 1) * (p.kernel - 1);
   // What is saved has the dtype of x, and is what the backward pass computes with.
   const bool parts_fit = save ? bands == 1 && p.scalar == sasa::Scalar::float32 : bands == 1 || twice * 8 <= p.height;
   const bool in_parts = parts_fit && w.nbytes() <= size_t(2 * LARGE);
