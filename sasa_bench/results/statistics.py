@@ -29,7 +29,8 @@ def half_width(samples: Sequence[float]) -> float:
 FEWEST = 5
 """With fewer samples, nothing is said of their scatter."""
 NOISY = 2.0
-"""A median says little where a fifth of the samples take that many times as long as another fifth."""
+"""A median says little where a fifth of the samples take that many times as long as another fifth, and a ratio nothing
+where the interval of a median spans as much."""
 
 LEAST_WORKERS = 3
 """An interval over worker processes needs as many; from two, Student's t is 13 times the standard error."""
@@ -46,11 +47,11 @@ def ratio_of_times(
     With fewer it is the ratio of the medians, and holds for that process and minute only: its interval comes from the
     order statistics of both, each at half the error.
 
-    The interval is 0 to infinity where either `is_noisy`: its median may lie on either of two levels.
+    The interval is 0 to infinity where the median of either `may_lie_anywhere`.
     """
     everything = [s for group in over for s in group], [s for group in under for s in group]
-    noisy = any(is_noisy(samples) for samples in everything)
-    if not noisy and len(over) == len(under) >= LEAST_WORKERS:
+    anywhere = any(may_lie_anywhere(samples) for samples in everything)
+    if not anywhere and len(over) == len(under) >= LEAST_WORKERS:
         from scipy.stats import t
 
         logs = [math.log(statistics.median(a) / statistics.median(b)) for a, b in zip(over, under, strict=True)]
@@ -59,12 +60,21 @@ def ratio_of_times(
         middle = statistics.mean(logs)
         return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
     of_medians = statistics.median(everything[0]) / statistics.median(everything[1])
-    if noisy:
+    if anywhere:
         return of_medians, 0.0, math.inf
     each = 1 - (1 - confidence) / 2
     (low_over, high_over), (low_under, high_under) = (interval_of_median(samples, each) for samples in everything)
     high = high_over / low_under if low_under > 0 else math.inf
     return of_medians, max(0.0, low_over / high_under), high
+
+
+def may_lie_anywhere(samples: Sequence[float]) -> bool:
+    """Whether the 95 % interval of the median spans more than NOISY times: samples lie on levels, and it is on either.
+
+    Scatter alone is no reason to say nothing of a ratio: the interval over workers covers it.
+    """
+    low, high = interval_of_median(samples)
+    return math.isfinite(high) and high > NOISY * low
 
 
 def scatter(samples: Sequence[float]) -> float:

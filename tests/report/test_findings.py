@@ -195,7 +195,7 @@ def test_no_figure_is_given_for_samples_on_two_levels(tmp_path: Path) -> None:
     rows = [factory.record("unfold", samples_s=two_levels(), case=case), factory.record("conv3x3", 2e-4, case=case)]
     answers = found(tmp_path, rows)
     (tile,) = [tile for tile in answers.tiles if tile.label == "time"]
-    assert (tile.value, tile.note) == ("too noisy", "samples scatter: p80 above 2 × p20")
+    assert (tile.value, tile.note) == ("too noisy", "samples scatter: the 95 % interval of a median spans more than 2×")
     assert "cannot be distinguished" in answers.verdict
     assert "(too noisy)" in str(ratio(*rows))
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sasa_bench.results.statistics import half_width, interval_of_median, ratio_of_times, scatter
+from sasa_bench.results.statistics import half_width, interval_of_median, is_noisy, ratio_of_times, scatter
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
@@ -46,6 +46,20 @@ def test_the_interval_of_a_ratio_is_unbounded_where_samples_lie_on_two_levels(wo
     even = noise.uniform(0.2e-3, 0.21e-3, (workers, 21)).tolist()
     assert ratio_of_times(uneven, even)[1:] == ratio_of_times(even, uneven)[1:] == (0.0, np.inf)
     assert ratio_of_times(even, even)[2] < 1.1
+
+
+def test_a_ratio_beside_a_neighbour_has_an_interval_over_workers_where_its_medians_are_clear() -> None:
+    noise, hits, known = np.random.default_rng(), 0, 0
+    for _ in range(500):
+        disturbed = noise.permuted(np.arange(21) % 3 * np.ones((3, 1)) == 0, axis=1)
+        host = np.where(disturbed, noise.uniform(2, 4, (3, 21)), 1.0)
+        over, under = (level * host * noise.lognormal(sigma=0.05, size=(3, 21)) for level in (2.0, 1.0))
+        assert is_noisy(over.ravel().tolist())
+        _, low, high = ratio_of_times(over.tolist(), under.tolist())
+        hits += low <= 2.0 <= high
+        known += np.isfinite(high)
+    assert hits > 462
+    assert known > 450
 
 
 def test_a_ratio_lies_in_its_interval_although_the_host_changes_its_speed_between_workers() -> None:

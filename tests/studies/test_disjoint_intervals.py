@@ -49,6 +49,13 @@ def test_the_ratio_to_the_best_counts_only_where_both_files_have_the_same_best(t
     assert compare([same[0], other], "ac")["time_vs_best_conv3x3"] == (0, [])
 
 
+def test_a_ratio_without_an_interval_is_not_counted(tmp_path: Path) -> None:
+    first, second = (load(run_of(tmp_path / f"{name}.jsonl", at)) for name, at in {"a": 0.02, "b": 0.03}.items())
+    unknown = first["impl"] == "unfold"
+    first.loc[unknown, ["time_vs_conv3x3_low", "time_vs_conv3x3_high"]] = (0.0, float("inf"))
+    assert compare([first, second], "ab")["time_vs_conv3x3"] == (2, [])  # conv3x3_packed in both cases
+
+
 def test_files_of_two_machines_are_refused(tmp_path: Path) -> None:
     here = load(run_of(tmp_path / "a.jsonl", 0.02))
     elsewhere = here.assign(machine="another")

@@ -167,7 +167,7 @@ def _tiles(found: Answers, paired: Sequence[Point]) -> None:
         f"batch {case.batch}, {case.dtype}, {case.mode}"
     )
     note = f"95 %: {times(time.low)} to {times(time.high)}" if np.isfinite(time.high) else "too few samples for 95 %"
-    note = f"samples scatter: p80 above {NOISY:g} × p20" if time.noisy else note
+    note = f"samples scatter: the 95 % interval of a median spans more than {NOISY:g}×" if time.noisy else note
     found.tiles.append(Tile("time", f"{times(time.value)}×" if time.known else "too noisy", note))
     if best.flops and baseline.flops:
         found.tiles.append(Tile("FLOPs", f"{times(best.flops / baseline.flops)}×", "by the cost model"))

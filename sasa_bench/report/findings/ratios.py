@@ -11,7 +11,7 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.report.baselines import is_conv3x3
 from sasa_bench.results.record import Record
-from sasa_bench.results.statistics import is_noisy, ratio_of_times
+from sasa_bench.results.statistics import may_lie_anywhere, ratio_of_times
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
 
@@ -20,7 +20,7 @@ ATTENTION, CONVOLUTION = "local_attention", "convolution"
 class Ratio:
     """Time over time, and its 95 % interval, by statistics.ratio_of_times.
 
-    noisy: whether there is no interval because the samples of either row scatter too much, rather than being too few.
+    noisy: whether there is no interval because the median of either row may lie anywhere, not because samples are few.
     """
 
     value: float
@@ -61,7 +61,7 @@ def times(value: float) -> str:
 
 def ratio(a: Record, b: Record) -> Ratio:
     """Time of `a` over time of `b`."""
-    noisy = is_noisy(a.samples_s) or is_noisy(b.samples_s)
+    noisy = may_lie_anywhere(a.samples_s) or may_lie_anywhere(b.samples_s)
     return Ratio(*ratio_of_times(a.by_worker, b.by_worker), noisy)
 
 
