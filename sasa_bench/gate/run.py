@@ -29,9 +29,7 @@ from sasa_bench.gate.pairs import (
     survey,
 )
 from sasa_bench.gate.relink import BUILT
-from sasa_bench.gate.verdicts import (
-    Rules,
-)
+from sasa_bench.gate.verdicts import Rules
 from sasa_bench.results.file import append_line
 from sasa_bench.timing.process import WorkerDied
 

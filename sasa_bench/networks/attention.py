@@ -242,7 +242,7 @@ class WindowAttention(nn.Module):
 
 def _must_stay(core: Core | None, y: Tensor) -> bool:
     """Whether the backward pass reads y as it is now, so that no module behind may write to it."""
-    return core is None or (core.keeps_output and not (core.recomputes and not is_traced(y)))
+    return core is None or (core.keeps_output and (not core.recomputes or is_traced(y)))
 
 
 def followed_by_autograd(t: Tensor) -> bool:

@@ -55,7 +55,7 @@ def _disjoint(first: pd.DataFrame, second: pd.DataFrame, ratio: str, files: str)
     over = "best_conv3x3" if ratio == "time_vs_best_conv3x3" else None
     columns = [*bounds, *([over] if over else [])]
     left, right = (table.astype(dict.fromkeys(KEYS, str)).set_index(KEYS)[columns] for table in (first, second))
-    both = left.add_suffix(" a").join(right.add_suffix(" b")).dropna()
+    both = left.add_suffix(" a").join(right.add_suffix(" b")).replace(np.inf, np.nan).dropna()
     impls = both.index.get_level_values("impl")
     if over:
         best = both[f"{over} a"].astype(str)
@@ -63,14 +63,13 @@ def _disjoint(first: pd.DataFrame, second: pd.DataFrame, ratio: str, files: str)
     else:
         both = both[impls != BASELINE]
     low_a, high_a, low_b, high_b = (both[f"{bound} {side}"] for side in "ab" for bound in bounds)
-    known = np.isfinite(high_a) & np.isfinite(high_b)
     apart = both[(high_a < low_b) | (high_b < low_a)]
     found = []
     for index, row in apart.iterrows():
         ends = [(float(row[f"{bounds[0]} {side}"]), float(row[f"{bounds[1]} {side}"])) for side in "ab"]
         named = ", ".join(f"{key}={value}" for key, value in zip(KEYS, index, strict=True))  # type: ignore[call-overload]
         found.append(Disjoint(ratio, f"{named}: {files}", *ends))
-    return int(known.sum()), found
+    return len(both), found
 
 
 def main() -> None:
