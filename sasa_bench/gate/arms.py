@@ -125,6 +125,11 @@ class Arm:
         """The folder that holds its sasa_bench."""
         return Path(self.package) if self.package else self.folder
 
+    @property
+    def exports(self) -> Path:
+        """Where its exported models lie. The copy takes those of base: exporting them again would give the same."""
+        return (self.folder.with_name("base") if self.name == "copy" else self.folder) / "exports"
+
     def impl(self, name: str) -> str:
         """The name of an implementation, or the path of this arm's copy of a kernel file."""
         return self.kernels[name].path if name in self.kernels else name

@@ -28,8 +28,8 @@ sleep, and are nothing next to a block."""
 
 SEED = 20190605
 BLOCK_S = 0.005
-BLOCKS, MOST_BLOCKS = 11, 41
-PAIR_S = 4.0
+BLOCKS, MOST_BLOCKS = 15, 61
+PAIR_S = 6.0
 """Few cases get more blocks, until a pair is measured for about as long as its processes take to start."""
 
 
@@ -236,7 +236,7 @@ def start(arm: Arm, timeout_s: float, layout: Layout | None = None) -> Worker:
     environment = ENVIRONMENT | {
         "PYTHONPATH": os.pathsep.join([str(arm.package_folder), *dict.fromkeys(beside)]),
         "PYTHONHASHSEED": str(random.randrange(1 << 32)),
-        EXPORTS: str(arm.folder / "exports"),
+        EXPORTS: str(arm.exports),
         "SASA_BENCH_PADDING": secrets.token_hex(random.randrange(1, 2048)),
     }
     if layout:

@@ -39,10 +39,10 @@ class Rules:
     allow_not_run  whether a run passes although some cases ran in neither arm
     """
 
-    screen_pairs: int = 7
-    confirm_pairs: int = 31
-    least_pairs: int = 15
-    look_pairs: int = 11
+    screen_pairs: int = 5
+    confirm_pairs: int = 21
+    least_pairs: int = 13
+    look_pairs: int = 7
     suspect: float = 0.02
     margin: float = 0.015
     tolerance: float = 0.10

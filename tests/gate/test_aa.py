@@ -131,7 +131,8 @@ def test_a_recorded_run_confirms_every_case_and_decides_nothing(
     assert aa.live(points, 1, Rules(), 60.0, 60.0, tmp_path / "arms", path, record=True, say=said.append) == []
     assert "recorded in" in said[0]
     (found,) = aa.recordings(path, Rules())
-    assert [len(pair.head) for pair in (*found.screened, *found.fresh)] == [len(points)] * 38
+    recorded = [len(pair.head) for pair in (*found.screened, *found.fresh)]
+    assert recorded == [len(points)] * (Rules.screen_pairs + Rules.confirm_pairs)
     assert "Recorded runs, decided again (1)" in write_page(path, Rules(), replayed=True).read_text()
 
 

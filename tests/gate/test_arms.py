@@ -248,3 +248,4 @@ def test_a_revision_is_checked_out_as_it_was(tmp_path: Path, monkeypatch: pytest
     assert not (base.folder / "sasa_bench/extra.py").exists()
     assert (head.folder / "sasa_bench/extra.py").exists()
     assert not (copy.folder / "sasa_bench/extra.py").exists()
+    assert copy.exports == base.exports != head.exports

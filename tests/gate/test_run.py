@@ -37,7 +37,7 @@ ROW = {
     "allocated_bytes": 1,
     "err_budget": 1,
 }
-QUICK = Rules(screen_pairs=7, confirm_pairs=21)
+QUICK = Rules()
 
 
 class Played:
@@ -181,7 +181,7 @@ def test_a_suspect_that_the_budget_leaves_undecided_shows_the_ratio_so_far(
 
 @pytest.mark.parametrize(
     ("pair_s", "pairs", "verdict"),
-    [(10.0, QUICK.confirm_pairs, "REGRESSION"), (23.0, 17, "REGRESSION"), (40.0, 8, "INCONCLUSIVE")],
+    [(10.0, QUICK.confirm_pairs, "REGRESSION"), (23.0, 19, "REGRESSION"), (40.0, 10, "INCONCLUSIVE")],
 )
 def test_fewer_fresh_pairs_decide_where_the_budget_holds_no_more(
     played: Played, monkeypatch: pytest.MonkeyPatch, pair_s: float, pairs: int, verdict: str
