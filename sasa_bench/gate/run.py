@@ -36,8 +36,9 @@ from sasa_bench.timing.process import WorkerDied
 MOST_LOST = 3
 """Pairs that may be lost to a dying process before the gate stops guessing."""
 
-MOST_REPLACED = 10
-"""Pairs of a run that are measured again because others used the processors; after so many the neighbour stays."""
+REPLACED = 0.15
+"""Share of the budget that may go into measuring pairs again because others used the processors. A neighbour that is
+still there then stays."""
 
 TRIED, SAFE = 2, 0.9
 """Fresh pairs after which their number is planned, and the share of what is left of the budget that they may fill."""
@@ -88,6 +89,7 @@ class _Measurement:
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     lost: int = 0
     replaced: int = 0
+    replaced_s: float = 0.0
 
     def whole(self) -> Evidence:
         rules = self.gate.rules
@@ -163,11 +165,13 @@ class _Measurement:
                 self.lost += 1
                 self.notes.append(f"a {phase} pair was lost: {death}")
                 continue
-            longest = max(longest, time.monotonic() - begun)
+            took = time.monotonic() - begun
+            longest = max(longest, took)
             pair = replace(pair, at_s=begun - self.started)
             # Whether a pair counts is decided without a look at its times.
-            if pair.disturbed > gate.rules.disturbed and self.replaced < MOST_REPLACED:
+            if pair.disturbed > gate.rules.disturbed and self.replaced_s + took <= REPLACED * gate.budget_s:
                 self.replaced += 1
+                self.replaced_s += took
                 self.write(f"{phase}, replaced", pair)
                 continue
             done += 1

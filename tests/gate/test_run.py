@@ -254,11 +254,15 @@ def test_a_pair_that_others_disturbed_is_measured_again_whatever_its_times(playe
     assert phases.count("screen") == QUICK.screen_pairs == len(result.pairs)
 
 
-def test_a_neighbour_that_stays_does_not_keep_the_gate_from_deciding(played: Played) -> None:
+def test_a_neighbour_that_stays_does_not_keep_the_gate_from_deciding(
+    played: Played, monkeypatch: pytest.MonkeyPatch
+) -> None:
     played.scatter = 0.002
     played.disturbed = [0.5] * 1000
-    assert played.run().exit_status == 0
-    assert played.pairs == QUICK.screen_pairs + gate.MOST_REPLACED
+    begun, pair_s, budget_s = time.monotonic(), 20.0, 600.0
+    monkeypatch.setattr(time, "monotonic", lambda: begun + played.pairs * pair_s)
+    assert played.run(budget_s=budget_s).exit_status == 0
+    assert played.pairs == QUICK.screen_pairs + gate.REPLACED * budget_s // pair_s
 
 
 def test_processes_that_keep_dying_end_inconclusive(played: Played) -> None:
