@@ -42,7 +42,7 @@ class Rules:
     screen_pairs: int = 5
     confirm_pairs: int = 21
     least_pairs: int = 13
-    look_pairs: int = 7
+    look_pairs: int = 5
     suspect: float = 0.02
     margin: float = 0.015
     tolerance: float = 0.10
