@@ -18,6 +18,9 @@ Function = Callable[..., Tensor]
 RELATIVE = ("relative", "relative_only")
 """The positions that have embeddings of rows and columns."""
 
+PARAMETERS = ("w_qkv", "b_qkv", "rel_row", "rel_col", "w_out", "b_out")
+"""In the order in which a forward pass takes them."""
+
 
 class Kernel(Protocol):
     """How local attention runs, as an implementation says it; see sasa_bench.impls.Impl."""
@@ -120,7 +123,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, channels, H, W] -> y [B, C, H, W]."""
-        parameters = (self.w_qkv, self.b_qkv, self.rel_row, self.rel_col, self.w_out, self.b_out)
+        held = self._parameters  # as attributes they are looked up in Python, a microsecond each
+        parameters: list[Any] = [held[name] if name in held else getattr(self, name) for name in PARAMETERS]
         self._check(x, parameters[0])
         device = x.device.type
         if device == "meta" or not torch.is_autocast_enabled(device) or x.dtype == torch.float64:
