@@ -136,7 +136,7 @@ def _tail(node: fx.Node) -> _Tail:
 def _extended(tail: _Tail, user: fx.Node) -> _Tail | None:
     """`tail` and the node behind it, or None where that is something else."""
     match user.target:
-        case prims.convert_element_type.default if user.args[1] in (torch.float32, torch.bfloat16):
+        case prims.convert_element_type.default if user.args[1] in (torch.float32, torch.bfloat16, torch.float16):
             return replace(tail, end=user)
         case aten.avg_pool2d.default if not (len(user.args) > 3 and any(user.args[3])) and len(user.args) < 7:  # type: ignore[arg-type]
             return replace(tail, end=user, pools=[*tail.pools, user])

@@ -29,7 +29,7 @@ INSTALL = "apt-get install g++ (or the like), or set CXX to a compiler"
 
 _WRITE_ELSEWHERE = "the cache {} cannot be written to: set SASA_BENCH_CACHE to a folder that can"
 
-AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma")
+AVX512 = ("avx512f", "avx512vl", "avx512bw", "avx512dq", "avx2", "fma", "f16c")
 
 # Instruction sets from the most to the least capable: compiler flags, and the processor flags they need.
 ISAS: dict[str, tuple[list[str], set[str]]] = {
@@ -43,7 +43,7 @@ ISAS: dict[str, tuple[list[str], set[str]]] = {
     # As avx512, and products of pairs of bfloat16, which are worth it where vectors of 512 bits are not.
     "avx512_bf16": ([*(f"-m{flag}" for flag in AVX512), "-mavx512bf16"], {*AVX512, "avx512_bf16"}),
     "avx512": ([f"-m{flag}" for flag in AVX512], set(AVX512)),
-    "avx2": (["-mavx2", "-mfma"], {"avx2", "fma"}),
+    "avx2": (["-mavx2", "-mfma", "-mf16c"], {"avx2", "fma", "f16c"}),
     "portable": ([], set()),
 }
 

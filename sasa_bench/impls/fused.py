@@ -124,7 +124,7 @@ def run(
 ) -> Tensor:
     """The core: q, k, v [B, C, H, W] with each head's channels contiguous -> y; differentiable once.
 
-    float32, or bfloat16 with sums in float32.
+    float32, or bfloat16 or float16 with sums in float32.
     """
     y: Tensor = torch.ops.sasa_bench.fused_local_attention.default(
         q, k, v, rel_row, rel_col, window.rows, window.heads, window.border == "zero"
@@ -136,7 +136,7 @@ def layer(window: Window, x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_
     """The whole layer: x [B, C, H, W], w_qkv [3 C, C], the rows of queries, then of keys and of values -> y.
 
     Where heads fill the lanes of the kernel, each task projects the rows that it needs next, in the layout that it
-    computes in. Differentiable once; float32 or bfloat16.
+    computes in. Differentiable once; float32, bfloat16 or float16.
     """
     y: Tensor = torch.ops.sasa_bench.fused_attention_layer.default(
         x, w_qkv, rel_row, rel_col, window.rows, window.heads, window.border == "zero"
@@ -192,8 +192,9 @@ def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
 def _cannot_run(device: str, dtype: torch.dtype) -> str | None:
     if device not in ("cpu", "meta"):
         return f"the fused kernel runs on the CPU, not on {device}"
-    if dtype not in (torch.float32, torch.bfloat16):
-        return f"the fused kernel computes float32 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        name = str(dtype).removeprefix("torch.")
+        return f"the fused kernel computes float32, bfloat16 and float16, not {name}"
     return None
 
 

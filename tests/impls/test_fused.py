@@ -50,8 +50,9 @@ def test_forward_and_gradients(isa, shape, relative, zero_border):
 
 @pytest.mark.parametrize("zero_border", [False, True], ids=["mask", "zero"])
 @pytest.mark.parametrize("shape", [(2, 8, 8, 9, 11, 7), (1, 3, 12, 7, 5, 3), (2, 4, 16, 3, 2, 5)], ids=str)
-def test_bfloat16(isa, shape, zero_border):
-    tensors, g = inputs(*shape, True, dtype=torch.bfloat16, scale=0.5)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_low_precision(isa, shape, zero_border, dtype):
+    tensors, g = inputs(*shape, True, dtype=dtype, scale=0.5)
     assert_matches(tensors, g, shape[-1], shape[1], zero_border)
 
 

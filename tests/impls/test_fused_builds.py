@@ -37,7 +37,7 @@ def test_forced_build(monkeypatch):
     monkeypatch.setenv("SASA_BENCH_ISA", "neon")
     with pytest.raises(ValueError, match="avx512_amx, avx512_wide, avx512_bf16, avx512, avx2, portable"):
         _native.chosen_isa()
-    monkeypatch.setattr(_native, "cpu_flags", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(_native, "cpu_flags", lambda: frozenset({"avx2", "fma", "f16c"}))
     monkeypatch.setenv("SASA_BENCH_ISA", "avx512")
     with pytest.raises(RuntimeError, match=r"lacks; choose one of avx2, portable"):
         fused.load()

@@ -83,7 +83,7 @@ LAYERS = [  # batch, input channels, heads, head width, height, width, kernel_si
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["planes", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", LAYERS, ids=str)
 def test_layer_equals_plain_attention(products, shape, dtype, channels_last):
     tensors, g = layer_inputs(*shape, dtype)
@@ -98,7 +98,7 @@ def test_layer_equals_plain_attention(products, shape, dtype, channels_last):
     d=st.integers(1, 9),
     image=st.tuples(st.integers(1, 20), st.integers(1, 20)),
     half=st.integers(0, 4),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     flags=st.tuples(*[st.booleans()] * 4),
     build=st.sampled_from(_native.executable_isas()),
 )
@@ -112,7 +112,7 @@ def test_any_layer(sizes, heads, d, image, half, dtype, flags, build):
 
 def test_thread_count_does_not_change_a_bit_of_a_layer(products):
     threads = torch.get_num_threads()
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
         (x, weight, *rel), g = layer_inputs(2, 40, 8, 12, 9, 9, 5, dtype)
         results = []
         try:
@@ -164,5 +164,5 @@ def test_packed_weights_are_checked(kernel):
         layer(x, packed, *rel, torch.randn(31), 32, 3, 8, False, False)
     with pytest.raises(ValueError, match="multiple of heads"):
         torch.ops.sasa_bench.fused_pack_weights(weight[:-1], 8)
-    with pytest.raises(TypeError, match="float32 or bfloat16"):
+    with pytest.raises(TypeError, match="float32, bfloat16 or float16"):
         torch.ops.sasa_bench.fused_pack_weights(weight.double(), 8)

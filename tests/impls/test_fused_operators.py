@@ -174,7 +174,7 @@ def test_a_frozen_graph_packs_weights_once_and_copies_no_images(kernel):
 
 
 @pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_opcheck(kernel, relative, dtype):
     tensors, g = inputs(2, 2, 4, 5, 6, 3, relative, dtype=dtype)
     torch.library.opcheck(kernel.default, (*tensors, 3, 2, False))
@@ -251,9 +251,9 @@ def bad(**changes):
         ({"kernel_size": 4}, ValueError, "odd"),
         ({"kernel_size": 0}, ValueError, "odd"),
         ({"kernel_size": -3}, ValueError, "odd"),
-        ({n: torch.randn(1, 8, 5, 6).double() for n in "qkv"}, TypeError, "float32 or bfloat16"),
+        ({n: torch.randn(1, 8, 5, 6).double() for n in "qkv"}, TypeError, "float32, bfloat16 or float16"),
         ({n: torch.randn(1, 8, 0, 6) for n in "qkv"}, ValueError, "height and width"),
-        ({n: torch.zeros(1, 8, 5, 6, dtype=torch.int64) for n in "qkv"}, TypeError, "float32 or bfloat16"),
+        ({n: torch.zeros(1, 8, 5, 6, dtype=torch.int64) for n in "qkv"}, TypeError, "float32, bfloat16 or float16"),
         ({n: torch.randn(1, 0, 5, 6) for n in "qkv"}, ValueError, "divide the channels"),
     ],
 )

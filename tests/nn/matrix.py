@@ -312,7 +312,7 @@ COLUMNS: dict[str, Callable[[str], None]] = {
 }
 
 REFUSALS = {
-    "computes float32 and bfloat16": "a",
+    "computes float32, bfloat16 and float16": "a",
     "torch.func and forward-mode derivatives do not go through": "b",
     "has no ONNX operators": "c",
     "torch.export would close the open sizes": "d",

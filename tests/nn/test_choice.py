@@ -59,7 +59,7 @@ def test_rows_without_a_time_of_local_attention_teach_nothing(own: Path) -> None
 
 def test_the_reason_names_what_was_passed_over() -> None:
     found = choose(Use("cpu", torch.float64, False), WINDOW)
-    assert "the fused kernel computes float32 and bfloat16, not float64" in found.reason
+    assert "the fused kernel computes float32, bfloat16 and float16, not float64" in found.reason
 
 
 def test_auto_is_the_default_and_one_of_several_may_be_named_later() -> None:

@@ -125,10 +125,7 @@ inline void reduce_relative(const Problem& p, int64_t head) {
     const int64_t n = row ? dr : d - dr, at = row ? e : e - K * dr;
     const int64_t to = (head * n + at % n) * K + at / n;
     void* out = row ? p.drel_row : p.drel_col;
-    if (p.scalar == Scalar::bfloat16)
-      static_cast<uint16_t*>(out)[to] = narrow<uint16_t>(sum);
-    else
-      static_cast<float*>(out)[to] = sum;
+    with_type(p.scalar, [&]<class T>(Of<T>) { static_cast<T*>(out)[to] = narrow<T>(sum); });
   }
 }
 

@@ -6,7 +6,7 @@
 
 namespace sasa {
 
-enum class Scalar : int32_t { float32, bfloat16 };
+enum class Scalar : int32_t { float32, bfloat16, float16 };
 
 // A tensor [images, heads * channels, H, W], strides in elements: its pixels lie one behind the other, `column` elements
 // apart, which is 1, or more where the channels of a pixel are contiguous (channel = 1). data may be null.
@@ -107,8 +107,8 @@ struct Products {
   // Tiles [tile, tile_end) of rows, tiles_of() each group, and panels [panel, panel_end). Every element of the result is
   // the same sum whatever the ranges.
   void (*product)(const Product&, int64_t tile, int64_t tile_end, int64_t panel, int64_t panel_end);
-  // Rows of a panel that is `depth` deep: float32, or pairs of bfloat16 one below the other where the processor
-  // multiplies those.
+  // Rows of a panel that is `depth` deep: float32, to which float16 is widened, or pairs of bfloat16 one below the other
+  // where the processor multiplies those.
   int64_t (*packed_rows)(int64_t depth, Scalar);
   void (*pack)(const Pack&, int64_t panel);
   // `count` channels of the pixels of one image, from `channel` on, as a panel, zeros beyond `count`. If `at` is not null, it
@@ -121,6 +121,6 @@ struct Products {
 inline int64_t tiles_of(const Product& p, int64_t tile_rows) { return (p.rows + tile_rows - 1) / tile_rows; }
 inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-constexpr int32_t TABLE_VERSION = 5;
+constexpr int32_t TABLE_VERSION = 6;
 
 }  // namespace sasa

@@ -5,7 +5,40 @@
 
 namespace SASA_ISA {
 
+// float16 in memory; everything is computed in float32.
+struct Half {
+  uint16_t bits;
+};
+#if defined(__F16C__) && defined(__AVX2__)
+#define SASA_F16C
+#endif
+
+template <class T>
+struct Of {};
+// work(Of<T>()) for the type of a tensor's elements: float, uint16_t for bfloat16, or Half.
+template <class Work>
+SASA_INLINE void with_type(Scalar scalar, Work&& work) {
+  switch (scalar) {
+    case Scalar::float32: return work(Of<float>());
+    case Scalar::bfloat16: return work(Of<uint16_t>());
+    case Scalar::float16: return work(Of<Half>());
+  }
+}
+
 SASA_INLINE float widen(float x) { return x; }
+SASA_INLINE float widen(Half x) {
+#ifdef SASA_F16C
+  return _cvtsh_ss(x.bits);
+#else
+  const uint32_t exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  float out = float(fraction) * 0x1p-24f;  // below 2^-14
+  if (exponent) {
+    const uint32_t bits = (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+    std::memcpy(&out, &bits, 4);
+  }
+  return x.bits & 0x8000 ? -out : out;
+#endif
+}
 SASA_INLINE float widen(uint16_t x) {
   uint32_t bits = uint32_t(x) << 16;
   float out;
@@ -24,6 +57,25 @@ SASA_INLINE uint16_t narrow<uint16_t>(float x) {  // to bfloat16, to nearest eve
   std::memcpy(&bits, &x, 4);
   if (x != x) return uint16_t((bits >> 16) | 0x40);
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+template <>
+SASA_INLINE Half narrow<Half>(float x) {  // to nearest even
+#ifdef SASA_F16C
+  return {uint16_t(_cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT))};
+#else
+  uint32_t bits;
+  std::memcpy(&bits, &x, 4);
+  const uint32_t sign = bits >> 16 & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return {uint16_t(sign | 0x7e00)};   // NaN
+  if (bits >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520, halfway to the number after the largest one
+  if (bits >= 0x38800000) return {uint16_t(sign | (((bits + 0xfff + (bits >> 13 & 1)) >> 13) - (112 << 10)))};
+  // Below 2^-14 it is a multiple of 2^-24, which is the last place of 0.5.
+  const float sum = std::abs(x) + 0.5f;
+  std::memcpy(&bits, &sum, 4);
+  return {uint16_t(sign | (bits - 0x3f000000))};
+#endif
 }
 
 // Lanes of a and b in turns of h: those that a transposition by blocks of h x h puts into its first or second vector.
@@ -62,6 +114,16 @@ SASA_INLINE V load_pixels(const T* p) {
     V out;
     std::memcpy(&out, p, sizeof out);
     return out;
+  } else if constexpr (std::is_same_v<T, Half>) {
+#ifdef SASA_F16C
+    __m128i h;
+    std::memcpy(&h, p, sizeof h);
+    return (V)_mm256_cvtph_ps(h);
+#else
+    V out;
+    for (int l = 0; l < LANES; ++l) out[l] = widen(p[l]);
+    return out;
+#endif
   } else {
     typedef uint16_t H __attribute__((vector_size(2 * LANES)));
     H h;
@@ -74,6 +136,13 @@ template <class T>
 SASA_INLINE void store_pixels(T* p, V v) {
   if constexpr (sizeof(T) == 4) {
     std::memcpy(p, &v, sizeof v);
+  } else if constexpr (std::is_same_v<T, Half>) {
+#ifdef SASA_F16C
+    const __m128i h = _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+    std::memcpy(p, &h, sizeof h);
+#else
+    for (int l = 0; l < LANES; ++l) p[l] = narrow<Half>(v[l]);
+#endif
   } else {
     typedef uint16_t H __attribute__((vector_size(2 * LANES)));
     typedef uint32_t U __attribute__((vector_size(4 * LANES)));
@@ -226,30 +295,22 @@ SASA_INLINE V* interleaved(const Planes& t, const Problem& p, int64_t first) {
 
 inline void interleave(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from,
                        int64_t count, V* out, float scale = 1.0f) {
-  if (t.pixel) {
-    const uint16_t* in = group_of<uint16_t>(t, p, first) + from * t.pixel;
+  with_type(t.scalar, [&]<class T>(Of<T>) {
+    if (!t.pixel) return interleave_as<T>(t, p, first, channels, from, count, out, scale);
+    const T* in = group_of<T>(t, p, first) + from * t.pixel;
     for (int64_t i = 0; i < count; ++i, in += t.pixel)
       for (int64_t c = 0; c < channels; ++c) *out++ = load_pixels(in + c * LANES) * scale;
-    return;
-  }
-  if (t.scalar == Scalar::bfloat16)
-    interleave_as<uint16_t>(t, p, first, channels, from, count, out, scale);
-  else
-    interleave_as<float>(t, p, first, channels, from, count, out, scale);
+  });
 }
 
 inline void separate(const Planes& t, const Problem& p, int64_t first, int64_t channels, int64_t from, int64_t count,
                      const V* in, float scale = 1.0f) {
-  if (t.pixel) {
-    uint16_t* out = group_of<uint16_t>(t, p, first) + from * t.pixel;
+  with_type(t.scalar, [&]<class T>(Of<T>) {
+    if (!t.pixel) return separate_as<T>(t, p, first, channels, from, count, in, scale);
+    T* out = group_of<T>(t, p, first) + from * t.pixel;
     for (int64_t i = 0; i < count; ++i, out += t.pixel)
       for (int64_t c = 0; c < channels; ++c) store_pixels(out + c * LANES, *in++ * scale);
-    return;
-  }
-  if (t.scalar == Scalar::bfloat16)
-    separate_as<uint16_t>(t, p, first, channels, from, count, in, scale);
-  else
-    separate_as<float>(t, p, first, channels, from, count, in, scale);
+  });
 }
 
 }  // namespace SASA_ISA

@@ -5,16 +5,18 @@
 
 namespace SASA_ISA {
 
-// Whether bfloat16 stays as it is, two elements of a column to four bytes; else it is widened.
+// Whether bfloat16 stays as it is, two elements of a column to four bytes; else it is widened, as float16 always is.
 #ifdef SASA_PAIRS
 constexpr bool PAIRS = true;
 #else
 constexpr bool PAIRS = false;
 #endif
+template <class T>
+constexpr bool in_pairs = PAIRS && std::is_same_v<T, uint16_t>;
 constexpr int64_t TILE_PAIRS = 16;  // rows of a tile of AMX
 
 inline int64_t packed_rows(int64_t depth, Scalar scalar) {
-  if (scalar == Scalar::float32 || !PAIRS) return depth;
+  if (scalar != Scalar::bfloat16 || !PAIRS) return depth;
   return (depth + 2 * TILE_PAIRS - 1) / (2 * TILE_PAIRS) * TILE_PAIRS;
 }
 
@@ -53,28 +55,25 @@ inline void pack(const Pack& p, int64_t panel) {
     for (int64_t j = 0; j < PANEL; ++j)
       from[j] = panel * PANEL + j < p.columns ? b + p.at[panel * PANEL + j] : nullptr;
   };
-  if (p.scalar == Scalar::float32) {
-    const float* from[PANEL];
-    columns(static_cast<const float*>(p.b), from);
-    return pack_columns(from, p.depth, out);
-  }
-  const uint16_t* from[PANEL];
-  columns(static_cast<const uint16_t*>(p.b), from);
-  if constexpr (PAIRS) {
-    const float* words[PANEL];
-    for (int64_t j = 0; j < PANEL; ++j) words[j] = reinterpret_cast<const float*>(from[j]);
-    pack_columns(words, p.depth / 2, out);
-    end_pairs(from, p.depth, out);
-  } else {
-    pack_columns(from, p.depth, out);
-  }
+  with_type(p.scalar, [&]<class T>(Of<T>) {
+    const T* from[PANEL];
+    columns(static_cast<const T*>(p.b), from);
+    if constexpr (in_pairs<T>) {
+      const float* words[PANEL];
+      for (int64_t j = 0; j < PANEL; ++j) words[j] = reinterpret_cast<const float*>(from[j]);
+      pack_columns(words, p.depth / 2, out);
+      end_pairs(from, p.depth, out);
+    } else {
+      pack_columns(from, p.depth, out);
+    }
+  });
 }
 
 // A panel whose row b[k] lies at k * stride, or at at[k] where that is not null; the first `count` columns exist.
 template <class T>
 void pack_rows(const T* from, int64_t stride, const int64_t* at, int64_t count, int64_t depth, float* out) {
-  const int64_t rows = packed_rows(depth, sizeof(T) == 2 ? Scalar::bfloat16 : Scalar::float32);
-  constexpr int64_t together = PAIRS && sizeof(T) == 2 ? 2 : 1;
+  const int64_t rows = in_pairs<T> ? packed_rows(depth, Scalar::bfloat16) : depth;
+  constexpr int64_t together = in_pairs<T> ? 2 : 1;
   T row[together][PANEL] = {};
   for (int64_t k = 0; k < rows; ++k, out += PANEL) {
     for (int64_t h = 0; h < together; ++h)
@@ -98,16 +97,13 @@ void pack_rows(const T* from, int64_t stride, const int64_t* at, int64_t count, 
 inline void pack_pixels(const Planes& t, int64_t image, int64_t channel, int64_t count, int64_t pixels, const int64_t* at,
                         float* out) {
   const int64_t first = image * t.image + channel * t.channel;
-  auto as = [&]<class T>(const T* from) {
+  with_type(t.scalar, [&]<class T>(Of<T>) {
+    const T* from = static_cast<const T*>(t.data) + first;
     if (at || t.column != 1) return pack_rows(from, t.column, at, count, pixels, out);
     int64_t column[PANEL];
     for (int64_t j = 0; j < count; ++j) column[j] = j * t.channel;
     pack({count, pixels, from, t.scalar, column, out}, 0);
-  };
-  if (t.scalar == Scalar::bfloat16)
-    as(static_cast<const uint16_t*>(t.data) + first);
-  else
-    as(static_cast<const float*>(t.data) + first);
+  });
 }
 
 }  // namespace SASA_ISA

@@ -171,12 +171,11 @@ struct Task {
     for (int l = 0; l < LANES; ++l) {
       int64_t head = std::min(first + l, p.planes - 1) % p.heads;
       auto fill = [&](const void* src, V* out, int64_t n) {
-        for (int64_t c = 0; c < n; ++c)
-          for (int64_t o = 0; o < K; ++o) {
-            int64_t at = (head * n + c) * K + o;
-            out[o * n + c][l] = p.scalar == Scalar::bfloat16 ? widen(static_cast<const uint16_t*>(src)[at])
-                                                             : static_cast<const float*>(src)[at];
-          }
+        with_type(p.scalar, [&]<class T>(Of<T>) {
+          const T* from = static_cast<const T*>(src) + head * n * K;
+          for (int64_t c = 0; c < n; ++c)
+            for (int64_t o = 0; o < K; ++o) out[o * n + c][l] = widen(from[c * K + o]);
+        });
       };
       fill(p.rel_row, rel_row, dr);
       fill(p.rel_col, rel_col, dc);

@@ -59,6 +59,10 @@ const sasa::Products& products() {
   return *matrix_products.load();
 }
 
+bool computable(const Tensor& t) {
+  return t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16 || t.scalar_type() == at::kHalf;
+}
+
 void check(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTensor& rel_row,
            const OptionalTensor& rel_col, int64_t kernel_size, int64_t heads) {
   constexpr auto op = "fused_local_attention: ";
@@ -67,8 +71,8 @@ void check(const Tensor& q, const Tensor& k, const Tensor& v, const OptionalTens
   TORCH_CHECK_VALUE(k.sym_sizes() == q.sym_sizes() && v.sym_sizes() == q.sym_sizes(), op,
                     "q, k and v must have one shape, got ", q.sym_sizes(), ", ", k.sym_sizes(), " and ", v.sym_sizes(),
                     "; project them to the same number of channels");
-  TORCH_CHECK_TYPE(q.scalar_type() == at::kFloat || q.scalar_type() == at::kBFloat16, op,
-                   "dtype must be float32 or bfloat16, got ", q.scalar_type(), "; convert q, k and v with .to()");
+  TORCH_CHECK_TYPE(computable(q), op, "dtype must be float32, bfloat16 or float16, got ", q.scalar_type(),
+                   "; convert q, k and v with .to()");
   TORCH_CHECK_VALUE(heads >= 1 && q.sym_size(1) % heads == 0 && q.sym_size(1) >= heads, op,
                     "heads must be at least 1 and divide the channels, got ", heads, " heads for ", q.sym_size(1),
                     " channels; choose a divisor");
@@ -115,7 +119,8 @@ bool channels_together(const Tensor& t) {
 Tensor with_even_pixels(const Tensor& t) { return in_planes(t) || channels_together(t) ? t : t.contiguous(); }
 
 sasa::Scalar scalar(const Tensor& t) {
-  return t.scalar_type() == at::kBFloat16 ? sasa::Scalar::bfloat16 : sasa::Scalar::float32;
+  if (t.scalar_type() == at::kFloat) return sasa::Scalar::float32;
+  return t.scalar_type() == at::kHalf ? sasa::Scalar::float16 : sasa::Scalar::bfloat16;
 }
 
 sasa::Planes planes(const Tensor& t) {

@@ -74,6 +74,21 @@ bool written(const torch::autograd::AutogradContext* ctx) {
          int64_t(counter->second.toTensor()._version()) != ctx->saved_data.at("version").toInt();
 }
 
+// What the backward pass needs besides tensors.
+struct Axes {
+  int64_t kernel_size, heads;
+  bool zero_border;
+  void keep(torch::autograd::AutogradContext* ctx) const {
+    ctx->saved_data["kernel_size"] = kernel_size;
+    ctx->saved_data["heads"] = heads;
+    ctx->saved_data["zero_border"] = zero_border;
+  }
+  static Axes of(torch::autograd::AutogradContext* ctx) {
+    auto& saved = ctx->saved_data;
+    return {saved["kernel_size"].toInt(), saved["heads"].toInt(), saved["zero_border"].toBool()};
+  }
+};
+
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& q, const Tensor& k, const Tensor& v,
                                const OptionalTensor& rel_row, const OptionalTensor& rel_col, int64_t kernel_size,
@@ -81,9 +96,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, top, sum] = call_attention_saving(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border);
     ctx->save_for_backward({q, k, v, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), kept(ctx, y), top, sum});
-    ctx->saved_data["kernel_size"] = kernel_size;
-    ctx->saved_data["heads"] = heads;
-    ctx->saved_data["zero_border"] = zero_border;
+    Axes{kernel_size, heads, zero_border}.keep(ctx);
     ctx->set_materialize_grads(false);  // zeros for what has no gradient, as large as q, k and v together
     ctx->mark_non_differentiable({top, sum});
     return {y, top, sum};
@@ -92,8 +105,7 @@ struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return variable_list(8);
     auto s = ctx->get_saved_variables();
-    const int64_t kernel_size = ctx->saved_data["kernel_size"].toInt(), heads = ctx->saved_data["heads"].toInt();
-    const bool zero_border = ctx->saved_data["zero_border"].toBool();
+    const auto [kernel_size, heads, zero_border] = Axes::of(ctx);
     const OptionalTensor row = optional(s[3]), col = optional(s[4]);
     if (written(ctx)) {
       at::NoGradGuard no_grad;
@@ -133,9 +145,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
     at::AutoDispatchBelowADInplaceOrView below;
     auto [y, qkv, top, sum] = call_layer_saving(x, w, rel_row, rel_col, kernel_size, heads, zero_border);
     ctx->save_for_backward({x, w, rel_row.value_or(Tensor()), rel_col.value_or(Tensor()), qkv, kept(ctx, y), top, sum});
-    ctx->saved_data["kernel_size"] = kernel_size;
-    ctx->saved_data["heads"] = heads;
-    ctx->saved_data["zero_border"] = zero_border;
+    Axes{kernel_size, heads, zero_border}.keep(ctx);
     ctx->set_materialize_grads(false);  // zeros for what has no gradient, as large as q, k and v together
     ctx->mark_non_differentiable({qkv, top, sum});
     return {y, qkv, top, sum};
@@ -144,8 +154,7 @@ struct LayerFunction : torch::autograd::Function<LayerFunction> {
   static variable_list backward(torch::autograd::AutogradContext* ctx, variable_list grads) {
     if (!grads[0].defined()) return variable_list(7);
     auto s = ctx->get_saved_variables();
-    const int64_t kernel_size = ctx->saved_data["kernel_size"].toInt(), heads = ctx->saved_data["heads"].toInt();
-    const bool zero_border = ctx->saved_data["zero_border"].toBool();
+    const auto [kernel_size, heads, zero_border] = Axes::of(ctx);
     const OptionalTensor row = optional(s[2]), col = optional(s[3]);
     if (written(ctx)) {
       at::NoGradGuard no_grad;

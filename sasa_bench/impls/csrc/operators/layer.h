@@ -87,8 +87,8 @@ void check_weights(const Tensor& w, int64_t heads) {
   TORCH_CHECK_VALUE(w.dim() == 2 && w.sym_size(0) > 0 && heads >= 1 && w.sym_size(0) % (3 * heads) == 0, op,
                     "w_qkv must be [3 * channels, input channels] with channels a multiple of heads, got ", w.sym_sizes(),
                     " and ", heads, " heads; stack the weights of q, k and v");
-  TORCH_CHECK_TYPE(w.scalar_type() == at::kFloat || w.scalar_type() == at::kBFloat16, op,
-                   "dtype must be float32 or bfloat16, got ", w.scalar_type(), "; convert w_qkv with .to()");
+  TORCH_CHECK_TYPE(computable(w), op, "dtype must be float32, bfloat16 or float16, got ", w.scalar_type(),
+                   "; convert w_qkv with .to()");
 }
 
 Tensor pack_cpu(const Tensor& w, int64_t heads) {
@@ -185,7 +185,7 @@ Tensor input_gradient(const Tensor& dqkv, const Tensor& x, const Tensor& w, int6
 Tensor weight_gradient(const Tensor& dqkv, const Tensor& x_, const Tensor& w, int64_t heads) {
   const Tensor x = with_even_pixels(x_);
   const int64_t pixels = x.size(2) * x.size(3), inputs = x.size(1);
-  const bool narrow = x.scalar_type() == at::kBFloat16;
+  const bool narrow = x.scalar_type() != at::kFloat;
   const int64_t together = narrow ? 1 : std::min(x.size(0), std::max<int64_t>(1, 512 / pixels));
   Tensor dw = at::empty(w.sizes(), w.options().dtype(at::kFloat).memory_format(at::MemoryFormat::Contiguous));
   if (!x.size(0)) return dw.zero_().to(w.scalar_type());
