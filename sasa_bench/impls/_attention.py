@@ -20,7 +20,7 @@ CSRC = Path(__file__).parent / "csrc"
 SHARED_HEADERS = ("kernel_table", "vectors", "layout", "phases")
 ATTENTION_HEADERS = ("windows", "task", "local_attention")
 HEADERS = {
-    "forward": (*ATTENTION_HEADERS, "forward_block", "forward", "onnx_operator"),
+    "forward": (*ATTENTION_HEADERS, "forward_block", "forward", "onnx_operator", "packing", "products", "qkv"),
     "backward": (*ATTENTION_HEADERS, "backward_block", "backward"),
     "products": ("products", "packing", "products16", "amx"),
 }

@@ -41,7 +41,7 @@ def _operators() -> Library:
     return Library(
         "fused_operators",
         CSRC / "fused.cpp",
-        (CSRC / "kernel_table.h", CSRC / "parallel.h", *sorted((CSRC / "operators").glob("*.h"))),
+        (CSRC / "kernel_table.h", CSRC / "parallel.h", CSRC / "qkv.h", *sorted((CSRC / "operators").glob("*.h"))),
         ("-O2", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"),
         ("-lc10", "-ltorch_cpu", "-ltorch"),
         ("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include"), f"-L{root / 'lib'}"),

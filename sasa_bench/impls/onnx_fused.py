@@ -1,13 +1,14 @@
 """`onnx_fused`: the native CPU kernel as one node of a graph in ONNX Runtime.
 
-csrc/onnx_operator.h wraps the forward pass of `fused` as the operator sasa_bench::LocalAttention through the runtime's
-custom-operator interface, in the library that holds that pass. It is compiled on this machine, for its processor, at
-first use. A file that contains the operator needs that library wherever it runs:
-`session_options.register_custom_ops_library(path)`.
+csrc/onnx_operator.h wraps the forward pass of `fused` through the runtime's custom-operator interface, in the library
+that holds that pass: sasa_bench::LocalAttention takes q, k and v, sasa_bench::LocalAttentionLayer x and the weights. It
+is compiled on this machine, for its processor, at first use. A file that contains one of them needs that library
+wherever it runs: `session_options.register_custom_ops_library(path)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -42,14 +43,31 @@ def run(
     window: Window, tables: None, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None
 ) -> Tensor:
     """One node, for maps of every size."""
+    return _node("LocalAttention", window, [q, k, v], rel_row, rel_col, q.shape)
+
+
+def layer(window: Window, x: Tensor, w_qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None) -> Tensor:
+    """Projections and attention as one node, for maps of every size; its weights are packed when a session is made."""
+    shape = (x.shape[0], w_qkv.shape[0] // 3, x.shape[2], x.shape[3])
+    return _node("LocalAttentionLayer", window, [x, w_qkv], rel_row, rel_col, shape)
+
+
+def _node(
+    name: str,
+    window: Window,
+    inputs: list[Tensor],
+    rel_row: Tensor | None,
+    rel_col: Tensor | None,
+    shape: Sequence[int],
+) -> Tensor:
     attributes: dict[str, Any] = {
         "kernel_size": window.rows,
         "heads": window.heads,
         "zero_border": int(window.border == "zero"),
     }
-    inputs = [q, k, v] + ([rel_row, rel_col] if rel_row is not None and rel_col is not None else [])
+    relative = [rel_row, rel_col] if rel_row is not None and rel_col is not None else []
     node = torch.onnx.ops.symbolic(
-        "sasa_bench::LocalAttention", inputs, attributes, dtype=q.dtype, shape=q.shape, version=1
+        f"sasa_bench::{name}", [*inputs, *relative], attributes, dtype=inputs[0].dtype, shape=shape, version=1
     )
     assert isinstance(node, Tensor)
     return node
@@ -61,7 +79,7 @@ def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
     return None if x.dtype == torch.float32 else "the operator computes float32 only"
 
 
-CORE = Core(run, refuses=_refuses, portable=False)
+CORE = Core(run, layer=layer, refuses=_refuses, portable=False)
 
 
 def _supports(case: Case) -> str | None:

@@ -68,6 +68,16 @@ def test_an_exported_implementation_names_the_one_in_pytorch_that_computes_the_s
     assert impls.info(file).library == (name == "onnx_fused")
 
 
+@pytest.mark.parametrize(("scope", "operator"), [("layer", "LocalAttentionLayer"), ("core", "LocalAttention")])
+def test_the_native_kernel_is_the_only_node_of_its_file(scope: str, operator: str) -> None:
+    case = SMALL.with_(scope=scope)
+    tensors = leaves(random_tensors(LOCAL_ATTENTION, case, 3), case)
+    make = impls.get("onnx_fused").ahead
+    assert make is not None
+    model, _ = make(case, tensors)
+    assert [(node.domain, node.op_type) for node in model.graph.node] == [("sasa_bench", operator)]
+
+
 def test_the_headers_are_found_in_the_package_that_contains_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ONNXRUNTIME_INCLUDE_DIR", raising=False)
     monkeypatch.setattr(_attention, "SYSTEM_FOLDERS", ())

@@ -20,7 +20,7 @@ from sasa_bench.impls._onnx.export import Function, export, exported_once, progr
 from sasa_bench.impls._onnx.graph import node_count
 from sasa_bench.impls._onnx.session import Session, load, missing, session_options, unsupported
 from sasa_bench.ops.op import Op
-from sasa_bench.ops.tensors import Tensors, project
+from sasa_bench.ops.tensors import Tensors, add_absolute, project
 
 if TYPE_CHECKING:
     import onnx
@@ -134,8 +134,10 @@ def attention_function(case: Case, core: Core, dynamic: bool = False) -> Functio
     attended = attend_with(core)(case)
 
     def function(tensors: Tensors) -> Tensor:
-        q, k, v = project(case, tensors)
         rel_row, rel_col = tensors.get("rel_row"), tensors.get("rel_col")
+        if case.scope == "layer" and core.layer is not None:
+            return core.layer(window, add_absolute(case, tensors), tensors["w_qkv"], rel_row, rel_col)
+        q, k, v = project(case, tensors)
         if not dynamic:
             return attended(q, k, v, rel_row, rel_col)
         tables = core.tables and core.tables(window, q.shape[2], q.shape[3], q)

@@ -53,20 +53,19 @@ SavedLayer layer_forward(const Tensor& x, const Tensor& w, const Tensor& y, Inpu
     auto [same_y, top, sum] = forward_into(y, in, save);
     return {y, save ? qkv.reshape({images, 3 * channels * pixels}) : Tensor(), top, sum};
   }
-  const Projection projection(x, w, channels);
-  // Tasks project what they need, while it is in cache; bands would project the rows around them once more, and weights
-  // that fill a cache are better read once for the whole batch.
-  const int64_t bands = tasks(table(), p).bands, twice = (bands - 1) * (p.kernel - 1);
+  const Tensor even = with_even_pixels(x);
+  const sasa::Projection projection = projection_of(even, w, channels);
+  const int64_t bands = tasks(table(), p).bands;
   // What is saved has the dtype of x, and is what the backward pass computes with.
-  const bool parts_fit = save ? bands == 1 && p.scalar == sasa::Scalar::float32 : bands == 1 || twice * 8 <= p.height;
-  const bool in_parts = parts_fit && w.nbytes() <= size_t(2 * LARGE);
+  const bool in_parts = sasa::in_parts(p, bands, int64_t(w.nbytes())) &&
+                        (!save || (bands == 1 && p.scalar == sasa::Scalar::float32));
   Tensor qkv;
   if (save || !in_parts) qkv = at::empty({images, 3 * channels * pixels}, x.options().memory_format(at::MemoryFormat::Contiguous));
   if (in_parts) {
-    p.project = &Projection::rows;
+    p.project = &sasa::Projection::rows;
     p.context = &projection;
   } else {
-    projection.into(qkv);
+    project_into(projection, qkv);
   }
   point(p, p.q, p.k, p.v, qkv, true);
   auto [same_y, top, sum] = forward_into(y, in, save);

@@ -5,6 +5,7 @@
 #include <array>
 #include <vector>
 
+#include "../qkv.h"
 #include "attention.h"
 
 namespace {
@@ -12,35 +13,16 @@ namespace {
 // Whether q, k and v are made in the layout that the kernels compute in.
 bool interleaves(int64_t heads) { return heads % table().lanes == 0; }
 
-// Points q, k and v at the thirds of a tensor [images, 3 * channels, H * W], or into an interleaved one
-// [images, H * W, groups, 3, channels of a head, lanes]. Its data may be missing.
+// The lanes that q, k and v are interleaved in, 0 where they are not.
+int64_t lanes_of(bool interleaved) { return interleaved ? table().lanes : 0; }
+
 void point(const sasa::Problem& p, sasa::Planes& q, sasa::Planes& k, sasa::Planes& v, const Tensor& qkv,
            bool interleaved) {
-  const int64_t channels = p.heads * p.channels, pixels = p.height * p.width, lanes = table().lanes;
-  const int64_t third = interleaved ? p.channels * lanes : channels * pixels;
-  char* data = qkv.defined() ? static_cast<char*>(const_cast<void*>(qkv.const_data_ptr())) : nullptr;
-  for (sasa::Planes* part : {&q, &k, &v}) {
-    part->data = data;
-    part->image = 3 * channels * pixels;
-    part->channel = pixels;
-    part->pixel = interleaved ? 3 * channels : 0;
-    part->group = 3 * p.channels * lanes;
-    part->scalar = p.scalar;
-    if (data) data += third * qkv.element_size();
-  }
+  void* data = qkv.defined() ? const_cast<void*>(qkv.const_data_ptr()) : nullptr;
+  sasa::point_at_thirds(p, q, k, v, data, qkv.defined() ? int64_t(qkv.element_size()) : 0, lanes_of(interleaved));
 }
 
-// The rows of w_qkv, [q, k, v][head][channel], in the order [group of heads][q, k, v][channel][head].
-std::vector<int64_t> rows_by_lane(int64_t heads, int64_t d) {
-  const int64_t lanes = table().lanes;
-  std::vector<int64_t> rows;
-  rows.reserve(size_t(3 * heads * d));
-  for (int64_t first = 0; first < heads; first += lanes)
-    for (int64_t part = 0; part < 3; ++part)
-      for (int64_t c = 0; c < d; ++c)
-        for (int64_t lane = 0; lane < lanes; ++lane) rows.push_back((part * heads + first + lane) * d + c);
-  return rows;
-}
+std::vector<int64_t> rows_by_lane(int64_t heads, int64_t d) { return sasa::rows_by_lane(heads, d, table().lanes); }
 
 float* words(const Tensor& packed) { return static_cast<float*>(packed.data_ptr()); }
 
@@ -108,56 +90,37 @@ void point(sasa::Product& p, const Tensor& x) {
   p.a_k = at.channel;
 }
 
-constexpr int64_t LARGE = int64_t(512) << 10;  // bytes: a right operand that threads should not all read
-
 void multiply(const sasa::Product& p) {
   const sasa::Products& t = products();
   const int64_t tiles = p.groups * sasa::tiles_of(p, t.tile_rows), panels = sasa::panels_of(p.columns);
-  if (panels * sasa::PANEL * t.packed_rows(p.depth, p.scalar) * 4 > LARGE)
+  if (panels * sasa::PANEL * t.packed_rows(p.depth, p.scalar) * 4 > sasa::LARGE)
     sasa::parallel_for(panels, [&](int64_t begin, int64_t end) { t.product(p, 0, tiles, begin, end); });
   else
     sasa::parallel_for(tiles, [&](int64_t begin, int64_t end) { t.product(p, begin, end, 0, panels); });
 }
 
-// The projection: all of it into qkv, or the rows that a task needs next.
-struct Projection {
-  Tensor x, packed;
-  int64_t heads_in_groups, columns, width;  // groups of heads of one image, columns of one such group
+// x must have even pixels; packed: by pack_forward.
+sasa::Projection projection_of(const Tensor& x, const Tensor& packed, int64_t channels) {
+  sasa::Projection found{products(), {}};
+  point(found.product, x);
+  found.groups = packed.size(0);
+  found.floats = packed.size(1) * packed.size(2) * sasa::PANEL;
+  found.width = x.size(3);
+  found.element = int64_t(x.element_size());
+  found.product.columns = 3 * channels / found.groups;
+  found.product.b = words(packed);
+  return found;
+}
 
-  Projection(const Tensor& x_, const Tensor& packed_, int64_t channels)
-      : x(with_even_pixels(x_)), packed(packed_), heads_in_groups(packed.size(0)),
-        columns(3 * channels / packed.size(0)), width(x.size(3)) {}
-
-  sasa::Product of_group(int64_t group) const {
-    sasa::Product p;
-    point(p, x);
-    p.columns = columns;
-    p.b = words(packed) + group * packed.size(1) * packed.size(2) * sasa::PANEL;
-    return p;
+void project_into(const sasa::Projection& projection, const Tensor& qkv) {
+  for (int64_t group = 0; group < projection.groups; ++group) {
+    sasa::Product p = projection.of_group(group);
+    p.out_row = projection.groups * p.columns;
+    p.out_group = p.rows * p.out_row;
+    p.out_scalar = scalar(qkv);
+    p.out = static_cast<char*>(qkv.data_ptr()) + group * p.columns * int64_t(qkv.element_size());
+    if (p.groups) multiply(p);
   }
-
-  void into(const Tensor& qkv) const {
-    for (int64_t group = 0; group < heads_in_groups; ++group) {
-      sasa::Product p = of_group(group);
-      p.out_row = heads_in_groups * columns;
-      p.out_group = p.rows * p.out_row;
-      p.out_scalar = scalar(qkv);
-      p.out = static_cast<char*>(qkv.data_ptr()) + group * columns * qkv.element_size();
-      if (p.groups) multiply(p);
-    }
-  }
-
-  static void rows(const void* context, int64_t group, int64_t from, int64_t to, float* out, int64_t pixel) {
-    const auto& self = *static_cast<const Projection*>(context);
-    sasa::Product p = self.of_group(group % self.heads_in_groups);
-    const int64_t first = group / self.heads_in_groups * p.a_group + from * self.width * p.a_row;
-    p.a = static_cast<const char*>(p.a) + first * int64_t(self.x.element_size());
-    p.groups = 1;
-    p.rows = (to - from) * self.width;
-    p.out = out;
-    p.out_row = pixel;
-    products().product(p, 0, sasa::tiles_of(p, products().tile_rows), 0, sasa::panels_of(p.columns));
-  }
-};
+}
 
 }  // namespace
