@@ -142,7 +142,7 @@ void store_panel(const Product& p, int64_t tile, int64_t tile_end, int64_t panel
 }
 
 // Elements [k, k_end) of the rows of `tiles` tiles as [k][row]: where rows lie side by side, far apart from k to k, each
-// is copied once instead of being fetched anew for every panel.
+// is copied once instead of being fetched anew for every panel. A left operand that is deep has left the cache by then.
 inline const float* copy_rows(const Product& p, int64_t tile, int64_t tile_end, int64_t k, int64_t k_end, int64_t stride) {
   static thread_local std::vector<float> block;
   block.resize(size_t(DEPTH * TILES * TILE_ROWS));
@@ -162,7 +162,8 @@ inline const float* copy_rows(const Product& p, int64_t tile, int64_t tile_end, 
 
 inline void product32(const Product& p, int64_t tile, int64_t tile_end, int64_t panel, int64_t panel_end) {
   alignas(64) float aside[TILES * TILE_ROWS * PANEL];
-  const bool copies = p.a_row == 1 && p.a_k != 1 && panel_end - panel > 8;
+  const int64_t panels = panel_end - panel;
+  const bool copies = p.a_row == 1 && p.a_k != 1 && (panels > 8 || (panels > 1 && p.depth > DEPTH));
   constexpr int64_t stride = TILES * TILE_ROWS;
   for (; tile < tile_end; tile += TILES) {
     const int64_t last = std::min(tile + TILES, tile_end);

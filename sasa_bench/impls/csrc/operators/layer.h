@@ -209,7 +209,7 @@ Tensor weight_gradient(const Tensor& dqkv, const Tensor& x_, const Tensor& w, in
     p.depth = count * pixels;
     p.a = static_cast<const char*>(dqkv.const_data_ptr()) + image * pixels * p.rows * int64_t(dqkv.element_size());
     p.add = image > 0;
-    multiply(p);
+    multiply(p, true);  // the left operand is three times as large as the right one
   }
   return dw.to(w.scalar_type());
 }

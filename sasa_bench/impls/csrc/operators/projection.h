@@ -90,10 +90,11 @@ void point(sasa::Product& p, const Tensor& x) {
   p.a_k = at.channel;
 }
 
-void multiply(const sasa::Product& p) {
+// Threads share the rows; or the columns, where the right operand is too large for all of them to read it.
+void multiply(const sasa::Product& p, bool always_rows = false) {
   const sasa::Products& t = products();
   const int64_t tiles = p.groups * sasa::tiles_of(p, t.tile_rows), panels = sasa::panels_of(p.columns);
-  if (panels * sasa::PANEL * t.packed_rows(p.depth, p.scalar) * 4 > sasa::LARGE)
+  if (panels * sasa::PANEL * t.packed_rows(p.depth, p.scalar) * 4 > sasa::LARGE && !always_rows)
     sasa::parallel_for(panels, [&](int64_t begin, int64_t end) { t.product(p, 0, tiles, begin, end); });
   else
     sasa::parallel_for(tiles, [&](int64_t begin, int64_t end) { t.product(p, begin, end, 0, panels); });
