@@ -9,7 +9,7 @@ SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 GPU_SUITES ?= $(SUITES) training
 GPU_DTYPES ?= float32,tf32,float16,bfloat16
-GPU_IMPLS ?= naive unfold blocked cuda triton onnx sdpa_dense flex_attention \
+GPU_IMPLS ?= naive unfold blocked cuda triton onnx sdpa_dense compiled_sdpa_dense flex_attention \
     conv3x3 conv3x3_channels_last conv_kxk depthwise_kxk conv1x1 global_attention
 MAIN ?= main
 GATE ?=

@@ -50,6 +50,7 @@ BUILTIN = {
     "flex_attention": "sasa_bench.impls.flex_attention:IMPL",
     "compiled_unfold": "sasa_bench.impls.unfold:COMPILED",
     "compiled_blocked": "sasa_bench.impls.blocked:COMPILED",
+    "compiled_sdpa_dense": "sasa_bench.impls.sdpa_dense:COMPILED",
     "natten": "sasa_bench.impls.natten:IMPL",
     "halo_attention": "sasa_bench.impls.halo_attention:IMPL",
     "leaderj1001": "sasa_bench.impls.leaderj1001:IMPL",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import DTYPE_BYTES, Case
-from sasa_bench.impls import Core, Window, _windows, local_attention
+from sasa_bench.impls import Core, Window, _compiled, _windows, local_attention
 from sasa_bench.networks.core import sizes
 from sasa_bench.results.format import size
 
@@ -129,9 +129,13 @@ def _supports(case: Case) -> str | None:
     )
 
 
+CORE = Core(run, tables, refuses=_refuses, transforms=False)
 IMPL = local_attention(
     "sdpa_dense",
     "scaled_dot_product_attention over the whole map, window and positions as a dense bias",
-    core=Core(run, tables, refuses=_refuses, transforms=False),
+    core=CORE,
     supports=_supports,
+)
+COMPILED = _compiled.compiled_attention(
+    "compiled_sdpa_dense", "the dense formulation through torch.compile", CORE, _supports
 )

@@ -124,7 +124,7 @@ def test_what_is_compiled_for_the_cpu_without_a_usable_backward_pass_says_so() -
 
 def test_without_a_compiler_compiled_implementations_name_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    for name in ("flex_attention", "compiled_unfold", "compiled_blocked"):
+    for name in ("flex_attention", "compiled_unfold", "compiled_blocked", "compiled_sdpa_dense"):
         assert "apt-get install g++" in (impls.get(name).missing() or "")
 
 
