@@ -16,6 +16,7 @@ pytestmark = pytest.mark.usefixtures("builds")
 SHAPES = [  # batch, heads, d, height, width, kernel_size
     (2, 8, 8, 9, 11, 7),
     (1, 2, 3, 5, 6, 3),
+    (2, 8, 4, 9, 6, 5),
     (3, 3, 1, 4, 1, 5),
     (1, 1, 12, 7, 7, 19),
     (2, 8, 16, 14, 14, 7),

@@ -79,6 +79,8 @@ LAYERS = [  # batch, input channels, heads, head width, height, width, kernel_si
     (0, 32, 8, 4, 3, 3, 3),
     (2, 192, 24, 8, 28, 3, 7),
     (2, 512, 8, 64, 7, 7, 7),  # weights too large for the cache: one product for the batch
+    (1, 48, 8, 24, 6, 7, 5),  # multiples of 8 that share a kernel
+    (2, 40, 8, 40, 5, 9, 3),
 ]
 
 

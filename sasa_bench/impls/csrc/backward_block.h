@@ -72,7 +72,7 @@ struct BackwardBlock {
 
   SASA_INLINE BackwardBlock(const Task& t_, const Backward& f_, const KeyRows& rows_, const Queries& queries,
                             const Queries& gradients, int64_t y0_, int nq_, int64_t x_, int at)
-      : t(t_), f(f_), rows(rows_), y0(y0_), x(x_), d(D ? D : t_.d), nq(nq_), xa(t_.first_key(x_)),
+      : t(t_), f(f_), rows(rows_), y0(y0_), x(x_), d(known<D>(t_.d)), nq(nq_), xa(t_.first_key(x_)),
         n(t_.keys_until(x_) - xa), P(f_.P + at * f_.keys * ROWS), dS(f_.dS + at * f_.keys * ROWS),
         row_sum(f_.sums + at * 2 * ROWS * t_.K), col_sum(row_sum + ROWS * t_.K), dq_sum(f_.dq_sum + at * ROWS * d),
         row_logit(t_.row_logits(at)), col_logit(t_.col_logits(at)), top(f_.top + x_ * ROWS), delta(f_.delta + x_ * ROWS) {

@@ -58,7 +58,7 @@ struct ForwardBlock {
   V top[ROWS], sum[ROWS];  // what is taken off the logits, and the sum of their exponentials
 
   SASA_INLINE ForwardBlock(const Task& t_, const Forward& f_, const Queries& from, int64_t y0_, int nq_, int64_t x_, int at)
-      : t(t_), f(f_), y0(y0_), x(x_), d(D ? D : t_.d), nq(nq_), xa(t_.first_key(x_)), n(t_.keys_until(x_) - xa),
+      : t(t_), f(f_), y0(y0_), x(x_), d(known<D>(t_.d)), nq(nq_), xa(t_.first_key(x_)), n(t_.keys_until(x_) - xa),
         ka(t_.first_key_row(y0_)), kb(t_.key_rows_until(y0_, nq_)), w(f_.logits + at * f_.keys * ROWS),
         out(f_.out + at * ROWS * d), row_logit(t_.row_logits(at)), col_logit(t_.col_logits(at)) {
     for (int i = 0; i < nq; ++i) q[i] = from(i, x);

@@ -242,7 +242,7 @@ struct Task {
     with_queries(from, to, [&]<class Some>(Some some, int lo) SASA_ALWAYS_INLINE {
       V begin[Some::COUNT];
       unroll<Some::COUNT>([&](auto i) SASA_ALWAYS_INLINE { begin[i] = row_logit[(lo + i) - (lo + i) * ROWS]; });
-      dot<D>(some, q + lo, keys, ks, n, D ? D : d, begin,
+      dot<D>(some, q + lo, keys, ks, n, known<D>(d), begin,
              [&](auto at, auto s) SASA_ALWAYS_INLINE { at.store(w + lo, s + at.of_key(col_logit + lo)); });
     });
   }

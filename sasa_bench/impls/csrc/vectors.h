@@ -204,9 +204,16 @@ SASA_INLINE void unroll(F&& f) {
   }(std::make_integer_sequence<int, N>{});
 }
 
-// Whether D channels, known in advance, are computed as Wide.
+// What the compiler knows of a number of channels: that it is D; where D is negative, that it is a multiple of -D; where D is 0,
+// nothing.
 template <int D>
-constexpr bool wide = WIDTH > 1 && D > 0 && D % (2 * WIDTH) == 0;
+SASA_INLINE int64_t known(int64_t d) {
+  return D > 0 ? D : d;
+}
+
+// Whether so many channels are computed as Wide.
+template <int D>
+constexpr bool wide = WIDTH > 1 && D != 0 && D % (2 * WIDTH) == 0;
 
 template <class T, int N>
 struct Piece {};  // N vectors T of channels
@@ -215,9 +222,9 @@ struct Piece {};  // N vectors T of channels
 template <int D, class F>
 SASA_INLINE void by_channels(int64_t d, F f) {
   if constexpr (wide<D>) {
-    constexpr int N = std::min(CHANNELS, D / WIDTH);
+    constexpr int N = std::min(CHANNELS, (D < 0 ? -D : D) / WIDTH);
     static_assert(D % (N * WIDTH) == 0);
-    for (int64_t c = 0; c < D; c += N * WIDTH) f(Piece<Wide, N>{}, c);
+    for (int64_t c = 0; c < known<D>(d); c += N * WIDTH) f(Piece<Wide, N>{}, c);
   } else {
     int64_t c = 0;
     for (; c + CHANNELS <= d; c += CHANNELS) f(Piece<V, CHANNELS>{}, c);

@@ -55,7 +55,7 @@ template <int D, class Queries, class Done>
 SASA_INLINE void dot(Queries, const V* const* a, const V* b, int64_t bs, int64_t n, int64_t d_,
                      const V (&begin)[Queries::COUNT], Done done) {
   constexpr int NA = Queries::COUNT;
-  const int64_t d = D ? D : d_;
+  const int64_t d = known<D>(d_);
   const V* ap[NA];
   unroll<NA>([&](auto i) SASA_ALWAYS_INLINE { ap[i] = a[i]; });
   auto tile = [&]<int NB>(std::integral_constant<int, NB>, int64_t j) SASA_ALWAYS_INLINE {
@@ -125,7 +125,7 @@ SASA_INLINE void weighted(T (&acc)[ROWS][N], int lo, int hi, const V* w, const V
 // b[j][c] += sum_i w[j][i] a[i][c] for i < NA, j < n, c < d.
 template <int D, int NA>
 SASA_INLINE void outer(const V* w, const V* const* a, V* b, int64_t bs, int64_t n, int64_t d_) {
-  const int64_t d = D ? D : d_;
+  const int64_t d = known<D>(d_);
   auto columns = [&]<class T, int N>(Piece<T, N>, int64_t c0) SASA_ALWAYS_INLINE {
     T av[NA][N];
     unroll<NA>([&](auto i) SASA_ALWAYS_INLINE {
