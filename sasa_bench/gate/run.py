@@ -168,7 +168,7 @@ class _Measurement:
             took = time.monotonic() - begun
             longest = max(longest, took)
             pair = replace(pair, at_s=begun - self.started)
-            # Whether a pair counts is decided without a look at its times.
+            # Whether a pair counts is decided without a look at its ratios.
             if pair.disturbed > gate.rules.disturbed and self.replaced_s + took <= REPLACED * gate.budget_s:
                 self.replaced += 1
                 self.replaced_s += took
