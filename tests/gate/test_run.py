@@ -37,7 +37,7 @@ ROW = {
     "allocated_bytes": 1,
     "err_budget": 1,
 }
-QUICK = Rules()
+RULES = Rules()
 
 
 class Played:
@@ -77,7 +77,7 @@ class Played:
         if self.pairs == self.dies_after:
             raise WorkerDied("timeout", "no answer", None, "time")
         self.pairs += 1
-        shift = self.shift | (self.screen_shift if self.pairs <= QUICK.screen_pairs else {})
+        shift = self.shift | (self.screen_shift if self.pairs <= RULES.screen_pairs else {})
         head = {p.key: math.log1p(shift.get(p.key, 0)) + random.gauss(0, self.scatter) for p in points}
         floor = {p.key: math.log1p(self.floor_shift.get(p.key, 0)) + random.gauss(0, self.scatter) for p in points}
         disturbed = self.disturbed.pop(0) if self.disturbed else 0.0
@@ -86,7 +86,7 @@ class Played:
 
     def run(self, budget_s: float = 600.0, **changes: Any) -> Result:
         arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
-        return gate.Gate(arms, POINTS, QUICK, budget_s, 10.0, **changes).run()
+        return gate.Gate(arms, POINTS, RULES, budget_s, 10.0, **changes).run()
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_identical_arms_pass(played: Played) -> None:
     played.scatter = 0.002
     result = played.run()
     assert (result.verdict, result.exit_status) == ("PASS", 0)
-    assert played.pairs == QUICK.screen_pairs
+    assert played.pairs == RULES.screen_pairs
 
 
 def test_a_slow_down_is_confirmed_on_fresh_pairs_and_fails(played: Played) -> None:
@@ -106,7 +106,7 @@ def test_a_slow_down_is_confirmed_on_fresh_pairs_and_fails(played: Played) -> No
     result = played.run()
     assert (result.verdict, result.exit_status) == ("REGRESSION", 2)
     assert result.cases[0].key == POINTS[1].key
-    assert played.pairs == QUICK.screen_pairs + QUICK.confirm_pairs
+    assert played.pairs == RULES.screen_pairs + RULES.confirm_pairs
 
 
 def test_a_suspect_that_no_longer_looks_slow_is_let_go(played: Played) -> None:
@@ -114,9 +114,9 @@ def test_a_suspect_that_no_longer_looks_slow_is_let_go(played: Played) -> None:
     played.screen_shift[POINTS[1].key] = 0.08
     result = played.run()
     assert (result.verdict, result.exit_status) == ("PASS", 0)
-    assert played.pairs == QUICK.screen_pairs + QUICK.look_pairs
+    assert played.pairs == RULES.screen_pairs + RULES.look_pairs
     let_go = next(case for case in result.cases if case.key == POINTS[1].key)
-    assert f"after {QUICK.look_pairs} fresh pairs" in let_go.reason
+    assert f"after {RULES.look_pairs} fresh pairs" in let_go.reason
     assert let_go.ratio == pytest.approx(1, abs=0.01)
 
 
@@ -124,7 +124,7 @@ def test_a_confirmation_cut_short_leaves_open_only_what_still_looked_slow(played
     played.scatter = 0.002
     played.shift[POINTS[0].key] = 0.08
     played.screen_shift[POINTS[1].key] = 0.08
-    played.dies_after = QUICK.screen_pairs + QUICK.look_pairs + 2
+    played.dies_after = RULES.screen_pairs + RULES.look_pairs + 2
     result = played.run()
     assert (result.verdict, result.exit_status) == ("INCONCLUSIVE", 3)
     verdicts = {case.key: case.verdict for case in result.cases}
@@ -170,7 +170,7 @@ def test_a_suspect_that_the_budget_leaves_undecided_shows_the_ratio_so_far(
     played: Played, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     played.shift[POINTS[1].key] = 0.13
-    clock = iter([0.0] * (3 * QUICK.screen_pairs + 12) + [1e6] * 1000)
+    clock = iter([0.0] * (3 * RULES.screen_pairs + 12) + [1e6] * 1000)
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     result = played.run(budget_s=600.0)
     case = next(case for case in result.cases if case.key == POINTS[1].key)
@@ -181,7 +181,7 @@ def test_a_suspect_that_the_budget_leaves_undecided_shows_the_ratio_so_far(
 
 @pytest.mark.parametrize(
     ("pair_s", "pairs", "verdict"),
-    [(10.0, QUICK.confirm_pairs, "REGRESSION"), (23.0, 19, "REGRESSION"), (40.0, 10, "INCONCLUSIVE")],
+    [(10.0, RULES.confirm_pairs, "REGRESSION"), (23.0, 19, "REGRESSION"), (40.0, 10, "INCONCLUSIVE")],
 )
 def test_fewer_fresh_pairs_decide_where_the_budget_holds_no_more(
     played: Played, monkeypatch: pytest.MonkeyPatch, pair_s: float, pairs: int, verdict: str
@@ -191,8 +191,8 @@ def test_fewer_fresh_pairs_decide_where_the_budget_holds_no_more(
     begun = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: begun + played.pairs * pair_s)
     result = played.run(budget_s=600.0)
-    assert (result.verdict, played.pairs) == (verdict, QUICK.screen_pairs + pairs)
-    assert any("instead of 21" in note for note in result.notes) == (pairs < QUICK.confirm_pairs)
+    assert (result.verdict, played.pairs) == (verdict, RULES.screen_pairs + pairs)
+    assert any("instead of 21" in note for note in result.notes) == (pairs < RULES.confirm_pairs)
 
 
 def test_fewer_planned_pairs_raise_no_more_alarms() -> None:
@@ -239,7 +239,7 @@ def test_a_lost_pair_is_measured_again(played: Played) -> None:
     played.deaths, played.scatter = 2, 0.002
     result = played.run()
     assert result.exit_status == 0
-    assert played.pairs == QUICK.screen_pairs
+    assert played.pairs == RULES.screen_pairs
     assert sum("lost" in note for note in result.notes) == 2
 
 
@@ -247,11 +247,11 @@ def test_a_pair_that_others_disturbed_is_measured_again_whatever_its_times(playe
     played.scatter = 0.002
     played.disturbed = [0.5, 0.0, 0.6]
     result = played.run(journal=tmp_path / "journal.jsonl")
-    assert (result.exit_status, played.pairs) == (0, QUICK.screen_pairs + 2)
+    assert (result.exit_status, played.pairs) == (0, RULES.screen_pairs + 2)
     assert any("2 pairs were measured again" in note for note in result.notes)
     phases = [json.loads(line)["phase"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert phases.count("screen, replaced") == 2
-    assert phases.count("screen") == QUICK.screen_pairs == len(result.pairs)
+    assert phases.count("screen") == RULES.screen_pairs == len(result.pairs)
 
 
 def test_a_neighbour_that_stays_does_not_keep_the_gate_from_deciding(
@@ -262,7 +262,7 @@ def test_a_neighbour_that_stays_does_not_keep_the_gate_from_deciding(
     begun, pair_s, budget_s = time.monotonic(), 20.0, 600.0
     monkeypatch.setattr(time, "monotonic", lambda: begun + played.pairs * pair_s)
     assert played.run(budget_s=budget_s).exit_status == 0
-    assert played.pairs == QUICK.screen_pairs + gate.REPLACED * budget_s // pair_s
+    assert played.pairs == RULES.screen_pairs + gate.REPLACED * budget_s // pair_s
 
 
 def test_processes_that_keep_dying_end_inconclusive(played: Played) -> None:

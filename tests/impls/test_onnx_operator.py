@@ -126,12 +126,15 @@ def test_any_layer_is_right(
 
 def test_what_does_not_fit_is_refused_in_words() -> None:
     tensors = layer_inputs(1, 6, 2, 4, 5, 5, 3)
-    for operator, changes, heads, kernel_size, message in [
-        ("LocalAttentionLayer", {}, 2, 4, "kernel_size must be odd"),
-        ("LocalAttentionLayer", {}, 0, 3, "heads must be at least 1"),
-        ("LocalAttentionLayer", {"w_qkv": torch.randn(23, 6)}, 2, 3, "channels a multiple of heads"),
-        ("LocalAttentionLayer", {"x": torch.randn(1, 5, 5, 5)}, 2, 3, r"x must be \[B, 6, H, W\]"),
-        ("LocalAttentionLayer", {"rel_row": torch.randn(2, 2, 5)}, 2, 3, "rel_row must be"),
+    for changes, heads, kernel_size, message in [
+        ({}, 2, 4, "kernel_size must be odd"),
+        ({}, 0, 3, "heads must be at least 1"),
+        ({"w_qkv": torch.randn(23, 6)}, 2, 3, "channels a multiple of heads"),
+        ({"x": torch.randn(1, 5, 5, 5)}, 2, 3, r"x must be \[B, 6, H, W\]"),
+        ({"rel_row": torch.randn(2, 2, 5)}, 2, 3, "rel_row must be"),
     ]:
-        with pytest.raises(Exception, match=message):
-            run(operator, tensors | changes, set(), kernel_size, heads)
+        with pytest.raises(Exception, match=f"LocalAttentionLayer: .*{message}"):
+            run("LocalAttentionLayer", tensors | changes, set(), kernel_size, heads)
+    q, k, v = (torch.randn(1, 8, 5, width) for width in (5, 5, 4))
+    with pytest.raises(Exception, match="LocalAttention: q, k and v must have one shape"):
+        run("LocalAttention", {"q": q, "k": k, "v": v}, set(), 3, 2)

@@ -16,6 +16,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -141,8 +142,10 @@ struct Weights {
     lanes = kernel.heads % SASA_ISA::LANES == 0 ? SASA_ISA::LANES : 0;
     groups = lanes ? kernel.heads / lanes : 1;
     columns = shape[0] / groups;
-    std::vector<int64_t> at = sasa::rows_by_lane(kernel.heads, channels / kernel.heads, lanes ? lanes : 1);
-    for (int64_t i = 0; i < shape[0]; ++i) at[size_t(i)] = (lanes ? at[size_t(i)] : i) * inputs;
+    std::vector<int64_t> at(static_cast<size_t>(shape[0]));
+    std::iota(at.begin(), at.end(), 0);
+    if (lanes) at = sasa::rows_by_lane(kernel.heads, channels / kernel.heads, lanes);
+    for (int64_t& row : at) row *= inputs;
     const int64_t panels = sasa::panels_of(columns);
     floats_of_group = panels * inputs * sasa::PANEL;
     packed = floats(groups * floats_of_group);
@@ -223,7 +226,7 @@ struct LayerKernel : Kernel {
     p.out_column = weights.lanes ? 1 : p.rows;
     p.out = qkv + group * p.columns;
     const int64_t tiles = p.groups * sasa::tiles_of(p, SASA_ISA::TILE_ROWS), panels = sasa::panels_of(p.columns);
-    const bool by_panels = projection.floats * 4 > sasa::LARGE;
+    const bool by_panels = sasa::has_large_operand(p, p.depth);
     const int64_t parts = by_panels ? panels : tiles, pieces = std::min(parts, 4 * threads);
     in_parallel(context, pieces, [&](int64_t i) {
       const int64_t begin = parts * i / pieces, end = parts * (i + 1) / pieces;

@@ -20,6 +20,11 @@ inline int64_t packed_rows(int64_t depth, Scalar scalar) {
   return (depth + 2 * TILE_PAIRS - 1) / (2 * TILE_PAIRS) * TILE_PAIRS;
 }
 
+template <class T>
+int64_t words_of(int64_t depth) {
+  return in_pairs<T> ? packed_rows(depth, Scalar::bfloat16) : depth;
+}
+
 // PANEL columns of `rows` whole elements each, T widened to four bytes, from[j] null for a column of zeros.
 template <class T>
 void pack_columns(const T* const* from, int64_t rows, float* out) {
@@ -72,7 +77,7 @@ inline void pack(const Pack& p, int64_t panel) {
 // A panel whose row b[k] lies at k * stride, or at at[k] where that is not null; the first `count` columns exist.
 template <class T>
 void pack_rows(const T* from, int64_t stride, const int64_t* at, int64_t count, int64_t depth, float* out) {
-  const int64_t rows = in_pairs<T> ? packed_rows(depth, Scalar::bfloat16) : depth;
+  const int64_t rows = words_of<T>(depth);
   constexpr int64_t together = in_pairs<T> ? 2 : 1;
   T row[together][PANEL] = {};
   for (int64_t k = 0; k < rows; ++k, out += PANEL) {

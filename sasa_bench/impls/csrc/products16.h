@@ -13,11 +13,6 @@ namespace SASA_ISA {
 constexpr int64_t DEPTH16 = 2048;  // elements of a row that are copied at once, unless the sum is to be rounded
 constexpr int64_t BLOCK = TILES * TILE_ROWS, TILE = 16;
 
-template <class T>
-int64_t words_of(int64_t depth) {
-  return in_pairs<T> ? packed_rows(depth, Scalar::bfloat16) : depth;
-}
-
 // A row of a as packed_rows words of four bytes: pairs, or widened elements.
 template <class T>
 void copy_row(const T* from, int64_t depth, int64_t words, float* out) {

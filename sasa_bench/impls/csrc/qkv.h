@@ -10,6 +10,10 @@ namespace sasa {
 
 constexpr int64_t LARGE = int64_t(512) << 10;  // bytes: a right operand that threads should not all read
 
+inline bool has_large_operand(const Product& p, int64_t packed_rows) {
+  return panels_of(p.columns) * PANEL * packed_rows * 4 > LARGE;
+}
+
 // The rows of w_qkv, [q, k, v][head][channel], in the order [group of heads][q, k, v][channel][head].
 inline std::vector<int64_t> rows_by_lane(int64_t heads, int64_t channels, int64_t lanes) {
   std::vector<int64_t> rows;

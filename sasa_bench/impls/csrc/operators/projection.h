@@ -94,7 +94,7 @@ void point(sasa::Product& p, const Tensor& x) {
 void multiply(const sasa::Product& p, bool always_rows = false) {
   const sasa::Products& t = products();
   const int64_t tiles = p.groups * sasa::tiles_of(p, t.tile_rows), panels = sasa::panels_of(p.columns);
-  if (panels * sasa::PANEL * t.packed_rows(p.depth, p.scalar) * 4 > sasa::LARGE && !always_rows)
+  if (!always_rows && sasa::has_large_operand(p, t.packed_rows(p.depth, p.scalar)))
     sasa::parallel_for(panels, [&](int64_t begin, int64_t end) { t.product(p, 0, tiles, begin, end); });
   else
     sasa::parallel_for(tiles, [&](int64_t begin, int64_t end) { t.product(p, begin, end, 0, panels); });
