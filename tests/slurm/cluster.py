@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 
 import psutil
@@ -97,6 +98,17 @@ class Cluster:
         self._process(daemon).kill()
         wait_for(lambda: not self._alive(daemon), 20, f"{daemon} is dead")
 
+    def kill_controller(self) -> None:
+        """End slurmctld at once, as a crash does, but not before it saved which task runs.
+
+        It saves every five seconds. One that forgot the start of a task holds the task before it for running, until
+        that one's time limit.
+        """
+        started = max(map(datetime.fromisoformat, self.run("squeue", "-h", "--states=RUNNING", "-o", "%S").split()))
+        saved = self.folder / "state" / "job_state"
+        wait_for(lambda: saved.stat().st_mtime >= started.timestamp() + 1, 30, "slurmctld saved its state")
+        self.kill("slurmctld")
+
     def kill_node(self) -> None:
         """End slurmd and everything that runs on the node at once, as a power failure does."""
         tasks = [p for step in self._steps() for p in [step, *step.children(recursive=True)]]
@@ -139,6 +151,10 @@ class Cluster:
     def node_state(self) -> str:
         """idle, allocated, down and so on."""
         return self.run("sinfo", "--noheader", "--format=%T", check=False).strip("*~#!%$@^-")
+
+    def state(self) -> str:
+        """Tasks and nodes with the reasons that Slurm gives, for an error message."""
+        return self.run("squeue", "--array", check=False) + "\n" + self.run("sinfo", "--list-reasons", check=False)
 
     def running(self) -> list[str]:
         """Tasks that run now."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -61,6 +62,17 @@ class Submitter:
             words, env=self.cluster.environment, stdout=self.log, stderr=self.log, start_new_session=True
         )
 
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def wait(self, seconds: float) -> int:
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the submitter still waits after {seconds:g} s:\n{self.said()}\n{self.cluster.state()}")
+
     def said(self) -> str:
         return Path(self.log.name).read_text()
 
@@ -83,11 +95,19 @@ class Submitter:
         return found[0]
 
 
-def test_a_sweep_loses_nothing_when_tasks_nodes_daemons_and_the_submitter_die(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.fixture
+def submitter(cluster: Cluster, tmp_path: Path) -> Iterator[Submitter]:
+    found = Submitter(cluster, tmp_path / "cluster.jsonl")
+    found.start()
+    yield found
+    found.kill()
+
+
+def test_a_sweep_loses_nothing_when_tasks_nodes_daemons_and_the_submitter_die(
+    cluster: Cluster, submitter: Submitter, tmp_path: Path
+) -> None:
     alone = tmp_path / "alone.jsonl"
     one_process = subprocess.Popen(command(alone))
-    submitter = Submitter(cluster, tmp_path / "cluster.jsonl")
-    submitter.start()
     hurt: set[int] = set()
 
     def next_task() -> str:
@@ -105,8 +125,7 @@ def test_a_sweep_loses_nothing_when_tasks_nodes_daemons_and_the_submitter_die(cl
 
     # the submitter dies: its tasks go on without it
     next_task()
-    os.killpg(submitter.process.pid, signal.SIGKILL)
-    submitter.process.wait()
+    submitter.kill()
 
     # the node daemon dies alone, and the node is given up while its task lives on
     survivor = next_task()
@@ -126,10 +145,10 @@ def test_a_sweep_loses_nothing_when_tasks_nodes_daemons_and_the_submitter_die(cl
 
     # the controller dies and comes back
     next_task()
-    cluster.kill("slurmctld")
+    cluster.kill_controller()
     cluster.start_controller()
 
-    assert submitter.process.wait(timeout=240) == 0, submitter.said()
+    assert submitter.wait(240) == 0, submitter.said()
     assert len(hurt) == 6
     sweep = load(submitter.out.with_suffix(".tasks"))
     measured = Counter(row.key for index in range(len(sweep.shards)) for row in read([sweep.file(index)]).rows)
