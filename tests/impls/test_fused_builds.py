@@ -162,8 +162,9 @@ def test_products_are_right_without_the_instructions(tmp_path, build, sanitizers
 @needs_gcc
 @pytest.mark.slow
 @pytest.mark.parametrize("build", and_exhaustive(ATTENTION_BUILDS, {WIDEST, "portable"}))
-def test_kernels_are_clean_under_sanitizers(tmp_path, build, sanitizers):
-    flags = [f"-DSASA_WIDEST={8 if build == WIDEST else 0}", *_native.ISAS[build][0]]
+def test_kernels_are_clean_under_sanitizers(tmp_path, build, sanitizers, request):
+    widest = 64 if request.config.getoption("--exhaustive") else 8 if build == WIDEST else 0
+    flags = [f"-DSASA_WIDEST={widest}", *_native.ISAS[build][0]]
     assert run_program(tmp_path, "sanitize_fused", build, flags, sanitizers)
 
 

@@ -71,9 +71,13 @@ def _planar(*maps: Tensor) -> tuple[list[Tensor], int]:
     Thirds of a projection are such maps; others are copied.
     """
     batch, channels, height, width = maps[0].shape
-    step = maps[0].stride(0) if batch > 1 else channels * height * width
-    fits = 0 <= step < 2**31 and all(_has_dense_planes(t) and (batch == 1 or t.stride(0) == step) for t in maps)
-    if fits:
+    strides = maps[0].stride()
+    step = strides[0] if batch > 1 else channels * height * width
+
+    def fits(t: Tensor) -> bool:
+        return _has_dense_planes(t) and (batch == 1 or t.stride(0) == step)
+
+    if 0 <= step < 2**31 and fits(maps[0]) and all(t.stride() == strides or fits(t) for t in maps[1:]):
         return list(maps), step
     return [t.contiguous() for t in maps], channels * height * width
 
