@@ -104,9 +104,13 @@ class Cluster:
         It saves every five seconds. One that forgot the start of a task holds the task before it for running, until
         that one's time limit.
         """
-        started = max(map(datetime.fromisoformat, self.run("squeue", "-h", "--states=RUNNING", "-o", "%S").split()))
-        saved = self.folder / "state" / "job_state"
-        wait_for(lambda: saved.stat().st_mtime >= started.timestamp() + 1, 30, "slurmctld saved its state")
+        state = self.folder / "state" / "job_state"
+
+        def saved() -> bool:
+            starts = self.run("squeue", "--noheader", "--states=RUNNING", "--format=%S").split()
+            return bool(starts) and state.stat().st_mtime >= datetime.fromisoformat(max(starts)).timestamp() + 1
+
+        wait_for(saved, 60, "slurmctld saved which task runs")
         self.kill("slurmctld")
 
     def kill_node(self) -> None:
