@@ -21,7 +21,7 @@ from sasa_bench.profiling.trace import (
     nearest,
 )
 
-PROFILER = "torch/profiler/profiler.py"
+PROFILER = re.compile(r"torch[/\\](profiler[/\\]|autograd[/\\]profiler)")
 US = 1e-6
 
 
@@ -264,7 +264,7 @@ def _measured(trace: Trace, lane: Lane) -> np.ndarray:
 
 def _frame(label: Label) -> str | None:
     """`/a/b/c/file.py(12): name` -> `c/file.py:12 name`; None for what is left out of stacks."""
-    if PROFILER in label.name or (label.kind == OTHER and label.name.endswith(("_fence_before", "_fence_after"))):
+    if PROFILER.search(label.name) or (label.kind == OTHER and label.name.endswith(("_fence_before", "_fence_after"))):
         return None
     match = re.fullmatch(r"(.*?)([^/\\]+[/\\][^/\\]+\.py)\((\d+)\): (.*)", label.name)
     return f"{match[2]}:{match[3]} {match[4]}" if match else label.name
