@@ -155,9 +155,10 @@ class Runtime:
         stream: Callable[[], int] | None = None,
         seconds: Callable[[Callable[[], None]], float] | None = None,
     ) -> None:
-        from cuda.core import Device
+        import cuda.core
 
-        self.device = Device(index)
+        self._core = cuda.core
+        self.device = cuda.core.Device(index)
         self.device.set_current()
         capability = self.device.compute_capability
         self.arch = f"sm_{capability.major}{capability.minor}"
@@ -175,23 +176,22 @@ class Runtime:
         Raises:
             RuntimeError: the kernel does not compile, load or launch.
         """
-        from cuda.core import LaunchConfig, ObjectCode, Stream, launch
-
+        core = self._core
         try:
             self.device.set_current()
             kernel = self._kernels.get((expression, source))
             if kernel is None:
                 cubin = cached_cubin(source, expression, self.arch)
-                kernel = ObjectCode.from_cubin(cubin.code).get_kernel(cubin.symbol)
+                kernel = core.ObjectCode.from_cubin(cubin.code).get_kernel(cubin.symbol)
                 self._kernels[expression, source] = kernel
             configuration = self._configurations.get((grid, block))
             if configuration is None:
-                configuration = self._configurations[grid, block] = LaunchConfig(grid=grid, block=block)
+                configuration = self._configurations[grid, block] = core.LaunchConfig(grid=grid, block=block)
             handle = self._stream()
             stream = self._streams.get(handle)
             if stream is None:
-                stream = self._streams[handle] = Stream.from_handle(handle)
-            launch(stream, configuration, kernel, *map(_kernel_value, arguments))
+                stream = self._streams[handle] = core.Stream.from_handle(handle)
+            core.launch(stream, configuration, kernel, *map(_kernel_value, arguments))
         except Exception as error:  # cuda-core raises kinds of its own
             raise RuntimeError(f"{expression} does not run on {self.device.name}: {error}") from error
 

@@ -44,10 +44,14 @@ class Operators:
 
 
 def check(
-    q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int,
-    heads: int, dtypes: Sequence[torch.dtype], what: str,
+    q: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int, heads: int,
+    dtypes: Sequence[torch.dtype], what: str, **maps: Tensor,
 ) -> None:  # fmt: skip
-    """Raises ValueError where shapes, dtypes or devices do not fit together; the message states which are allowed."""
+    """Raises ValueError where shapes, dtypes or devices do not fit together; the message states which are allowed.
+
+    Args:
+        maps: k and v, where they are not thirds of one tensor with q.
+    """
     if q.dim() != 4:
         raise ValueError(f"q has shape {tuple(q.shape)}; it must be [batch, channels, height, width].")
     if q.dtype not in dtypes:
@@ -58,7 +62,7 @@ def check(
     if heads < 1 or q.shape[1] % heads:
         raise ValueError(f"{q.shape[1]} channels do not divide into {heads} heads: choose a divisor.")
     width = q.shape[1] // heads
-    others: list[tuple[str, Tensor, tuple[int, ...]]] = [("k", k, q.shape), ("v", v, q.shape)]
+    others: list[tuple[str, Tensor, tuple[int, ...]]] = [(name, tensor, q.shape) for name, tensor in maps.items()]
     if (rel_row is None) != (rel_col is None):
         raise ValueError("only one of rel_row and rel_col is given: pass both, or None for both.")
     if rel_row is not None and rel_col is not None:
@@ -122,26 +126,31 @@ def define(
             drel_col.zero_()
         return no_position(q, drel_row), no_position(q, drel_col)
 
-    def forward(
-        q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int,
-        heads: int, zero_border: bool,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        check(q, k, v, rel_row, rel_col, kernel_size, heads, dtypes, what)
+    def computed(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border):  # type: ignore[no-untyped-def]
         y, log2_sum = outputs(q, heads)
         if q.numel():
             run_forward(q, k, v, rel_row, rel_col, y, log2_sum, kernel_size, heads, zero_border)
         return y, log2_sum
 
+    def forward(
+        q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int,
+        heads: int, zero_border: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        check(q, rel_row, rel_col, kernel_size, heads, dtypes, what, k=k, v=v)
+        return computed(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)
+
     def forward_qkv(
         qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int, heads: int, zero_border: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        return forward(*thirds(qkv), rel_row, rel_col, kernel_size, heads, zero_border)
+        q, k, v = thirds(qkv)
+        check(q, rel_row, rel_col, kernel_size, heads, dtypes, what)
+        return computed(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)
 
     def backward(
         dy: Tensor, q: Tensor, k: Tensor, v: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, y: Tensor,
         log2_sum: Tensor, kernel_size: int, heads: int, zero_border: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        check(q, k, v, rel_row, rel_col, kernel_size, heads, dtypes, what)
+        check(q, rel_row, rel_col, kernel_size, heads, dtypes, what, k=k, v=v)
         maps = (fresh(q), fresh(k), fresh(v))
         axes = (kernel_size, heads, zero_border)
         return *maps, *backward_into(*maps, dy, q, k, v, rel_row, rel_col, y, log2_sum, axes)
@@ -151,13 +160,13 @@ def define(
         kernel_size: int, heads: int, zero_border: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         q, k, v = thirds(qkv)
-        check(q, k, v, rel_row, rel_col, kernel_size, heads, dtypes, what)
+        check(q, rel_row, rel_col, kernel_size, heads, dtypes, what)
         dqkv = fresh(qkv)
         axes = (kernel_size, heads, zero_border)
         return dqkv, *backward_into(*thirds(dqkv), dy, q, k, v, rel_row, rel_col, y, log2_sum, axes)
 
     def fake_forward(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border):  # type: ignore[no-untyped-def]
-        check(q, k, v, rel_row, rel_col, kernel_size, heads, dtypes, what)
+        check(q, rel_row, rel_col, kernel_size, heads, dtypes, what, k=k, v=v)
         return outputs(q, heads)
 
     def fake_forward_qkv(qkv, rel_row, rel_col, kernel_size, heads, zero_border):  # type: ignore[no-untyped-def]
@@ -205,15 +214,13 @@ def define(
         heads: int, zero_border: bool,
     ) -> Tensor:  # fmt: skip
         refuse_transforms(name, "local attention", q, k, v, rel_row, rel_col)
-        y: Tensor = forward_op(q, k, v, rel_row, rel_col, kernel_size, heads, zero_border)[0]
-        return y
+        return _output(forward_op, (q, k, v, rel_row, rel_col), kernel_size, heads, zero_border)
 
     def attend_qkv(
         qkv: Tensor, rel_row: Tensor | None, rel_col: Tensor | None, kernel_size: int, heads: int, zero_border: bool,
     ) -> Tensor:  # fmt: skip
         refuse_transforms(name, "local attention", qkv, rel_row, rel_col)
-        y: Tensor = qkv_op(qkv, rel_row, rel_col, kernel_size, heads, zero_border)[0]
-        return y
+        return _output(qkv_op, (qkv, rel_row, rel_col), kernel_size, heads, zero_border)
 
     rest = "Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, bool zero_border) -> Tensor"
     for suffix, maps, function in (("", "Tensor q, Tensor k, Tensor v", attend), ("_qkv", "Tensor qkv", attend_qkv)):
@@ -239,6 +246,17 @@ def _opaque(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -
     library.impl(name, torch._disable_dynamo(function), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sasa_bench::{name}", fake, lib=library)
     return getattr(torch.ops.sasa_bench, name).default
+
+
+def _output(operator: Any, tensors: tuple[Tensor | None, ...], *axes: int) -> Tensor:
+    """The first output of an operator, without torch's wrapper for gradients where none is asked for: it is Python."""
+    y: Tensor
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
+        y = operator(*tensors, *axes)[0]
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            y = operator(*tensors, *axes)[0]
+    return y
 
 
 def composite(name: str, signature: str, function: Callable[..., Any]) -> Any:

@@ -44,6 +44,7 @@ def main() -> None:
     qkv = torch.cat([q, k, v], 1)
     axes = (problem.kernel_size, problem.heads, problem.zero_border)
     y, log2_sum = torch.empty_like(q), torch.empty(2, 8, 28, 28)
+    with_gradients = qkv.clone().requires_grad_()
     calls = {
         "launch of a planned forward": lambda: launch.run_forward(
             made, *qkv.chunk(3, 1), rel_row, rel_col, y, log2_sum, *axes
@@ -51,11 +52,11 @@ def main() -> None:
         "operator on q, k, v": lambda: operator.forward(q, k, v, rel_row, rel_col, *axes),
         "operator on qkv": lambda: operator.forward_qkv(qkv, rel_row, rel_col, *axes),
         "differentiable operator on qkv": lambda: operator.OPERATORS.attend_qkv(qkv, rel_row, rel_col, *axes),
+        "the same for a backward pass": lambda: operator.OPERATORS.attend_qkv(with_gradients, rel_row, rel_col, *axes),
     }
-    with torch.no_grad():
-        for name, call in calls.items():
-            median, low = microseconds(call)
-            print(f"{name}: {median:.1f} us, 10th percentile {low:.1f} us")
+    for name, call in calls.items():
+        median, low = microseconds(call)
+        print(f"{name}: {median:.1f} us, 10th percentile {low:.1f} us")
 
 
 if __name__ == "__main__":
