@@ -73,47 +73,66 @@ def compile_words(words: Sequence[str], source: str) -> list[str]:
     return [*kept, "-ffunction-sections", *([f"-ffile-prefix-map={folder}=."] if folder else []), "-c"]
 
 
-def key_of(words: Sequence[str], source: str) -> str:
-    """A name for the object: of the command and the files beside the source, wherever their folder lies."""
-    folder = Path(source).resolve().parent
-    named = [word.replace(os.path.dirname(source), ".") if os.path.dirname(source) else word for word in words]
-    whole = hashlib.sha256(repr(named).encode())
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        whole.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return whole.hexdigest()[:24]
-
-
 def compiled(words: Sequence[str], source: str, store: Path) -> Path:
-    """The object of `source`, compiled unless the store holds it and no header elsewhere has changed.
+    """The object of `source`, compiled unless the store holds one of the same command and the same files.
+
+    Which files a command reads is known once it has run. Those that are reached from the folder of the source are told
+    apart by their content, wherever that folder lies, others by size and time.
 
     Raises subprocess.CalledProcessError where the compiler fails.
     """
     command = compile_words(words, source)
-    found = store / f"{key_of(command, source)}.o"
-    signature = found.with_suffix(".json")
-    if _current(found, signature):
+    folder = Path(source).resolve().parent
+    read = store / f"{_key(command, source, folder)}.json"
+    if (found := _object(read, folder)) and found.exists():
         return found
     store.mkdir(parents=True, exist_ok=True)
-    with found.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory(dir=store) as scratch:
+    with read.with_suffix(".lock").open("w") as lock, tempfile.TemporaryDirectory(dir=store) as scratch:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if _current(found, signature):
+        if (found := _object(read, folder)) and found.exists():
             return found
         fresh, depends = Path(scratch) / "fresh.o", Path(scratch) / "depends"
         subprocess.run([*command, "-MD", "-MF", str(depends), "-o", str(fresh)], check=True)
-        own = str(Path(source).resolve().parent)
         text = depends.read_text(encoding="utf-8").replace("\\\n", " ").partition(": ")[2]
-        outside = [path for path in text.split() if not str(Path(path).resolve()).startswith(own)]
-        (Path(scratch) / "signature").write_text(json.dumps({path: _stat(path) for path in outside}), encoding="utf-8")
+        named = {_named(path, source, folder) for path in text.split()}
+        # Of another revision that reads other files too, so that neither displaces the other's objects.
+        known = json.loads(read.read_text(encoding="utf-8")) if read.exists() else []
+        (Path(scratch) / "read").write_text(json.dumps(sorted(named.union(known))), encoding="utf-8")
+        os.replace(Path(scratch) / "read", read)
+        found = _object(read, folder)
+        assert found is not None
         os.replace(fresh, found)
-        os.replace(Path(scratch) / "signature", signature)
     return found
 
 
-def _current(found: Path, signature: Path) -> bool:
-    if not (found.exists() and signature.exists()):
-        return False
-    known: dict[str, list[int]] = json.loads(signature.read_text(encoding="utf-8"))
-    return all(_stat(path) == about for path, about in known.items())
+def _key(words: Sequence[str], source: str, folder: Path) -> str:
+    """A name for the command, wherever its folder lies, and for the names of the files there: a new header may hide one
+    of the same name elsewhere."""
+    named = [word.replace(os.path.dirname(source), ".") if os.path.dirname(source) else word for word in words]
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.h*"))
+    return hashlib.sha256(repr((named, files)).encode()).hexdigest()[:24]
+
+
+def _named(path: str, source: str, folder: Path) -> str:
+    """A file that was read, from the folder of the source where it was reached from there; else its absolute path."""
+    spelled = os.path.join(os.getcwd(), path)
+    for top in (os.path.join(os.getcwd(), os.path.dirname(source)), str(folder)):
+        if spelled.startswith(os.path.join(top, "")):
+            return spelled.removeprefix(os.path.join(top, ""))
+    return os.path.realpath(path)
+
+
+def _object(read: Path, folder: Path) -> Path | None:
+    """The object of the files listed in `read`, as they are now; None where nothing was compiled yet."""
+    if not read.exists():
+        return None
+    whole = hashlib.sha256(read.stem.encode())
+    for name in json.loads(read.read_text(encoding="utf-8")):
+        path = folder / name  # of an absolute name that name itself
+        own = not os.path.isabs(name)
+        state = path.read_bytes() if own and path.is_file() else repr(_stat(path)).encode()
+        whole.update(name.encode() + b"\0" + hashlib.sha256(state).digest())
+    return read.with_name(f"{whole.hexdigest()[:24]}.o")
 
 
 def order(sections: Sequence[str], seed: str) -> list[tuple[str, int]]:
@@ -144,7 +163,7 @@ def link(words: Sequence[str], source: str, compiled_object: Path, seed: str) ->
         return subprocess.run([*linked, "-fuse-ld=gold", f"-Wl,--section-ordering-file={listed}"]).returncode
 
 
-def _stat(path: str) -> list[int]:
+def _stat(path: Path) -> list[int]:
     try:
         about = os.stat(path)
     except OSError:

@@ -71,16 +71,42 @@ def test_linked_for_a_run_head_differs_from_base_and_base_from_its_copy_does_not
     assert seeds[0] == seeds[1] != seeds[2] == seeds[3]
 
 
-def test_a_checkout_elsewhere_with_the_same_files_shares_the_object(tmp_path: Path) -> None:
-    keys = []
-    for name in ("x", "y"):
-        (tmp_path / name).mkdir()
-        source = tmp_path / name / "a.cpp"
-        source.write_text(SOURCE)
-        keys.append(relink.key_of(["g++", f"-I{source.parent}", str(source)], str(source)))
-    assert keys[0] == keys[1]
-    (tmp_path / "y/header.h").write_text("// beside it\n")
-    assert relink.key_of(["g++", f"-I{source.parent}", str(source)], str(source)) != keys[0]
+def value_of(source: Path, store: Path) -> int:
+    """What `function` of a source returns once it is compiled through the store and linked."""
+    command = ["g++", "-shared", "-fPIC", str(source), "-o", str(source.with_suffix(".so"))]
+    found = relink.compiled(command, str(source), store)
+    assert relink.link(command, str(source), found, "seed") == 0
+    return int(ctypes.CDLL(str(source.with_suffix(".so"))).function())
+
+
+@pytest.mark.parametrize("header", ["beside.h", "operators/below.h", "operators/part.inc", "../elsewhere/above.h"])
+def test_checkouts_share_an_object_until_a_file_that_it_read_differs(tmp_path: Path, header: str) -> None:
+    store = tmp_path / "objects"
+    sources = []
+    for name, value in (("x", 1), ("y", 1), ("z", 2)):
+        source = tmp_path / name / "csrc/a.cpp"
+        included = source.parent / header
+        included.parent.mkdir(parents=True)
+        source.parent.mkdir(exist_ok=True)
+        included.write_text(f"#define VALUE {value}\n")
+        source.write_text(f'#include "{header}"\nextern "C" int function() {{ return VALUE; }}\n')
+        sources.append(source)
+    assert [value_of(source, store) for source in sources] == [1, 1, 2]
+    assert len(list(store.glob("*.o"))) == 2
+    assert relink.compiled(["g++", "-shared", str(sources[0]), "-o", "a.so"], str(sources[0]), store).exists()
+
+
+def test_a_new_header_that_hides_another_one_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "include").mkdir()
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "include/value.h").write_text("#define VALUE 1\n")
+    source = tmp_path / "csrc/a.cpp"
+    source.write_text('#include "value.h"\nextern "C" int function() { return VALUE; }\n')
+    command = ["g++", "-shared", "-fPIC", f"-I{tmp_path / 'include'}", str(source), "-o", "a.so"]
+    first = relink.compiled(command, str(source), tmp_path / "objects")
+    assert relink.compiled(command, str(source), tmp_path / "objects") == first
+    (tmp_path / "csrc/value.h").write_text("#define VALUE 2\n")
+    assert relink.compiled(command, str(source), tmp_path / "objects") != first
 
 
 @pytest.mark.parametrize(
