@@ -1,7 +1,8 @@
 """What formulations share that meet a block of queries with more keys than their windows hold.
 
 The mask gives a key outside the window the weight 0, but 0 times Inf is NaN. So k and v are made finite, and queries
-whose own window holds what was not finite get NaN afterwards.
+whose own window holds what was not finite get NaN afterwards. Their products may overflow, so a mask takes the place of
+a logit and is not added to it: Inf less Inf is NaN.
 """
 
 from __future__ import annotations
@@ -21,26 +22,26 @@ def finite(k: Tensor, v: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(is_finite, k, 0.0), torch.where(is_finite, v, 0.0), found
 
 
-def softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """The weights [.., queries, keys] of logits to which `mask`, 0 or -inf, is added."""
-    return (logits + mask).softmax(-1)
+def softmax(logits: Tensor, outside: Tensor) -> Tensor:
+    """The weights [.., queries, keys] of logits but those of keys `outside`."""
+    return logits.masked_fill(outside, -torch.inf).softmax(-1)
 
 
 LOWEST = -80.0
 """exp of it, over the number of keys, is a normal number of float32."""
 
 
-def softmax_without_underflow(logits: Tensor, mask: Tensor) -> Tensor:
+def softmax_without_underflow(logits: Tensor, outside: Tensor) -> Tensor:
     """The same for ONNX Runtime, whose exp takes 30 times as long where the result underflows, as it does for a mask.
 
     Logits are raised to LOWEST below the largest of their query, which changes a weight by less than 2e-35; those that
     the mask excludes get the weight 0 afterwards. float16 has no such room.
     """
-    masked = logits + mask
+    masked = logits.masked_fill(outside, -torch.inf)
     if logits.dtype == torch.float16:
         return masked.softmax(-1)
     raised = torch.maximum(masked, masked.amax(-1, keepdim=True) + LOWEST)
-    return raised.softmax(-1) * (mask == 0).to(logits.dtype)
+    return raised.softmax(-1) * (~outside).to(logits.dtype)
 
 
 def add_nonfinite(window: Window, y: Tensor, found: Tensor, dim: int) -> Tensor:

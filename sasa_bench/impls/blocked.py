@@ -27,7 +27,7 @@ def _blocks(height: int, width: int) -> tuple[int, int, int]:
 
 
 def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The step from a query's row to that of each key of the halo, the same of columns, and the mask: 0 or -inf."""
+    """The step from a query's row to that of each key of the halo, the same of columns, and which keys are outside."""
     size, down, across = _blocks(height, width)
     device = like.device
 
@@ -46,8 +46,7 @@ def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tenso
 
     (row_steps, rows), (column_steps, columns) = side(down, height, window.rows), side(across, width, window.columns)
     allowed = rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
-    mask = torch.zeros(allowed.shape, device=device, dtype=like.dtype).masked_fill(~allowed, -torch.inf)
-    return row_steps, column_steps, mask.flatten(4, 5).flatten(2, 3).flatten(0, 1)
+    return row_steps, column_steps, ~allowed.flatten(4, 5).flatten(2, 3).flatten(0, 1)
 
 
 def run(
@@ -60,7 +59,7 @@ def run(
     rel_col: Tensor | None,
 ) -> Tensor:
     """Blocks of S x S queries against halos of (S + K - 1)^2 keys; pairs outside the exact window are masked."""
-    row_steps, column_steps, mask = at
+    row_steps, column_steps, outside = at
     batch, channels, height, width = sizes(q)
     size, down, across = _blocks(height, width)
     heads, d = window.heads, channels // window.heads
@@ -77,7 +76,7 @@ def run(
     block = F.pad(q.unflatten(1, (heads, d)), (0, right, 0, bottom))
     block = block.reshape(batch, heads, d, down, size, across, size)
     block = block.permute(0, 1, 3, 5, 4, 6, 2).reshape(batch, heads, down * across, size**2, d)
-    logits = block @ halos(k) + mask
+    logits = block @ halos(k)
     if rel_row is not None and rel_col is not None:
         by_row = (block[..., : d // 2] @ rel_row[:, None]).unflatten(3, (size, size))
         by_column = (block[..., d // 2 :] @ rel_col[:, None]).unflatten(3, (size, size))
@@ -85,7 +84,7 @@ def run(
         by_row = by_row.gather(5, row_steps[:, None, :].expand(*shape, halo[0]))
         by_column = by_column.gather(5, column_steps[None, :, :].expand(*shape, halo[1]))
         logits = logits + (by_row[..., None] + by_column[..., None, :]).view_as(logits)
-    y = logits.softmax(-1) @ halos(v).transpose(-1, -2)
+    y = _windows.softmax(logits, outside) @ halos(v).transpose(-1, -2)
     y = y.view(batch, heads, down, across, size, size, d)
     y = y.permute(0, 1, 6, 2, 4, 3, 5).reshape(batch, heads, d, down * size, across * size)
     return _windows.add_nonfinite(window, y[..., :height, :width], nonfinite, dim=2).flatten(1, 2)

@@ -25,7 +25,7 @@ from sasa_bench.impls import Core, Window, _onnx, _windows, local_attention
 from sasa_bench.networks.core import sizes
 
 Softmax = Callable[[Tensor, Tensor], Tensor]
-"""(logits, mask of 0 or -inf) -> weights."""
+"""(logits, which keys are outside) -> weights."""
 
 BLOCK = 4
 """S, the side of a block of queries, pixels."""
@@ -61,16 +61,16 @@ def bands(window: Window, height: int, width: int) -> list[tuple[slice, slice]] 
 
 
 def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tensor, ...]:
-    """The tables of a map of `height` x `width` pixels, either of which may be symbolic, for the dtype of `like`.
+    """The tables of a map of `height` x `width` pixels, either of which may be symbolic, on the device of `like`.
 
     With halos of h x w pixels, h = S + Kh - 1 and w = S + Kw - 1:
 
     queries  [blocks, S]: the runs of S pixels of every block, in the map padded to whole blocks
     keys     [blocks, h w / RUN]: the runs of every halo, in the map padded to whole halos
     pixels   [rows of the padded map x blocks in a row]: where the blocks hold each run of S pixels
-    mask     [blocks, S^2, h w]: 0, or -inf for the keys outside the window of the query
+    outside  [blocks, S^2, h w]: whether a key is outside the window of the query
 
-    Of a map in bands the mask of each, [rows of queries x W, rows of keys x W].
+    Of a map in bands the last of each, [rows of queries x W, rows of keys x W].
     """
     device = like.device
     if in_bands := bands(window, height, width):
@@ -79,10 +79,9 @@ def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tenso
             for n, radius in zip((height, width), window.radii, strict=True)
         )
         return tuple(
-            torch.where(row_near[rows, keys][:, None, :, None] & column_near[:, None], 0.0, -torch.inf)
-            .to(like.dtype).flatten(2).flatten(0, 1)
+            ~(row_near[rows, keys][:, None, :, None] & column_near[:, None]).flatten(2).flatten(0, 1)
             for rows, keys in in_bands
-        )  # fmt: skip
+        )
     down, across = (height + BLOCK - 1) // BLOCK, (width + BLOCK - 1) // BLOCK
 
     def runs(rows: int, columns: int, run: int) -> Tensor:
@@ -105,13 +104,12 @@ def tables(window: Window, height: int, width: int, like: Tensor) -> tuple[Tenso
 
     rows, columns = seen(down, height, window.rows), seen(across, width, window.columns)
     both = rows[:, None, :, None, :, None] & columns[None, :, None, :, None, :]
-    mask = torch.where(both, 0.0, -torch.inf).to(like.dtype)
     i, j = torch.arange(down * BLOCK, device=device)[:, None], torch.arange(across, device=device)
     return (
         runs(BLOCK, BLOCK, BLOCK),
         runs(BLOCK + window.rows - 1, BLOCK + window.columns - 1, RUN),
         ((i // BLOCK * across + j) * BLOCK + i % BLOCK).flatten(),
-        mask.flatten(4, 5).flatten(2, 3).flatten(0, 1),
+        ~both.flatten(4, 5).flatten(2, 3).flatten(0, 1),
     )
 
 

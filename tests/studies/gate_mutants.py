@@ -78,9 +78,8 @@ ROUNDS: tuple[tuple[SlowDown, ...], ...] = (
             "a serial loop over heads",
             "blocked",
             "impls/blocked.py",
-            "    logits = block @ halos(k) + mask\n",
-            "    keys = halos(k)\n"
-            "    logits = torch.stack([block[:, n] @ keys[:, n] for n in range(heads)], 1) + mask\n",
+            "    logits = block @ halos(k)\n",
+            "    keys = halos(k)\n    logits = torch.stack([block[:, n] @ keys[:, n] for n in range(heads)], 1)\n",
         ),
         SlowDown(
             "compiled with -O1", "fused", "impls/_attention.py", '"-O3", "-fno-math-errno"', '"-O1", "-fno-math-errno"'
@@ -108,8 +107,8 @@ ROUNDS: tuple[tuple[SlowDown, ...], ...] = (
             "a cache that misses: mask and steps are made in each call",
             "blocked",
             "impls/blocked.py",
-            "    row_steps, column_steps, mask = at\n",
-            "    row_steps, column_steps, mask = tables(window, q.shape[2], q.shape[3], q)\n",
+            "    row_steps, column_steps, outside = at\n",
+            "    row_steps, column_steps, outside = tables(window, q.shape[2], q.shape[3], q)\n",
         ),
         SlowDown("vectors of half the width", "fused", "impls/_native.py", "or runnable[0]", 'or "avx2"'),
         _convolution(
