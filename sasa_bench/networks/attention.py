@@ -210,38 +210,40 @@ class WindowAttention(nn.Module):
             raise RuntimeError(f"{_name(kernel)} prepares for one size: export it with fixed sizes, or give a `core`")
         if self.window.rows != self.window.columns:
             raise RuntimeError(f"{_name(kernel)} has square windows, not {self.window.rows} x {self.window.columns}")
+        layer = self.window, self.out_channels, self.rel_row is not None
         prepared: Function = self._kept.get(
-            self._prepare, x, kernel, make, scope, max(batch, 1), height, width, torch.is_grad_enabled()
+            _prepare, x, kernel, make, scope, *layer, max(batch, 1), height, width, torch.is_grad_enabled()
         )
         return prepared
 
-    def _prepare(
-        self, kernel: Kernel, make: Callable[[Case], Function], scope: str, batch: int, height: int, width: int,
-        grad: bool, like: Tensor,
-    ) -> Function:  # fmt: skip
-        """Raises RuntimeError with the reason of an implementation that cannot do it."""
-        name = str(like.dtype).removeprefix("torch.")
-        supports = getattr(kernel, "supports", None)
-        if supports and name not in DTYPE_BYTES:
-            raise RuntimeError(f"{_name(kernel)} prepares for {', '.join(DTYPE_BYTES)}, not {name}: convert the module")
-        case = Case(
-            scope=scope,
-            kernel_size=self.window.rows,
-            channels=self.out_channels,
-            heads=self.heads,
-            resolution=f"{height}x{width}",
-            batch=batch,
-            position="relative" if self.rel_row is not None else "none",
-            border=self.border,
-            dtype=name if name in DTYPE_BYTES else "float32",
-            device="cuda" if like.device.type == "cuda" else "cpu",
-            mode="training" if grad else "forward",
-        )
-        if supports:
-            reason = supports(case) or kernel.missing()  # type: ignore[attr-defined]
-            if reason:
-                raise RuntimeError(reason)
-        return make(case)
+
+def _prepare(
+    kernel: Kernel, make: Callable[[Case], Function], scope: str, window: Window, channels: int, relative: bool,
+    batch: int, height: int, width: int, grad: bool, like: Tensor,
+) -> Function:  # fmt: skip
+    """Raises RuntimeError with the reason of an implementation that cannot do it."""
+    name = str(like.dtype).removeprefix("torch.")
+    supports = getattr(kernel, "supports", None)
+    if supports and name not in DTYPE_BYTES:
+        raise RuntimeError(f"{_name(kernel)} prepares for {', '.join(DTYPE_BYTES)}, not {name}: convert the module")
+    case = Case(
+        scope=scope,
+        kernel_size=window.rows,
+        channels=channels,
+        heads=window.heads,
+        resolution=f"{height}x{width}",
+        batch=batch,
+        position="relative" if relative else "none",
+        border=window.border,
+        dtype=name if name in DTYPE_BYTES else "float32",
+        device="cuda" if like.device.type == "cuda" else "cpu",
+        mode="training" if grad else "forward",
+    )
+    if supports:
+        reason = supports(case) or kernel.missing()  # type: ignore[attr-defined]
+        if reason:
+            raise RuntimeError(reason)
+    return make(case)
 
 
 def _must_stay(core: Core | None, y: Tensor) -> bool:

@@ -14,6 +14,9 @@ KEPT_BYTES = 16 << 20
 
 KEPT_ENTRIES = 16
 
+FUNCTION_BYTES = KEPT_BYTES // 4
+"""What a function counts as, since nobody can see what it holds."""
+
 
 def is_traced(t: Tensor) -> bool:
     """Whether operations on `t` are recorded or transformed instead of only run: what they give must not be kept."""
@@ -74,4 +77,4 @@ def _bytes(value: Any) -> int:
         return value.untyped_storage().nbytes()
     if isinstance(value, (tuple, list)):
         return sum(map(_bytes, value))
-    return 0
+    return FUNCTION_BYTES if callable(value) else 0

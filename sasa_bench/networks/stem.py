@@ -56,12 +56,14 @@ class Stem(nn.Sequential):
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics towards those of the batch, as nn.BatchNorm2d does."""
+        """Move the running statistics towards those of the batch, as nn.BatchNorm2d does: an empty one moves none."""
         norm = self.norm
         assert norm.num_batches_tracked is not None
         assert norm.running_mean is not None
         assert norm.running_var is not None
         norm.num_batches_tracked.add_(1)
+        if count == 0:
+            return
         momentum = norm.momentum if norm.momentum is not None else 1 / float(norm.num_batches_tracked)
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         unbiased = variance * (count / max(count - 1, 1))

@@ -17,7 +17,8 @@ def saved_types() -> list[Any]:
     from torch import nn
 
     from sasa_bench.networks import attention, build, core, kept, stem
+    from sasa_bench.nn.stem import StemOf
 
     homes = (nn.modules, attention, build, stem, core, kept)
     own = [value for home in homes for value in vars(home).values() if isinstance(value, type)]
-    return [*own, LocalAttention2d, FoldedAttention2d, torch.nn.Parameter, torch.Size, set]
+    return [*own, LocalAttention2d, FoldedAttention2d, StemOf, torch.nn.Parameter, torch.Size, set]

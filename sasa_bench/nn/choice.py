@@ -1,7 +1,7 @@
 """Which implementation `impl="auto"` runs, and why.
 
 The rule: of a list for the device and the mode, the fastest first, the first one that is ready on this machine and
-takes the dtype, the window and what is done with the layer: torch.func, forward-mode derivatives and exports need
+takes the tensors, the window and what is done with the layer: torch.func, forward-mode derivatives and exports need
 torch's own operators. The list comes from this machine's measurements, where `sasa-bench doctor --choose-from FILE`
 stored them, else from choice.csv, the order in the reference results of this repository.
 """
@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 
 from sasa_bench import impls
 from sasa_bench.case import UserError
-from sasa_bench.impls import Impl, Window
+from sasa_bench.impls import Core, Impl, Window
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.record import Record
 
@@ -71,15 +71,18 @@ def own_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sasa-bench" / "choice.csv"
 
 
-def choose(use: Use, window: Window) -> Choice:
-    """The implementation for a use, by the rule above. Raises RuntimeError where none can run."""
+def choose(use: Use, window: Window, refused: Mapping[str, str] | None = None) -> Choice:
+    """The implementation for a use, by the rule above. Raises RuntimeError where none can run.
+
+    `refused` names those that cannot take the tensors at hand, with the reason.
+    """
     device = "cpu" if use.device == "meta" else use.device
     mode = "training" if use.grad else "forward"
     orders, source = _orders()
     passed: list[str] = []
     first = orders.get(("onnx", "forward"), ()) if use.exported == "onnx" else ()
     for name in dict.fromkeys((*first, *orders.get((device, mode), ()), *_all())):
-        if reason := unfit(name, use, window):
+        if reason := (refused or {}).get(name) or unfit(name, use, window):
             passed.append(f"{name}: {reason}")
         else:
             return Choice(name, f"the first of {source} that can run" + (f" ({'; '.join(passed)})" if passed else ""))
@@ -101,11 +104,16 @@ def unfit(name: str, use: Use, window: Window) -> str | None:
         return "torch.export would close open sizes"
     if use.transformed and not core.transforms:
         return "torch.func and forward-mode derivatives do not go through it"
-    like = torch.empty(1, window.heads * use.width, 1, 1, dtype=use.dtype, device="meta")
     try:
-        return core.refuses(window, _Like(use.device, like), False) or impl.missing()  # type: ignore[arg-type]
+        return refuses(core, use, window) or impl.missing()
     except Exception as error:  # whatever keeps one implementation from saying leaves the others to choose from
         return str(error)
+
+
+def refuses(core: Core, use: Use, window: Window, relative: bool = False) -> str | None:
+    """None, or why a core cannot take a map of one pixel of this use."""
+    like = torch.empty(1, window.heads * use.width, 1, 1, dtype=use.dtype, device="meta")
+    return core.refuses(window, _Like(use.device, like), relative)  # type: ignore[arg-type]
 
 
 class _Like:
@@ -212,14 +220,14 @@ READY: dict[str, Impl] = vars(LOADED)
 """The same by name."""
 
 
-def ready(name: str, use: Use | None, window: Window) -> str:
-    """The name of an implementation in READY: `name`, or what is chosen for `use` where it is "auto".
+def ready(name: str, use: Use | None, window: Window, refused: Mapping[str, str] | None = None) -> str:
+    """The name of an implementation in READY: `name`, or what is chosen for `use` where it is "auto"; see `choose`.
 
     Raises RuntimeError with what is missing on this machine.
     """
     if name == AUTO:
         assert use is not None
-        name = choose(use, window).name
+        name = choose(use, window, refused).name
     if name not in READY:
         impl = impls.get(name)
         if impl.core is not None:

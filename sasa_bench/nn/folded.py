@@ -19,7 +19,8 @@ class FoldedAttention2d(nn.Module):
 
     x [B, C_in, H, W] -> y, channels last if x is. In eval mode and without gradients, an implementation that can packs
     the weights at the first call and again after a parameter has changed (but for changes through `.data`, which nobody
-    can see), and applies norm and relu as it stores y; in every other case the modules run one after the other.
+    can see), and applies norm and relu as it stores y; in every other case the modules run one after the other, also
+    where the layer is of a subclass, whose methods may do something else.
     """
 
     def __init__(
@@ -51,7 +52,8 @@ class FoldedAttention2d(nn.Module):
         if self.training or torch.is_grad_enabled() or is_traced(x) or torch.is_autocast_enabled(x.device.type):
             return None
         if (
-            not layer.one_product
+            type(layer) is not LocalAttention2d
+            or not layer.one_product
             or layer.w_out is not None
             or layer.stride > 1
             or x.dtype != layer.w_qkv.dtype
@@ -70,10 +72,11 @@ class FoldedAttention2d(nn.Module):
             used += [norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.num_batches_tracked]
         if any(t is not None and t.is_inference() for t in used):
             return None  # whether it changed cannot be known
-        key = (core, layer.scale, *(None if t is None else (t.data_ptr(), t._version, t.dtype) for t in used))
+        relu = self.relu is not None and self.pool is None
+        options = (core, layer.scale, None if norm is None else norm.eps, relu)
+        key = (*options, *(None if t is None else (t.data_ptr(), t._version, t.dtype) for t in used))
         if self._packed is None or self._packed[0] != key:
             w = layer.w_qkv if layer.scale == 1 else layer._scaled(layer.w_qkv)
-            relu = self.relu is not None and self.pool is None
             self._packed = key, core.pack(layer.window, w, layer.rel_row, layer.rel_col, norm, relu)
         return self._packed[1]
 
@@ -94,10 +97,10 @@ def fold(model: nn.Module) -> nn.Module:
     of the others. Elsewhere, such as in a forward method of your own, put a FoldedAttention2d where the layer is
     called. A graph that torch.compile freezes needs none of this: it is folded by itself.
 
-    A module with hooks stays as it is.
+    A layer of a subclass or with a parametrization stays as it is, and so does a module with hooks.
     """
     model = copy.deepcopy(model).eval()
-    if isinstance(model, LocalAttention2d):
+    if type(model) is LocalAttention2d and not _hooked(model):
         return FoldedAttention2d(model, None, None, None).eval()
     for chain in [m for m in model.modules() if type(m).forward is nn.Sequential.forward]:
         _fold_chain(chain)
@@ -110,7 +113,7 @@ BEHIND = (nn.AvgPool2d, nn.BatchNorm2d, nn.ReLU)
 def _fold_chain(chain: nn.Module) -> None:
     children = list(chain._modules.items())  # named_children leaves out a module that stands there twice
     for at, (name, layer) in enumerate(children):
-        if not isinstance(layer, LocalAttention2d) or _hooked(layer):
+        if type(layer) is not LocalAttention2d or _hooked(layer):
             continue
         found = _behind([module for _, module in children[at + 1 :]])
         pool, norm, relu = found
@@ -134,4 +137,5 @@ def _behind(modules: Sequence[nn.Module | None]) -> list[Any]:
 
 
 def _hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import sys
 from typing import Any
@@ -16,7 +17,7 @@ from sasa_bench.networks import describe, image_shape, layers
 from sasa_bench.networks.attention import RELATIVE, WindowAttention
 from sasa_bench.networks.build import build
 from sasa_bench.networks.core import transforming, transforms_run
-from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, choose, constant_in_traces, ready, ready_in_trace
+from sasa_bench.nn.choice import AUTO, LOADED, READY, Use, choose, constant_in_traces, ready, ready_in_trace, refuses
 from sasa_bench.nn.stem import StemOf
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -96,7 +97,7 @@ class LocalAttention2d(WindowAttention):
             border,
             out_channels,
             bias=bias,
-            scale=float(scale),
+            scale=_finite("scale", scale),
             proj=proj,
             dropout=float(dropout),
             stride=stride,
@@ -121,7 +122,8 @@ class LocalAttention2d(WindowAttention):
         if torch.compiler.is_compiling():
             exported = _exported(x)
             grad = torch.is_grad_enabled()
-            arguments = (x.device.type, x.dtype, grad, exported, self.head_dim, self.window)
+            relative = self.position in RELATIVE
+            arguments = (x.device.type, x.dtype, grad, exported, self.head_dim, self.window, relative)
             impl = getattr(LOADED, _ready_in_trace(self._impl, *arguments))
         else:
             # The legacy exporter traces.
@@ -140,21 +142,25 @@ class LocalAttention2d(WindowAttention):
 
     def _eager(self, x: Tensor, exported: str) -> Impl:
         name, window = self._impl, self.window
-        transformed = transforms_run() and transforming(x, self.w_qkv, self.rel_row, self.rel_col)
+        transformed = transforms_run() and transforming(x, self.w_qkv, self.b_qkv, self.rel_row, self.rel_col)
         if name == AUTO:
             key = (x.device.type, x.dtype, torch.is_grad_enabled(), exported, transformed, self.head_dim, window)
             name = _CHOSEN.get(key) or _CHOSEN.setdefault(key, ready(AUTO, Use(*key[:6]), window))
         impl = READY.get(name) or READY[ready(name, None, window)]
+        refused: dict[str, str] = {}
+        while impl.core is not None and (reason := impl.core.refuses(window, x, self.position in RELATIVE)):
+            refused[impl.name] = reason
+            if self._impl != AUTO:
+                raise RuntimeError(_refusal(impl.name, reason))
+            use = Use(x.device.type, x.dtype, torch.is_grad_enabled(), exported, transformed, self.head_dim)
+            impl = READY[ready(AUTO, use, window, refused)]
         core = impl.core
-        if core is not None:
-            if reason := core.refuses(window, x, self.position in RELATIVE):
-                raise RuntimeError(f"impl = {impl.name!r}: {reason}; 'auto' chooses one that can")
-            if transformed and not core.transforms:
-                use = Use(x.device.type, x.dtype, torch.is_grad_enabled(), transformed=True, width=self.head_dim)
-                other = choose(use, window).name
-                raise RuntimeError(
-                    f"torch.func and forward-mode derivatives do not go through {impl.name!r}: give impl = {other!r}"
-                )
+        if core is not None and transformed and not core.transforms:
+            use = Use(x.device.type, x.dtype, torch.is_grad_enabled(), transformed=True, width=self.head_dim)
+            other = choose(use, window).name
+            raise RuntimeError(
+                f"torch.func and forward-mode derivatives do not go through {impl.name!r}: give impl = {other!r}"
+            )
         return impl
 
     def _check(self, x: Tensor, w_qkv: Tensor) -> None:
@@ -199,6 +205,12 @@ def network(
 
     The arguments are the axes of a case at scope "network" and the implementation that runs the attention. A state dict
     of one fits the same network with any other implementation. An odd number of pixels halves upwards.
+
+    name              resnet26, resnet38, resnet50 or retinanet50
+    stem              conv, or attention: stand_alone, conv_values, aware_values
+    attention_groups  the groups of the backbone whose 3 x 3 convolutions are attention, such as "34"; none for none
+    kernel_size, heads, position, border, impl
+                      of every attention layer, as for LocalAttention2d
 
     Raises CaseError for a value outside its axis and UnknownImplError for an unknown implementation.
     """
@@ -254,9 +266,18 @@ def _exported(x: Tensor) -> str:
 
 @constant_in_traces
 def _ready_in_trace(
-    name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, width: int, window: Window
+    name: str, device: str, dtype: torch.dtype, grad: bool, exported: str, width: int, window: Window, relative: bool
 ) -> str:
-    return ready_in_trace(name, Use(device, dtype, grad, exported, width=width), window)
+    use = Use(device, dtype, grad, exported, width=width)
+    found = ready_in_trace(name, use, window)
+    core = READY[found].core
+    if core is not None and (reason := refuses(core, use, window, relative)):
+        raise RuntimeError(_refusal(found, reason))
+    return found
+
+
+def _refusal(name: str, reason: str) -> str:
+    return f"impl = {name!r}: {reason}; 'auto' chooses one that can"
 
 
 def _whole(name: str, value: Any, least: int) -> int:
@@ -269,6 +290,16 @@ def _whole(name: str, value: Any, least: int) -> int:
         raise ValueError(f"{name} = {value!r}: give a whole number, {least} or more") from None
     if number < least:
         raise ValueError(f"{name} = {value!r}: give a whole number, {least} or more")
+    return number
+
+
+def _finite(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{name} = {value!r}: give a finite number")
     return number
 
 

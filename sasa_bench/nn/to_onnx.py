@@ -111,6 +111,8 @@ def _check(module: nn.Module, images: tuple[Tensor, ...], layers: list[LocalAtte
     if not layers:
         raise ExportError(f"{type(module).__name__} contains no LocalAttention2d: torch.onnx.export suits it")
     for image in images:
+        if not isinstance(image, Tensor):
+            raise ExportError(f"an example is a {type(image).__name__}: give tensors [B, C, H, W]")
         if image.dim() != 4 or image.dtype not in DTYPES or image.device.type != "cpu":
             raise ExportError(
                 f"an example is {list(image.shape)}, {image.dtype} on {image.device}: give images "

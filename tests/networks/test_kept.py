@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor
 
 from sasa_bench import LocalAttention2d, impls
+from sasa_bench.case import Case
 from sasa_bench.networks import kept
+from sasa_bench.networks.attention import KernelAttention
 from sasa_bench.networks.kept import Kept
 
 WITH_TABLES = [
@@ -72,6 +75,39 @@ def test_threads_may_share_them() -> None:
         sizes = list(threads.map(lambda n: values.get(zeros, like, n % 61).numel(), range(2000)))
     assert sizes == [n % 61 for n in range(2000)]
     assert len(values.values) <= kept.KEPT_ENTRIES
+
+
+def test_functions_are_few_since_nobody_sees_what_they_hold() -> None:
+    values, like = Kept(), torch.empty(0)
+
+    def closure(count: int, like: Tensor) -> Callable[[], int]:
+        return lambda: count
+
+    for count in range(20):
+        assert values.get(closure, like, count)() == count
+    assert len(values.values) == 4
+
+
+class Prepared:
+    """A kernel that prepares for one case and knows no other size."""
+
+    layer = None
+
+    def attend(self, case: Case) -> Callable[..., Tensor]:
+        return lambda q, k, v, rel_row, rel_col: q + k + v
+
+
+def test_what_was_prepared_goes_with_its_layer() -> None:
+    layer = KernelAttention(Prepared(), 4, 3, 2, "none", "mask")
+    for side in range(3, 12):
+        layer(torch.randn(2, 4, side, 5))
+    gone = weakref.ref(layer)
+    gc.disable()
+    try:
+        del layer
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("name", WITH_TABLES)

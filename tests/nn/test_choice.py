@@ -10,6 +10,7 @@ from factory import record
 
 from sasa_bench import LocalAttention2d, impls
 from sasa_bench.case import Case, UserError
+from sasa_bench.impls import sdpa_dense
 from sasa_bench.nn import choice
 from sasa_bench.nn.choice import Use, choose
 
@@ -55,6 +56,24 @@ def test_rows_without_a_time_of_local_attention_teach_nothing(own: Path) -> None
     with pytest.raises(UserError, match="run a suite"):
         choice.learn([record("conv3x3")])
     assert not own.exists()
+
+
+def test_auto_takes_the_next_where_the_first_refuses_a_map_of_this_size(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own.write_text("device,mode,implementations\ncpu,forward,sdpa_dense\ncpu,training,sdpa_dense\n")
+    monkeypatch.setattr(sdpa_dense, "_memory", lambda device: 1 << 18)
+    monkeypatch.setattr("sasa_bench.nn.layer._CHOSEN", {})
+    layer = LocalAttention2d(8, kernel_size=3, heads=2)
+    assert layer.kernel(torch.randn(1, 8, 5, 5)).name == "sdpa_dense"
+    large = torch.randn(1, 8, 24, 24)
+    assert layer.kernel(large).name != "sdpa_dense"
+    y = layer(large)
+    layer.impl = "naive"
+    torch.testing.assert_close(y, layer(large), rtol=1e-4, atol=1e-5)
+    layer.impl = "sdpa_dense"
+    with pytest.raises(RuntimeError, match="more than half of the"):
+        layer(large)
 
 
 def test_the_reason_names_what_was_passed_over() -> None:

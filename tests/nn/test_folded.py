@@ -164,3 +164,42 @@ def test_a_module_with_a_hook_stays_as_it_is() -> None:
     with torch.no_grad():
         folded(torch.randn(1, 16, 5, 5))
     assert len(outputs) == 1
+    layer = attention()
+    layer.register_forward_pre_hook(lambda module, given: outputs.append(given[0]))
+    assert type(fold(layer)) is LocalAttention2d
+
+
+class Doubled(LocalAttention2d):
+    """A layer whose forward pass does more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def parametrized(layer: LocalAttention2d) -> LocalAttention2d:
+    nn.utils.parametrize.register_parametrization(layer, "w_qkv", nn.Tanh())
+    return layer
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Doubled(16, kernel_size=3, impl="fused"), lambda: parametrized(attention())],
+    ids=["subclass", "parametrized"],
+)  # fmt: skip
+def test_a_layer_that_computes_something_else_stays_as_it_is(make, packings: list[bool]) -> None:  # type: ignore[no-untyped-def]
+    layer, x = make().eval(), torch.randn(1, 16, 5, 5)
+    with torch.no_grad():
+        for model in (layer, nn.Sequential(layer, nn.ReLU()).eval()):
+            assert torch.equal(fold(model)(x), model(x))
+        assert torch.equal(FoldedAttention2d(layer, None, None, None).eval()(x), layer(x))
+    assert packings == []
+
+
+def test_weights_are_packed_again_where_the_norm_or_the_relu_changes(packings: list[bool]) -> None:
+    (layer, *_) = fold(seen(nn.Sequential(attention(), nn.BatchNorm2d(16), nn.ReLU())))  # type: ignore[misc]
+    x = torch.randn(1, 16, 5, 5)
+    with torch.no_grad():
+        for change in (lambda: None, lambda: setattr(layer.norm, "eps", 0.5), lambda: setattr(layer, "relu", None)):
+            change()
+            y = layer.norm(layer.attention(x))
+            torch.testing.assert_close(layer(x), y if layer.relu is None else y.relu(), rtol=1e-4, atol=1e-4)
+    assert packings == [True, True, False]

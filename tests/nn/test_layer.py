@@ -9,6 +9,7 @@ import random
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from sasa_bench import LocalAttention2d, impls, network, ops
 from sasa_bench.case import Case
@@ -103,6 +104,8 @@ def test_the_repr_says_what_was_asked_for() -> None:
         ({"impl": "conv3x3"}, "computes no local attention inside a model"),
         ({"impl": "nothing"}, "unknown implementation 'nothing'"),
         ({"channels": 0, "out_channels": 8}, "1 or more"),
+        ({"scale": "x"}, "scale = 'x': give a finite number"),
+        ({"scale": float("nan")}, "give a finite number"),
     ],
 )
 def test_a_layer_that_cannot_be_is_refused(arguments: dict[str, object], hint: str) -> None:
@@ -120,6 +123,61 @@ def test_an_input_of_another_shape_or_dtype_is_refused() -> None:
         layer(torch.ones(1, 8, 5, 5, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"module.to\(x.dtype\)"):
         layer(torch.randn(1, 8, 5, 5, dtype=torch.bfloat16))
+
+
+def compiled(layer: LocalAttention2d, x: torch.Tensor) -> torch.Tensor:
+    return torch.compile(layer, backend="eager", fullgraph=True)(x)
+
+
+def exported(layer: LocalAttention2d, x: torch.Tensor) -> torch.Tensor:
+    return torch.export.export(layer, (x,)).module()(x)
+
+
+@pytest.mark.skipif(impls.get("fused").missing() is not None, reason="nothing to build the kernel with")
+@pytest.mark.parametrize("traced", [compiled, exported], ids=["compile", "export"])
+@pytest.mark.parametrize("position", ["none", "relative"])
+def test_what_an_implementation_refuses_it_refuses_in_a_trace_too(traced, position: str) -> None:  # type: ignore[no-untyped-def]
+    layer = LocalAttention2d(8, kernel_size=(3, 7), heads=2, position=position, impl="fused")
+    x = torch.randn(1, 8, 6, 9)
+    with pytest.raises(RuntimeError, match="the fused kernel has square windows, not 3 x 7"):
+        layer(x)
+    with pytest.raises(Exception, match="the fused kernel has square windows, not 3 x 7"):
+        traced(layer, x)
+    layer.impl = "auto"
+    torch.testing.assert_close(traced(layer, x), layer(x))
+
+
+@pytest.mark.parametrize("name", [name for name in LOCAL if name != "sdpa_dense"])
+@pytest.mark.parametrize(("shape", "column"), [((6, 7), 5), ((18, 20), 4)])
+def test_a_product_that_overflows_outside_of_a_window_changes_nothing_in_it(
+    name: str, shape: tuple[int, int], column: int
+) -> None:
+    """Inf less Inf is NaN, so a mask of -inf must not be added to a logit. torch's own dense attention adds its."""
+    layer = LocalAttention2d(2, kernel_size=3, heads=1, position="none", impl=name)
+    w_qkv = torch.zeros(6, 2)
+    w_qkv[0, 0] = w_qkv[2, 1] = w_qkv[4, 0] = w_qkv[5, 1] = 1.0  # q = x_0, k = x_1, v = x
+    layer.load_state_dict({"w_qkv": w_qkv})
+    x = torch.randn(1, 2, *shape)
+    x[0, :, 0, 0] = torch.tensor([1e20, 0.0])
+    x[0, :, 0, column] = torch.tensor([0.0, 1e20])
+    with torch.no_grad():
+        y = layer(x)
+        layer.impl = "naive"
+        expected = layer(x)
+    assert expected[0, :, 0, 0].isfinite().all()
+    torch.testing.assert_close(y, expected, equal_nan=True)
+
+
+def test_a_dual_bias_chooses_what_has_its_derivative() -> None:
+    layer = LocalAttention2d(8, kernel_size=3, heads=2, bias=True)
+    x, tangent = torch.randn(2, 8, 5, 5), torch.randn(24)
+    found = []
+    for name in ("auto", "naive"):
+        layer.impl = name
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(layer.b_qkv.detach(), tangent)
+            found.append(forward_ad.unpack_dual(torch.func.functional_call(layer, {"b_qkv": dual}, x)).tangent)
+    torch.testing.assert_close(*found)
 
 
 def test_a_network_loads_the_state_of_one_with_another_implementation() -> None:

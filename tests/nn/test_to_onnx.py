@@ -15,7 +15,7 @@ from torch import nn
 import sasa_bench
 from sasa_bench import impls
 from sasa_bench.cli import cli
-from sasa_bench.nn import ExportError, to_onnx
+from sasa_bench.nn import ExportError, saved_types, to_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -89,6 +89,13 @@ def test_the_command_takes_a_saved_module_and_a_factory(tmp_path: Path, monkeypa
         (type(layer), [1, 8, 28, 28], {"dynamic": True, "library": False}),
         (nn.Sequential, [2, 3, 64, 64], {"dynamic": False, "library": False}),
     ]
+
+
+def test_a_saved_network_with_any_stem_is_read_again(tmp_path: Path) -> None:
+    for stem in ("conv", "stand_alone", "conv_values", "aware_values"):
+        torch.save(sasa_bench.network("resnet26", stem, "4"), tmp_path / "m.pt")
+        with torch.serialization.safe_globals(saved_types()):
+            assert isinstance(torch.load(tmp_path / "m.pt"), nn.Module)
 
 
 @pytest.mark.parametrize(
