@@ -11,6 +11,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from sasa_bench import ops
 from sasa_bench.case import Case
+from sasa_bench.networks.layers import AttentionStem
 
 Shape = Sequence[int]
 
@@ -76,6 +77,26 @@ def layer(
 def layer_backward(dy: Shape, x: Shape, w: Shape, row: Shape | None, col: Shape | None, *rest: Any, **_: Any) -> int:
     """Of (dy, x, w_qkv, rel_row, rel_col, saved..., kernel_size, heads, zero_border): twice the forward pass."""
     return 2 * layer(x, w, row, col, rest[-3], rest[-2])
+
+
+def layer_packed(
+    x: Shape, w: Shape, row: Shape | None, col: Shape | None, bias: Shape | None, channels: int, kernel_size: int,
+    heads: int, *_rest: Any, **_: Any,
+) -> int:  # fmt: skip
+    """Of (x, packed w_qkv, rel_row, rel_col, bias, channels, kernel_size, heads, ...) -> y, the projections with it."""
+    return layer(x, (3 * channels, x[1]), row, col, kernel_size, heads)
+
+
+def stem(x: Shape, form: Shape, values: Shape, *_rest: Any, **_: Any) -> int:
+    """Of (x [B, 3, H, W], form, values [16, C, 3] or [C, 3, 4, 4], ...) -> the attention of a stem."""
+    by_convolution = len(values) == 4
+    found = AttentionStem(values[0 if by_convolution else 1], "conv_values" if by_convolution else "stand_alone")
+    return x[0] * found.flops((x[1], x[2], x[3]))
+
+
+def stem_backward(gradient: Shape, *arguments: Any, **_: Any) -> int:
+    """Of (gradient, offset, slope, x, form, values, ...): twice the forward pass."""
+    return 2 * stem(*arguments[2:5])
 
 
 def count(name: str, formula: Any) -> None:

@@ -225,6 +225,7 @@ def define(
     rest = "Tensor? rel_row, Tensor? rel_col, int kernel_size, int heads, bool zero_border) -> Tensor"
     for suffix, maps, function in (("", "Tensor q, Tensor k, Tensor v", attend), ("_qkv", "Tensor qkv", attend_qkv)):
         composite(f"{name}{suffix}", f"({maps}, {rest}", function)
+        autocast(f"{name}{suffix}", "CUDA")
     counted = (
         ("_forward", _flops.forward),
         ("_backward", _flops.backward),
@@ -251,7 +252,9 @@ def _opaque(name: str, function: Callable[..., Any], fake: Callable[..., Any]) -
 def _output(operator: Any, tensors: tuple[Tensor | None, ...], *axes: int) -> Tensor:
     """The first output of an operator, without torch's wrapper for gradients where none is asked for: it is Python."""
     y: Tensor
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)):
+    asked = torch.is_grad_enabled() and torch._C._any_requires_grad(*tensors)
+    # Under vmap a tensor does not show that the one beneath it needs a gradient.
+    if asked or torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
         y = operator(*tensors, *axes)[0]
     else:
         with torch._C._AutoDispatchBelowAutograd():
@@ -264,6 +267,23 @@ def composite(name: str, signature: str, function: Callable[..., Any]) -> Any:
     library.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
     library.impl(name, function, "CompositeImplicitAutograd")
     return getattr(torch.ops.sasa_bench, name)
+
+
+def autocast(name: str, device: str) -> None:
+    """Under torch.autocast the operator sasa_bench::NAME runs in its dtype on CPU or CUDA, as convolutions do."""
+    operator = getattr(torch.ops.sasa_bench, name).default
+    key = getattr(torch._C.DispatchKey, f"Autocast{device}")
+
+    def run(*arguments: Any) -> Any:
+        dtype = torch.get_autocast_dtype(device.lower())
+        with torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key)):
+            return operator(*(a.to(dtype) if _is_cast(a) else a for a in arguments))
+
+    library.impl(name, run, f"Autocast{device}")
+
+
+def _is_cast(argument: Any) -> bool:
+    return isinstance(argument, Tensor) and argument.is_floating_point() and argument.dtype != torch.float64
 
 
 def refuse_transforms(name: str, what: str, *tensors: Tensor | None) -> None:

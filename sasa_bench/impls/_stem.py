@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sasa_bench.case import STEM_HEADS
+from sasa_bench.impls import _flops
 from sasa_bench.impls._native import ISAS, Library, chosen_isa
 from sasa_bench.impls._operator import composite, refuse_transforms
 from sasa_bench.networks.layers import STEM_WINDOW
@@ -239,6 +240,12 @@ def _differentiate(ctx, d_top, _argmax, d_mean, d_variance):  # type: ignore[no-
 
 
 top_forward.register_autograd(_differentiate, setup_context=_keep)
+for _name, _formula in (
+    ("stem_inference_forward", _flops.stem),
+    ("stem_top_forward", _flops.stem),
+    ("stem_backward", _flops.stem_backward),
+):
+    _flops.count(_name, _formula)
 
 
 def run(x: Tensor, parameters: Mapping[str, Tensor], norm: Norm) -> tuple[Tensor, Tensor | None, Tensor | None] | None:

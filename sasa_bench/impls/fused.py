@@ -6,6 +6,7 @@ kernels and says how they work, `csrc/fused.cpp` the torch operators `sasa_bench
 docs/fused.md what was measured.
 """
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,7 @@ from sasa_bench.impls import (
 )
 from sasa_bench.impls._attention import ATTENTION, CSRC, kernels
 from sasa_bench.impls._native import ISAS, Library, chosen_isa, cpu_flags
+from sasa_bench.impls._operator import autocast
 from sasa_bench.impls._phases import Phases
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
 
@@ -68,9 +70,15 @@ def build(isas: list[str]) -> None:
     _native.build(list(dict.fromkeys(parts)))
 
 
+_LOADING = threading.RLock()
+"""Threads that run their first layer at the same time load the operators once."""
+
+
 @cache
 def _load_operators() -> None:
     torch.ops.load_library(str(_operators().path))
+    for name in ("fused_local_attention", "fused_attention_layer"):
+        autocast(name, "CPU")
     for name, formula in (
         ("fused_local_attention", _flops.forward),
         ("fused_local_attention_forward", _flops.forward),
@@ -78,6 +86,7 @@ def _load_operators() -> None:
         ("fused_attention_layer", _flops.layer),
         ("fused_attention_layer_forward", _flops.layer),
         ("fused_attention_layer_backward", _flops.layer_backward),
+        ("fused_attention_layer_packed", _flops.layer_packed),
     ):
         _flops.count(name, formula)
 
@@ -90,10 +99,11 @@ def load(isa: str | None = None) -> None:
     no compiler (see `missing`) or it fails, and the errors of `chosen_isa`.
     """
     isa = isa or chosen_isa()
-    build([isa])
-    _load_operators()
-    if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in kernels(isa))):
-        load(ATTENTION[isa])  # the operating system does not give this process the tiles
+    with _LOADING:
+        build([isa])
+        _load_operators()
+        if not torch.ops.sasa_bench.fused_use_kernels(*(str(library.path) for library in kernels(isa))):
+            load(ATTENTION[isa])  # the operating system does not give this process the tiles
 
 
 def phases(run: Callable[[], object], threads: int, calls: int) -> Phases:
@@ -152,12 +162,14 @@ def pack(
     norm: nn.BatchNorm2d | None = None,
     relu: bool = False,
 ) -> Callable[[Tensor], Tensor]:
-    """The layer at inference, x [B, C, H, W] -> y: its weights packed once, and what stands behind it folded in.
+    """The layer at inference, x [B, C_in, H, W] -> y [B, C, H, W]: its weights packed once, and what follows folded in.
+
+    w_qkv [3 C, C_in]; rel_row [N, d // 2, K] and rel_col [N, d - d // 2, K], or None for both.
 
     A batch norm (its running statistics) becomes a factor of the rows of w_qkv that make values, because the layer is
     linear in them, and a bias added to y in float32; `relu` applies to the result. Images may be channels-last, y is
     then too. Changes of the parameters after the call have no effect; there is no gradient. Raises ValueError for a
-    batch norm without running statistics.
+    batch norm without running statistics, and what `load` raises.
     """
     load()
     scale, bias = (None, None) if norm is None else _folding.scale_and_shift(norm)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -115,6 +117,68 @@ def test_vmap_alone_goes_through(operator: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(3, *SHAPE)
     with torch.no_grad():
         torch.testing.assert_close(torch.func.vmap(operator)(x), torch.stack([operator(each) for each in x]))
+
+
+def test_vmap_over_a_tensor_that_needs_a_gradient_keeps_it() -> None:
+    operator = defined()
+    x = torch.randn(3, *SHAPE, requires_grad=True)
+    (found,) = torch.autograd.grad(torch.vmap(operator)(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(torch.stack([operator(each) for each in x]).square().sum(), x)
+    torch.testing.assert_close(found, expected)
+
+
+def test_under_autocast_an_operator_runs_in_its_dtype() -> None:
+    if reason := impls.get("fused").missing():
+        pytest.skip(reason)
+    fused.load()
+    operators = torch.ops.sasa_bench
+    q, k, v = torch.randn(3, *SHAPE).bfloat16().float().unbind()
+    w, rel = torch.randn(12, 4).bfloat16().float(), torch.randn(2, 1, 3).bfloat16().float()
+    calls = {
+        "core": (operators.fused_local_attention, (q, k, v, rel, rel)),
+        "layer": (operators.fused_attention_layer, (q, w, rel, rel)),
+    }
+    for operator, tensors in calls.values():
+        expected = operator(*(t.bfloat16() for t in tensors), *AXES)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = operator(*tensors, *AXES)
+            mixed = operator(tensors[0].bfloat16(), *tensors[1:], *AXES)
+        assert found.dtype == torch.bfloat16
+        assert torch.equal(found, expected)
+        assert torch.equal(mixed, expected)
+        leaf = tensors[0].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = operator(leaf, *tensors[1:], *AXES)
+        y.float().sum().backward()
+        assert leaf.grad is not None
+        assert leaf.grad.dtype == torch.float32
+
+
+THREADS = """
+import threading
+from sasa_bench import LocalAttention2d
+import torch
+start, failed = threading.Barrier(4), []
+
+def first_call():
+    layer, x = LocalAttention2d(8, kernel_size=3, heads=2, impl="fused"), torch.randn(1, 8, 5, 5)
+    start.wait()
+    try:
+        layer(x)
+    except BaseException as error:
+        failed.append(error)
+
+threads = [threading.Thread(target=first_call) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+assert not failed, failed
+"""
+
+
+def test_threads_may_make_their_first_call_together() -> None:
+    if reason := impls.get("fused").missing():
+        pytest.skip(reason)
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_functionalize_goes_through(operator: Callable[[Tensor], Tensor]) -> None:

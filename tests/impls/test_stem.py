@@ -11,10 +11,12 @@ import torch
 from agreement import agree
 from fused_builds import quick
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_bench import impls, network
 from sasa_bench.case import CHOICES, Case
 from sasa_bench.impls import _native, _stem
+from sasa_bench.networks.layers import AttentionStem
 from sasa_bench.networks.stem import Stem
 from sasa_bench.ops.tensors import random_tensors
 
@@ -154,6 +156,30 @@ def test_an_empty_batch_gives_an_empty_map_and_zero_gradients(values: str) -> No
     assert y.shape == (0, 64, 3, 3)
     y.sum().backward()
     assert all((p.grad == 0).all() for p in ours.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_an_empty_batch_in_training_leaves_the_statistics_as_they_were(values: str) -> None:
+    ours, theirs = pair(values)
+    for stem in (ours, theirs):
+        before = {name: t.clone() for name, t in stem.named_buffers()}
+        assert stem(torch.randn(0, 3, 12, 12)).shape == (0, 64, 3, 3)
+        for name in ("norm.running_mean", "norm.running_var"):
+            assert torch.equal(stem.get_buffer(name), before[name])
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_a_counter_of_flops_counts_the_work_of_the_attention(values: str) -> None:
+    ours, _ = pair(values)
+    x = torch.randn(2, 3, 16, 20)
+    work = AttentionStem(64, "conv_values" if values == "conv_values" else "stand_alone").flops((3, 16, 20))
+    for mode, passes in ((True, 3), (False, 1)):
+        with FlopCounterMode(display=False) as counter:
+            y = ours.train(mode)(x) if mode else ours.eval()(x).detach()
+            if mode:
+                y.sum().backward()
+        counted = counter.get_flop_counts()["Global"]
+        assert sum(n for name, n in counted.items() if "sasa_bench" in str(name)) == passes * 2 * work
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])

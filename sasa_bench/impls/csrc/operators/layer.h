@@ -20,7 +20,9 @@ void check_layer_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
   TORCH_CHECK_VALUE(qkv.dim() == 2 && qkv.sym_size(0) == x.sym_size(0) &&
                         qkv.sym_size(1) == y.sym_size(1) * 3 * y.sym_size(2) * y.sym_size(3) &&
                         qkv.scalar_type() == x.scalar_type(),
-                    op, "qkv must be the one of fused_attention_layer, got ", qkv.scalar_type(), " ", qkv.sym_sizes());
+                    op, "qkv must be [", x.sym_size(0), ", ", y.sym_size(1) * 3 * y.sym_size(2) * y.sym_size(3), "] in x's dtype ",
+                    x.scalar_type(), ", got ", qkv.sym_sizes(), " in ", qkv.scalar_type(),
+                    "; pass what fused_attention_layer_forward returned");
 }
 
 void check_layer(const Tensor& x, const Tensor& w) {
@@ -123,7 +125,8 @@ Tensor empty_packed(const Tensor& x, const Tensor& w, const OptionalTensor& bias
                     " channels, ", heads, " heads and the kernels in use, got ", w.sym_sizes(), "; pack the weights again");
   if (bias.has_value())
     TORCH_CHECK_VALUE(bias->dim() == 1 && bias->sym_size(0) == channels && bias->scalar_type() == at::kFloat, op,
-                      "bias must be float32 [channels], got ", bias->sym_sizes(), " of ", bias->scalar_type());
+                      "bias must be float32 [", channels, "], got ", bias->sym_sizes(), " of ", bias->scalar_type(),
+                      "; convert or cut it");
   return at::empty_symint({x.sym_size(0), channels, x.sym_size(2), x.sym_size(3)}, like(x));
 }
 
