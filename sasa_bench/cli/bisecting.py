@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from sasa_bench.cli.gating import IMPLS, SUITE, TIMEOUT, phases
+from sasa_bench.cli.gating import IMPLS, SUITE, TIMEOUT, interrupted_by_sigterm, phases
 from sasa_bench.cli.options import CASE, duration, folder, overrides, stamped
 from sasa_bench.gate.relink import PAIR
 from sasa_bench.results.environment import require_free_threads
@@ -41,8 +41,8 @@ def bisect(
 ) -> int:
     """Find the commit that made a case slower, with its probability; exit status 3 where none is certain enough.
 
-    The gate compares both ends first, then asks commits in between on a few fresh pairs each. Commits that do not
-    build are skipped.
+    The gate compares both ends first, then single commits in between with the good end, on a few fresh pairs each.
+    Commits that do not build are skipped.
     """
     from sasa_bench.gate.bisect import Bisection
     from sasa_bench.gate.verdicts import Rules
@@ -54,7 +54,7 @@ def bisect(
     points = _points(good, bad, suite, words, given["impls"], pairs)
     folder = out or stamped("bisect-{}")
     limits = duration(given["budget"]), given["timeout_s"], given["confidence"]
-    with phases() as say:
+    with interrupted_by_sigterm(), phases() as say:
         search = Bisection(repository, good, bad, points, folder, Rules(), *limits, given["impls"], say, PAIR)
         found = search.run()
     click.echo(found.text(), nl=False)

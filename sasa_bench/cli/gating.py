@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -100,7 +99,8 @@ def gate(**given: Any) -> int:
     require_free_threads(os.environ)
     asked = Asked(**given)
     folder = asked.out or stamped("gate-{}")
-    result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
+    with interrupted_by_sigterm():
+        result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
     write_all(result, folder)
     click.echo(text(result), nl=False)
     click.echo(f"{folder}/gate.html, .md, .xml, .json")
@@ -119,6 +119,8 @@ def _prepared(asked: Asked, folder: Path) -> tuple[list[Arm], list[Point]]:
 
 
 def _gate_here(asked: Asked, folder: Path, budget_s: float) -> Result:
+    from sasa_bench.gate.arms import untracked
+    from sasa_bench.gate.outputs import write_all
     from sasa_bench.gate.profiles import profile, to_profile
     from sasa_bench.gate.run import Gate
     from sasa_bench.gate.verdicts import Rules
@@ -130,26 +132,30 @@ def _gate_here(asked: Asked, folder: Path, budget_s: float) -> Result:
     with phases() as say:
         result = Gate(arms, points, rules, budget_s, asked.timeout_s, say, journal, layout=layout).run()
         by_key = {point.key: point for point in points}
-        looked_at = [by_key[key] for key in to_profile(result.cases)]
-        result.profiles = profile(arms, looked_at, folder / "profiles", asked.timeout_s, say)
+        if looked_at := [by_key[key] for key in to_profile(result.cases)]:
+            write_all(result, folder)  # the verdict stands whatever becomes of the profiles
+            try:
+                result.profiles = profile(arms, looked_at, untracked(folder / "profiles"), asked.timeout_s, say)
+            except KeyboardInterrupt:
+                click.echo("stopped: the verdict is complete, profiles are missing", err=True)
     return result
 
 
 @contextmanager
 def phases() -> Iterator[Callable[[str, int, int], None]]:
-    """Shows the phase of a gate and the pairs done: a bar on a terminal, else a line for each phase."""
-    if not sys.stderr.isatty():
-        shown: set[str] = set()
-
-        def lines(phase: str, done: int, total: int) -> None:
-            if phase not in shown:
-                shown.add(phase)
-                click.echo(f"sasa-bench: {phase}, up to {total} steps", err=True)
-
-        yield lines
-        return
+    """Shows the phase of a gate and the pairs done: a bar on a terminal, else a line now and then."""
     with progress() as bar:
         yield lambda phase, done, total: bar.show(done, total, phase)
+
+
+@contextmanager
+def interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM, by which CI ends a job, ends the block as Ctrl-C does: processes and layouts are cleared away."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _gate_on_slurm(asked: Asked, folder: Path, budget_s: float) -> Result:
@@ -172,8 +178,6 @@ def _watch_tasks(plan: Plan, options: Options) -> Result:
 
     total = sum(map(len, plan.shards))
     click.echo(f"{total} cases in {len(plan.shards)} tasks, job {plan.name}, files in {plan.folder}", err=True)
-    # CI ends a job by SIGTERM, and nobody would read what its tasks then still measure
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with progress() as shown:
             result = run(plan, options, lambda now: shown.show(total - now.missing, total, now.queue))
@@ -181,8 +185,6 @@ def _watch_tasks(plan: Plan, options: Options) -> Result:
     except KeyboardInterrupt:
         click.echo(f"stopped: job {plan.name} was cancelled", err=True)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
     return result
 
 
@@ -260,20 +262,22 @@ def _live(asked: AskedOfAA, points: Sequence[Point], path: Path) -> None:
     from sasa_bench.gate.aa import Rates, live
     from sasa_bench.gate.verdicts import Rules
 
-    done = live(
-        points,
-        asked.runs,
-        Rules(),
-        duration(asked.budget),
-        asked.timeout_s,
-        path.with_suffix(".arms"),
-        path,
-        asked.ratio,
-        asked.inject_cases,
-        asked.beside,
-        asked.relink,
-        asked.record,
-        lambda line: click.echo(line),
-    )
+    with interrupted_by_sigterm(), phases() as show:
+        done = live(
+            points,
+            asked.runs,
+            Rules(),
+            duration(asked.budget),
+            asked.timeout_s,
+            path.with_suffix(".arms"),
+            path,
+            asked.ratio,
+            asked.inject_cases,
+            asked.beside,
+            asked.relink,
+            asked.record,
+            lambda line: click.echo(line),
+            show,
+        )
     for line in Rates.of(done).lines() if done else ():
         click.echo(line)

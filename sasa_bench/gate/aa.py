@@ -21,11 +21,12 @@ from sasa_bench.case import UserError
 from sasa_bench.gate.arms import PACKAGE, Arm, set_up
 from sasa_bench.gate.decision import decide
 from sasa_bench.gate.evidence import Evidence
+from sasa_bench.gate.layout import laid_out
 from sasa_bench.gate.neighbours import IDLE
 from sasa_bench.gate.neighbours import beside as neighbour
 from sasa_bench.gate.pairs import Counts, Pair, Point
 from sasa_bench.gate.relink import BUILT
-from sasa_bench.gate.run import Gate
+from sasa_bench.gate.run import Gate, Say
 from sasa_bench.gate.verdicts import REGRESSION, Rules
 from sasa_bench.results.file import append_line
 
@@ -126,9 +127,11 @@ def live(
     layout: str = BUILT,
     record: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    show: Say = lambda phase, done, total: None,
 ) -> list[Run]:
     """Run the gate `runs` times with this package in every arm, next to a neighbour; see Run.
 
+    `say` gets a line for each run, `show` how far it is. Where native code cannot be linked again, the layout is BUILT.
     `ratio` slows `inject_cases` random cases in head. The journal gets a line for each pair and for each run. With
     `record` every case gets all fresh pairs of a suspect and nothing is decided, see replay; no Run comes of it.
     """
@@ -137,6 +140,10 @@ def live(
     package = Path(__file__).parents[1]
     shutil.copytree(package, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
     arms = set_up(str(package.parent), str(source), folder)
+    with laid_out(layout, arms[0].folder.parent) as tried:
+        if tried.why:
+            layout = BUILT
+            say(tried.note())
     done: list[Run] = []
     for number in range(runs):
         slowed: list[str] = []
@@ -149,7 +156,9 @@ def live(
         label = {"beside": beside, "ratio": ratio, "layout": layout, "of": secrets.token_hex(4), "recorded": record}
         used = replace(rules, suspect=-0.5, look_pairs=rules.confirm_pairs) if record else rules
         with neighbour(beside):
-            gate = Gate(arms, points, used, budget_s, timeout_s, journal=journal, label=label, spin=spin, layout=layout)
+            gate = Gate(
+                arms, points, used, budget_s, timeout_s, show, journal=journal, label=label, spin=spin, layout=layout
+            )
             result = gate.run()
         words = f"run {number + 1} of {runs}: {'recorded' if record else result.verdict} in {result.spent_s:.0f} s"
         flagged = [case.key for case in result.cases if case.verdict == REGRESSION]
@@ -214,8 +223,9 @@ def _pair_lines(path: Path) -> Iterator[dict[str, Any]]:
 def whole_pairs(path: Path) -> list[dict[str, Any]]:
     """The pairs of a journal that cover every case of identical code."""
     pairs = list(_pair_lines(path))
-    most = max((len(pair["head"]) for pair in pairs), default=0)
-    return [pair for pair in pairs if len(pair["head"]) == most]
+    suites = Counter(frozenset(pair["head"]) for pair in pairs)
+    whole = max(suites, key=lambda keys: (len(keys), suites[keys]), default=frozenset())
+    return [pair for pair in pairs if pair["head"].keys() == whole]
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from sasa_bench.case import UserError
 from sasa_bench.gate.git import Repository, find
 
 PACKAGE = "sasa_bench"
-INSTALLED = Path(sasa_bench.__file__).resolve().parents[1]
-"""The folder that holds the sasa-bench that runs."""
+INSTALLED = Path(sasa_bench.__file__).resolve().parent
+"""The sasa-bench that runs."""
 
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", "*.egg-info")
+_UNTRACKED = "*\n"
+"""The .gitignore of a folder that holds copies: neither git nor a later copy of what is around it takes them."""
 
 
 class ArmError(UserError):
@@ -52,48 +54,50 @@ class Source:
         assert self.repository is not None
         return self.repository.holds(self.commit, f"{PACKAGE}/__init__.py")
 
-    def read(self, path: Path) -> str | None:
-        """A file by its path as given on the command line, as this source has it; None where it has none."""
-        relative = self._relative(path)
-        if relative is None:
-            return None
+    def read(self, place: str) -> str | None:
+        """A file by its path from the top of this source; None where it has none."""
         if self.folder:
-            file = self.folder / relative
+            file = self.folder / place
             return file.read_text(encoding="utf-8") if file.is_file() else None
         assert self.repository is not None
-        content = self.repository.read(self.commit, relative)
+        content = self.repository.read(self.commit, place)
         return None if content is None else content.decode("utf-8")
 
-    def copy_kernel(self, path: Path, folder: Path) -> Path:
-        """Copy the folder of a kernel file into `folder`; the path of the copy, which may hold no such file.
-
-        What stands in no folder of the source, such as an absolute path elsewhere, is used where it is.
-        """
-        relative = self._relative(path)
-        if relative is None:
-            return path.resolve()
-        around = os.path.dirname(relative) or "."
+    def copy_around(self, place: str, folder: Path) -> Path:
+        """Copy the folder of a kernel file into `folder`; the path of the copy, which may hold no such file."""
+        around = os.path.dirname(place) or "."
         if self.folder:
             _copy_folder(self.folder / around, folder / around, self.repository)
         else:
             assert self.repository is not None
-            if self.repository.holds(self.commit, relative):
+            if self.repository.holds(self.commit, place):
                 self.repository.extract(self.commit, around, folder)
-        return folder / relative
+        return folder / place
 
-    def _relative(self, path: Path) -> str | None:
-        """`path` from the top of the source; None for one outside of it."""
+    @property
+    def top(self) -> Path:
+        """The folder that paths in this source start from."""
         if self.folder:
-            if not path.is_absolute():
-                return path.as_posix()
-            return _below(path, self.folder)
+            return self.folder
         assert self.repository is not None
-        return _below(path.absolute(), self.repository.root)
+        return self.repository.root
+
+
+def places(path: Path, sources: Sequence[Source]) -> list[str | None]:
+    """Where each source has a file of the command line, from its top; None for all where it lies in none of them.
+
+    A path is meant from the current folder, as everywhere. A source that does not hold that folder has the file where
+    the others have it, or where the words of a relative path say: `--base old --head new kernels/a.py`.
+    """
+    own = [_below(path.absolute(), source.top) for source in sources]
+    others = next((place for place in own if place), None)
+    fallback = others or (None if path.is_absolute() else path.as_posix())
+    return [place or fallback for place in own]
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel file of an arm: where its copy lies, and a digest of the Python files beside it."""
+    """A kernel file of an arm: where its copy lies, and a digest of the files around it."""
 
     path: str
     digest: str
@@ -159,7 +163,7 @@ def merge_base(revision: str) -> str:
 
 
 def resolve(text: str) -> Source:
-    """A folder that holds the package, a revision, or any other folder, in this order."""
+    """A checkout of sasa-bench in a folder, a revision, or any other folder, in this order; `./NAME` is a folder."""
     folder = Path(text)
     is_path = text in (".", "..") or text.startswith(("./", "../", "/", "~"))
     if folder.is_dir() and (is_path or (folder / PACKAGE / "__init__.py").is_file()):
@@ -187,7 +191,7 @@ def set_up(
 
     `base` and `head` are git revisions of the current repository or folders. Each arm runs the sasa-bench that its
     source holds. Where neither source is a checkout of sasa-bench, both run the one at hand, and what differs is the
-    kernel files among `impls`: each arm gets its own copy of their folders.
+    kernel files among `impls`, each arm with its own copy of their folders, or the environments of two interpreters.
 
     Raises ArmError for an arm that does not exist, and where both are the same thing by mistake.
     """
@@ -201,27 +205,28 @@ def set_up(
         )
     files = [impl for impl in dict.fromkeys(impls) if impl.endswith(".py")]
     own = [source.holds_package() for source in both]
-    if not all(own) and (any(own) or not files):
+    if not all(own) and (any(own) or (same_environment and not files)):
         lacking = both[own.index(False)].text
         raise ArmError(
             f"{lacking!r} has no {PACKAGE}/ to check out: give a checkout of sasa-bench, or compare the kernel files "
             "of a repository of your own with --impl FILE.py"
         )
+    copies = untracked(out.absolute() / "arms")
+    for left in copies.glob("layouts-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    at_hand = _package_alone(copies / "installed") if not own[0] else None
+    found = {file: places(Path(file), both) for file in files}
     arms = []
-    for name, source, python in (
-        ("base", both[0], pythons[0]),
-        ("head", both[1], pythons[1]),
-        ("copy", both[0], pythons[0]),
-    ):
-        folder = out.absolute() / "arms" / name
+    for name, which in (("base", 0), ("head", 1), ("copy", 0)):
+        source, folder = both[which], copies / name
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         if own[0]:
             _copy_package(source, folder)
-        kernels = {file: _kernel(source, file, folder / "kernels") for file in files}
-        package = "" if own[0] else str(INSTALLED)
-        arms.append(Arm(name, folder, source.text, python, package, source.commit, kernels))
+        kernels = {file: _kernel(source, file, found[file][which], folder / "kernels") for file in files}
+        package = str(at_hand) if at_hand else ""
+        arms.append(Arm(name, folder, source.text, pythons[which], package, source.commit, kernels))
     for file in files:
         if not any(Path(arm.kernels[file].path).is_file() for arm in arms):
             raise ArmError(f"{file} is in neither {base!r} nor {head!r}: give the path of a kernel file in them")
@@ -235,6 +240,21 @@ def verify(arm: Arm, loaded: Mapping[str, Any]) -> None:
         raise ArmError(
             f"the {arm.name} arm loaded {loaded['folder']} instead of {expected}: is the package on its path?"
         )
+
+
+def untracked(folder: Path) -> Path:
+    """Make a folder for copies and traces, which git and a later gate of what is around it leave out; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ".gitignore").write_text(_UNTRACKED, encoding="utf-8")
+    return folder
+
+
+def _package_alone(folder: Path) -> Path:
+    """A folder with nothing but a link to the sasa-bench that runs: its environment stays off the paths of the arms."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / PACKAGE).symlink_to(INSTALLED, target_is_directory=True)
+    return folder
 
 
 def _folder(text: str) -> Source:
@@ -265,18 +285,20 @@ def _copy_package(source: Source, folder: Path) -> None:
         source.repository.extract(source.commit, PACKAGE, folder)
 
 
-def _kernel(source: Source, file: str, folder: Path) -> Kernel:
-    path = source.copy_kernel(Path(file), folder)
-    return Kernel(str(path), _digest(path))
+def _kernel(source: Source, file: str, place: str | None, folder: Path) -> Kernel:
+    if place is None:  # in no source: used where it is, by every arm
+        path = Path(file).resolve()
+        return Kernel(str(path), _digest(path, [path]) if path.is_file() else "")
+    path = source.copy_around(place, folder)
+    around = sorted(p for p in folder.rglob("*") if p.is_file())
+    return Kernel(str(path), _digest(folder, around) if path.is_file() else "")
 
 
-def _digest(kernel: Path) -> str:
-    """A hash over the kernel file and the Python files in its folder; "" where there is no such file."""
-    if not kernel.is_file():
-        return ""
+def _digest(folder: Path, files: Sequence[Path]) -> str:
+    """A hash over names and contents."""
     whole = hashlib.sha256()
-    for path in [kernel, *sorted(p for p in kernel.parent.glob("*.py") if p != kernel)]:
-        whole.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in files:
+        whole.update(os.path.relpath(path, folder).encode() + b"\0" + path.read_bytes() + b"\0")
     return whole.hexdigest()[:16]
 
 
@@ -284,12 +306,22 @@ def _copy_folder(source: Path, target: Path, repository: Repository | None) -> N
     if not source.is_dir():
         return
     if repository is None:
-        shutil.copytree(source, target, ignore=_LEFT_OUT, dirs_exist_ok=True)
+        shutil.copytree(source, target, ignore=_left_out, dirs_exist_ok=True)
         return
     for path in repository.files(source):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(path, copy)
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    copies = {name for name in names if _is_untracked(Path(folder, name))}
+    return _LEFT_OUT(folder, names) | copies
+
+
+def _is_untracked(folder: Path) -> bool:
+    marker = folder / ".gitignore"
+    return marker.is_file() and marker.read_text(encoding="utf-8", errors="replace") == _UNTRACKED
 
 
 def _below(path: Path, folder: Path) -> str | None:

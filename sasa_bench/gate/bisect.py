@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from sasa_bench.case import UserError
-from sasa_bench.gate.arms import set_up
+from sasa_bench.gate.arms import ArmError, set_up
 from sasa_bench.gate.evidence import head_over_both
 from sasa_bench.gate.git import Repository
 from sasa_bench.gate.layout import laid_out
@@ -30,13 +30,13 @@ from sasa_bench.gate.run import Gate, Say
 from sasa_bench.gate.statistics import location
 from sasa_bench.gate.verdicts import REGRESSION, Rules
 from sasa_bench.results.file import append_line
-from sasa_bench.timing.process import WorkerDied
+from sasa_bench.timing.process import WorkerDied, WorkerRefused
 
 PAIRS = 5
 """Fresh pairs a question."""
 
 SURPRISE = 0.02
-"""Chance that an answer says nothing of the commit (a neighbour, a change that was mended again), so that no single
+"""Chance that an answer says nothing of the commit (a neighbour, a change that was reverted), so that no single
 answer can settle the search."""
 
 LEAST_SCATTER = 0.003
@@ -252,6 +252,8 @@ class Bisection:
         arms = set_up(self.good, self.bad, self.out, impls=self.impls)
         gate = Gate(arms, self.points, self.rules, self.budget_s, self.timeout_s, self.say, layout=self.layout)
         result = gate.run()
+        if result.contaminated:
+            raise BisectError(f"the ends cannot be compared: {result.contaminated}; run it again on a quieter machine")
         slower = [case for case in result.cases if case.verdict == REGRESSION and case.ratio is not None]
         if not slower:
             exact = [case for case in result.cases if case.verdict != "EQUIVALENT"]
@@ -265,16 +267,16 @@ class Bisection:
         return {"key": worst.key, "size": location(ratios), "scatter": max(scatter, statistics.pstdev(ratios) / 3)}
 
     def ask(self, index: int, commit: str, point: Point, counts: Counts) -> Answer:
-        """One commit against the good end, on PAIRS fresh pairs."""
-        arms = set_up(self.good, commit, self.out, impls=self.impls)
-        with laid_out(self.layout, self.out) as layout:
-            row = exact_rows(arms[1], [point], self.timeout_s, layout)[point.key]
-            if row["status"] != "ok":
-                return Answer(index, (), f"{row['status']}: {row['reason']}")
-            try:
+        """One commit against the good end, on PAIRS fresh pairs; none of a commit that does not build, start or run."""
+        try:
+            arms = set_up(self.good, commit, self.out, impls=self.impls)
+            with laid_out(self.layout, arms[0].folder.parent) as layout:
+                row = exact_rows([arms[1]], [point], self.timeout_s, layout)["head"][point.key]
+                if row["status"] != "ok":
+                    return Answer(index, (), f"{row['status']}: {row['reason']}")
                 pairs = [measure_pair(arms, [point], counts, self.timeout_s, layout=layout) for _ in range(PAIRS)]
-            except WorkerDied as death:
-                return Answer(index, (), str(death))
+        except (ArmError, WorkerDied, WorkerRefused) as error:
+            return Answer(index, (), str(error))
         return Answer(index, tuple(head_over_both(pairs, [point.key])[point.key]))
 
 

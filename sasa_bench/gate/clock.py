@@ -36,12 +36,9 @@ def seconds(step: Any, count: int, device: str) -> float:
 
 
 def take_over(blocks: ModuleType) -> None:
-    """Replace the requests of `blocks`, the module of an arm, that time something.
-
-    Older revisions keep them in `TURNS`, with "stand" for "prepare_cases"; their workers serve both names from here on.
-    """
-    requests = blocks.REQUESTS if hasattr(blocks, "REQUESTS") else blocks.TURNS
-    prepare_cases = requests["prepare_cases" if "prepare_cases" in requests else "stand"]
+    """Replace the requests of `blocks`, the module of an arm, that time something."""
+    requests = blocks.REQUESTS
+    prepare_cases = requests["prepare_cases"]
 
     def remember(cases: dict[str, list[Any]], **options: Any) -> Any:
         _devices.update({key: fields.get("device", "cpu") for key, (_, fields) in cases.items()})
@@ -77,10 +74,8 @@ def main() -> None:
     """Take over the clock of the arm on the path, then serve as its worker."""
     package = importlib.import_module("sasa_bench")
     # Files are looked for, not modules: an installed sasa-bench may offer modules that this revision has not.
-    for name in ("timing.blocks", "turns"):
-        if any(Path(folder, *name.split(".")).with_suffix(".py").exists() for folder in package.__path__):
-            take_over(importlib.import_module(f"sasa_bench.{name}"))
-            break
+    if any(Path(folder, "timing", "blocks.py").exists() for folder in package.__path__):
+        take_over(importlib.import_module("sasa_bench.timing.blocks"))
     else:
         raise SystemExit(
             "the gate does not find the paired measurement (timing/blocks.py) of this revision of sasa-bench"

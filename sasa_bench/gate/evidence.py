@@ -110,9 +110,10 @@ def environment_difference(
     before, after = ({"torch": arm.get("torch", "")} | arm.get("libraries", {}) for arm in (base, head))
     names = [name for name in {**before, **after} if libraries is None or name in libraries]
     if libraries is None:
-        for what in ("python_version", "isa"):
-            before[what], after[what] = base.get(what, ""), head.get(what, "")
-            names.append(what)
+        for arm, found in ((base, before), (head, after)):
+            found |= {"Python": arm.get("python_version", "")}
+            found |= {f"plug-in {name}": digest for name, digest in arm.get("plugins", {}).items()}
+        names = list({**before, **after})
     both = "libraries" in base and "libraries" in head
     return [
         f"{name} {before.get(name) or 'none'} -> {after.get(name) or 'none'}"

@@ -1,15 +1,22 @@
-"""Git as people have it: what the gate asks of a repository, and git's own sentence where it refuses."""
+"""What the gate asks of a git repository, with git's own sentence and the remedy where it refuses."""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from sasa_bench.case import UserError
+
+_OF_ONE_REPOSITORY = (
+    *("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR", "GIT_NAMESPACE"),
+    *("GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_SHALLOW_FILE", "GIT_GRAFT_FILE"),
+)
+"""What a hook sets for its own repository; here the folder alone says which one is meant."""
 
 
 class GitError(UserError):
@@ -43,7 +50,7 @@ class Repository:
             raise GitError(f"git archive {commit[:12]} {path}: {_said(archive)}")
         folder.mkdir(parents=True, exist_ok=True)
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder, filter="tar")  # links to anywhere, as a checkout has them
 
     def merge_base(self, one: str, other: str) -> str:
         """The hash of the newest common ancestor. Raises GitError, and says where the history is cut off."""
@@ -96,13 +103,14 @@ def find(folder: Path) -> Repository | None:
     if "not a git repository" in said or "must be run in a work tree" in said:
         return None
     if "dubious ownership" in said:
-        raise GitError(f"git: {said}; if you trust it: git config --global --add safe.directory {folder.resolve()}")
+        named = re.search(r"'(.*)'", said)
+        place = named[1] if named else str(folder.resolve())
+        raise GitError(f"git: {said}; if you trust it: git config --global --add safe.directory {place}")
     raise GitError(f"git: {said}")
 
 
 def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    # A hook sets GIT_DIR and GIT_INDEX_FILE for its own repository; here the folder alone says which one is meant.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    environment = {name: value for name, value in os.environ.items() if name not in _OF_ONE_REPOSITORY}
     command = ["git", "-C", str(folder), *arguments]
     return subprocess.run(command, capture_output=True, check=False, env=environment | {"LC_ALL": "C"})
 

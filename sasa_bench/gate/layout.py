@@ -17,7 +17,7 @@ from sasa_bench.gate.relink import BUILT, PAIR
 from sasa_bench.impls._native import compiler
 from sasa_bench.results.cache import cache_directory
 
-_TRIAL = 'extern "C" int sasa_first() { return 1; }\nextern "C" int sasa_second() { return 2; }\n'
+_PROBE = 'extern "C" int sasa_first() { return 1; }\nextern "C" int sasa_second() { return 2; }\n'
 
 
 @dataclass
@@ -108,13 +108,13 @@ def _cannot(folder: Path) -> str:
         return reason
     try:
         relink.launcher(folder)
-        trial = folder / "trial"
-        trial.mkdir()
-        (trial / "trial.cpp").write_text(_TRIAL, encoding="utf-8")
-        settings = _settings(folder, trial, "1") | {relink.OBJECTS: str(trial)}
-        command = [*shlex.split(settings["CXX"]), "-shared", "-fPIC", "trial.cpp", "-o", "trial.so"]
+        probe = folder / "probe"
+        probe.mkdir()
+        (probe / "probe.cpp").write_text(_PROBE, encoding="utf-8")
+        settings = _settings(folder, probe, "1") | {relink.OBJECTS: str(probe)}
+        command = [*shlex.split(settings["CXX"]), "-shared", "-fPIC", "probe.cpp", "-o", "probe.so"]
         done = subprocess.run(
-            command, cwd=trial, env=os.environ | settings, capture_output=True, text=True, errors="replace"
+            command, cwd=probe, env=os.environ | settings, capture_output=True, text=True, errors="replace"
         )
     except (OSError, RuntimeError) as error:
         return str(error)

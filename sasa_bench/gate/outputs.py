@@ -17,7 +17,7 @@ from sasa_bench.gate import page
 from sasa_bench.gate.decision import Result, files
 from sasa_bench.gate.evidence import Share
 from sasa_bench.gate.names import short_names
-from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, CaseVerdict
+from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, NOT_RUN, SKIPPED, CaseVerdict
 from sasa_bench.results.fields import printable
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import seconds
@@ -98,9 +98,9 @@ def measured_by(result: Result) -> list[str]:
 
 
 def junit(result: Result) -> str:
-    """JUnit XML: a failure for each case that fails the run, an error for one that could not be decided."""
+    """JUnit XML: a failure for each case that fails the run, an error for one that was not decided or did not run."""
     suite = ElementTree.Element("testsuite", name="sasa-bench gate", time=f"{result.spent_s:.1f}")
-    failures = errors = 0
+    failures = errors = skipped = 0
     for case in result.cases:
         element = ElementTree.SubElement(suite, "testcase", classname="gate", name=printable(case.key))
         if case.key in result.nodes:
@@ -110,15 +110,18 @@ def junit(result: Result) -> str:
         if case.verdict in FAILING:
             failures += 1
             ElementTree.SubElement(element, "failure", message=message)
-        elif case.verdict == INCONCLUSIVE:
+        elif case.verdict == INCONCLUSIVE or (case.verdict == NOT_RUN and not result.rules.allow_not_run):
             errors += 1
             ElementTree.SubElement(element, "error", message=message)
+        elif case.verdict in (NOT_RUN, SKIPPED):
+            skipped += 1
+            ElementTree.SubElement(element, "skipped", message=message)
     if result.contaminated:
         errors += 1
         element = ElementTree.SubElement(suite, "testcase", classname="gate", name="noise floor")
         ElementTree.SubElement(element, "error", message=printable(result.contaminated))
     total = len(result.cases) + bool(result.contaminated)
-    suite.attrib |= {"tests": str(total), "failures": str(failures), "errors": str(errors)}
+    suite.attrib |= {"tests": str(total), "failures": str(failures), "errors": str(errors), "skipped": str(skipped)}
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

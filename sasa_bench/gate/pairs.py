@@ -93,27 +93,37 @@ class Pair:
 
 
 def exact_rows(
-    arm: Arm, points: Sequence[Point], timeout_s: float, layout: Layout | None = None
-) -> dict[str, dict[str, Any]]:
-    """key -> fields of a Record, with `operator_count` and `allocated_bytes`, checked against the reference.
+    arms: Sequence[Arm], points: Sequence[Point], timeout_s: float, layout: Layout | None = None
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Arm -> key -> fields of a Record, with `operator_count` and `allocated_bytes`, checked against the reference.
 
-    Runs in a fresh process, which also compiles what needs compiling. A case that kills it gets an error row.
+    Runs in a fresh process of each arm at once, which also compiles what needs compiling. A case that kills one, or
+    that an arm does not know, gets an error row there.
     """
-    rows: dict[str, dict[str, Any]] = {}
-    worker = None
+    rows: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in arms}
+    workers: dict[str, Worker] = {}
     try:
         for point in points:
-            if worker is None:
-                worker = start(arm, timeout_s, layout)
-                verify(arm, worker.ask("loaded"))
-            try:
-                rows |= worker.ask("prepare_cases", cases={point.key: point.request(arm)}, seed=SEED, exact=True)
-            except WorkerDied as death:
-                rows[point.key] = {"status": death.status, "reason": str(death)}
-                worker.close()
-                worker = None
+            fresh = [arm for arm in arms if arm.name not in workers]
+            workers |= {arm.name: start(arm, timeout_s, layout) for arm in fresh}
+            for arm in fresh:
+                verify(arm, workers[arm.name].ask("loaded"))
+            answers = {
+                arm.name: workers[arm.name].send(
+                    "prepare_cases", cases={point.key: point.request(arm)}, seed=SEED, exact=True
+                )
+                for arm in arms
+            }
+            for name, answer in answers.items():
+                try:
+                    rows[name] |= answer()
+                except WorkerRefused as refused:
+                    rows[name][point.key] = {"status": "error", "reason": str(refused)}
+                except WorkerDied as death:
+                    rows[name][point.key] = {"status": death.status, "reason": str(death)}
+                    workers.pop(name).close()
     finally:
-        if worker is not None:
+        for worker in workers.values():
             worker.close()
     return rows
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import Case
-from sasa_bench.gate.arms import Source
+from sasa_bench.gate.arms import Source, places
 from sasa_bench.gate.pairs import Point
 from sasa_bench.suite import Suite, SuiteError, from_data, load
 from sasa_bench.timing.probe import available_cores
@@ -43,11 +43,13 @@ def points(
 
 
 def _suites(path: Path, sources: Sequence[Source], overrides: Mapping[str, Sequence[Any]] | None) -> list[Suite]:
-    # A checkout keeps the shipped suites, which have bare names elsewhere, in a folder of its own.
-    places = [path] if path.suffix == ".toml" else [Path("suites") / f"{path}.toml"]
+    # A checkout keeps the shipped suites, which have bare names elsewhere, in a folder of its own at its top.
+    file = path if path.suffix == ".toml" else Path("suites") / f"{path}.toml"
+    top = [] if path.suffix == ".toml" else [file.as_posix()]
     found = []
-    for source in sources:
-        text = next((text for place in places if (text := source.read(place)) is not None), None)
+    for source, place in zip(sources, places(file, sources), strict=True):
+        tried = [*top, *([place] if place else [])]
+        text = next((text for each in tried if (text := source.read(each)) is not None), None)
         if text is None:
             continue
         try:
@@ -56,7 +58,7 @@ def _suites(path: Path, sources: Sequence[Source], overrides: Mapping[str, Seque
             raise SuiteError(f"{path} of {source.text!r} does not parse as TOML: {error}") from None
         except ValueError as error:
             raise SuiteError(f"{path} of {source.text!r}: {error}") from None
-    return found or [load(next((place for place in places if place.exists()), path), overrides)]
+    return found or [load(file if file.exists() else path, overrides)]
 
 
 def _resolved(case: Case, elsewhere: bool) -> Case:

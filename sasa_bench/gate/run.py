@@ -34,7 +34,7 @@ from sasa_bench.results.file import append_line
 from sasa_bench.timing.process import WorkerDied
 
 MOST_LOST = 3
-"""Pairs that may be lost to a dying process before the gate stops guessing."""
+"""Pairs that may be lost to a dying process before the run stops."""
 
 REPLACED = 0.15
 """Share of the budget that may go into measuring pairs again because others used the processors. A neighbour that is
@@ -113,8 +113,7 @@ class _Measurement:
             surveys = list(pool.map(lambda arm: survey(arm, impls, gate.timeout_s), arms))
             require_known([unknown for _, unknown in surveys[:2]])
             loaded = {arm.name: found for arm, (found, _) in zip(arms, surveys, strict=True)}
-            rows = pool.map(lambda arm: exact_rows(arm, gate.points, gate.timeout_s, self.layout), arms[:2])
-            exact = dict(zip(("base", "head"), rows, strict=True))
+        exact = exact_rows(arms[:2], gate.points, gate.timeout_s, self.layout)
         gate.say("exact figures", 2, 2)
         return Evidence([point.key for point in gate.points], loaded, exact)
 

@@ -32,7 +32,7 @@ class Rules:
     look_pairs  fresh pairs after which a suspect that no longer looks changed is dropped; see needs_more_pairs
     suspect   a ratio in the screen, see location, that differs by more raises a suspicion
     margin    a slow-down must exceed it beyond doubt; the bias of the case where that is more, see bias
-    tolerance a slow-down that must not escape: a case too noisy to show it is INCONCLUSIVE
+    tolerance the smallest slow-down that a run must be able to show: a case too noisy for it is INCONCLUSIVE
     alpha     chance that a run flags anything where nothing changed, shared by the suspects after Holm
     memory    growth of allocated bytes that is let pass
     disturbed  share of the processors that others may use during a pair before it is measured again
@@ -81,9 +81,9 @@ def exact_verdict(
 ) -> CaseVerdict:
     """The verdict on what never flakes: status, FLOPs, parameters, allocated bytes and error budgets.
 
-    FLOPs, bytes and budgets depend on torch and on ONNX Runtime, so they are compared only where both arms have the
-    same ones (`same_environment`), and budgets output by output: which output comes nearest to its budget may change
-    with every detail of a kernel. Another number of operators is a remark, since a faster version may well have more of
+    Bytes and budgets depend on torch and on ONNX Runtime, so they are compared only where both arms have the same ones
+    (`same_environment`), and budgets output by output: which output comes nearest to its budget may change with every
+    detail of a kernel. Another number of operators is a remark, since a faster version may well have more of
     them. EQUIVALENT means that nothing but time is left to decide.
     """
     base_status = base["status"] if base else "absent"
@@ -100,7 +100,7 @@ def exact_verdict(
         return CaseVerdict(key, NEW, why)
     assert base is not None
     assert head is not None
-    grown = _grown(base, head, rules) if same_environment else []
+    grown = _more_work(base, head) + (_grown(base, head, rules) if same_environment else [])
     if grown:
         return CaseVerdict(key, REGRESSION, "; ".join(grown))
     return CaseVerdict(key, EQUIVALENT, _remark(base, head))
@@ -111,16 +111,21 @@ def skip_unsupported(
 ) -> dict[str, CaseVerdict]:
     """The verdicts, with SKIPPED instead of NOT RUN for cases that an implementation cannot compute in either arm.
 
-    Such a case is skipped in both arms for the same reason, and its implementation ran another case in both: it is
-    there, and the suite crosses it with what it does not cover. A package or a device that is missing skips every case
-    of an implementation, which stays NOT RUN.
+    Such a case is skipped in both arms for the same reason, and its implementation ran another case in both on that
+    device: it is there, and the suite crosses it with what it does not cover. A package or a device that is missing
+    skips every case of an implementation there, which stays NOT RUN.
     """
-    ran = {split(key)[0] for key in verdicts if all(rows.get(key, {}).get("status") == "ok" for rows in (base, head))}
+
+    def place(key: str) -> tuple[str, str]:
+        impl, axes = split(key)
+        return impl, axes.get("device", "")
+
+    ran = {place(key) for key in verdicts if all(rows.get(key, {}).get("status") == "ok" for rows in (base, head))}
 
     def skipped(key: str) -> bool:
         before, after = base.get(key, {}), head.get(key, {})
         same = all(before.get(name) == after.get(name) for name in ("status", "reason"))
-        return same and after.get("status") == "skipped" and split(key)[0] in ran
+        return same and after.get("status") == "skipped" and place(key) in ran
 
     return {
         key: replace(case, verdict=SKIPPED) if case.verdict == NOT_RUN and skipped(key) else case
@@ -128,12 +133,18 @@ def skip_unsupported(
     }
 
 
+def _more_work(base: Mapping[str, Any], head: Mapping[str, Any]) -> list[str]:
+    """FLOPs and parameters that grew: by the formulas of an arm, whatever its libraries are."""
+    both = {name: (base.get(name), head.get(name)) for name in ("flops", "params")}
+    return [
+        f"{name} {before:,} -> {after:,}"
+        for name, (before, after) in both.items()
+        if before is not None and after is not None and after > before
+    ]
+
+
 def _grown(base: Mapping[str, Any], head: Mapping[str, Any], rules: Rules) -> list[str]:
     grown = []
-    for name in ("flops", "params"):
-        before, after = base.get(name), head.get(name)
-        if before is not None and after is not None and after > before:
-            grown.append(f"{name} {before:,} -> {after:,}")
     before, after = base.get("allocated_bytes"), head.get("allocated_bytes")
     if before is not None and after is not None and after > before * (1 + rules.memory):
         grown.append(f"allocated bytes {before:,} -> {after:,}")

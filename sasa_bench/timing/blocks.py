@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
+import platform
 import random
 import sys
 import time
@@ -52,7 +52,7 @@ def loaded() -> dict[str, Any]:
         "torch": torch.__version__,
         "libraries": {name: version for name in LIBRARIES if (version := _version(name))},
         "plugins": {entry.name: _plugin_digest(entry) for entry in metadata.entry_points(group=ENTRY_POINTS)},
-        "isa": os.environ.get("SASA_BENCH_ISA", ""),
+        "python_version": platform.python_version(),
         "native": {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12] for path in native},
     }
 

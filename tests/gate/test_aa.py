@@ -124,7 +124,8 @@ def test_a_recorded_run_confirms_every_case_and_decides_nothing(
     loaded = {"digest": "d", "torch": "2"}
     monkeypatch.setattr(gate, "survey", lambda arm, impls, timeout_s: (loaded, {}))
     row = {"status": "ok", "reason": ""}
-    monkeypatch.setattr(gate, "exact_rows", lambda arm, points, *rest: {p.key: dict(row) for p in points})
+    exact = {point.key: row for point in points}
+    monkeypatch.setattr(gate, "exact_rows", lambda arms, *rest: {arm.name: dict(exact) for arm in arms})
     monkeypatch.setattr(gate, "measure_pair", pair)
     path = tmp_path / "j.jsonl"
     said: list[str] = []

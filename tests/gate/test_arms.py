@@ -15,7 +15,7 @@ from checkouts import PACKAGE, checkout
 import sasa_bench
 from sasa_bench.case import Case
 from sasa_bench.cli import main
-from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up, verify
+from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up, untracked, verify
 from sasa_bench.gate.git import GitError, Repository, find
 from sasa_bench.gate.pairs import Point, exact_rows, survey
 
@@ -51,7 +51,8 @@ def arms_of(tmp_path: Path, base: str, head: str, kernel: str = "src/kern.py") -
 
 def test_two_revisions_of_a_kernel_file_run_under_the_sasa_bench_at_hand(repository: Path, tmp_path: Path) -> None:
     base, head, copy = arms_of(tmp_path, "HEAD~1", ".")
-    assert {arm.package_folder for arm in (base, head, copy)} == {INSTALLED}
+    for arm in (base, head, copy):
+        assert [path.resolve() for path in arm.package_folder.iterdir()] == [INSTALLED]
     factors = [Path(arm.impl("src/kern.py")).with_name("helper.py").read_text() for arm in (base, head, copy)]
     assert factors == ["FACTOR = 1\n", "FACTOR = 2\n", "FACTOR = 1\n"]
     digests = [arm.kernels["src/kern.py"].digest for arm in (base, head, copy)]
@@ -68,6 +69,60 @@ def test_a_dirty_tree_is_compared_as_it_stands_without_what_git_ignores(reposito
     folder = Path(head.impl("src/kern.py")).parent
     assert (folder / "helper.py").read_text() == "FACTOR = 3\n"
     assert sorted(path.name for path in folder.iterdir()) == ["extra.py", "helper.py", "kern.py"]
+
+
+@pytest.mark.parametrize("where", [".", "src", "away"])
+def test_a_kernel_and_a_suite_are_meant_from_the_folder_of_the_caller(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """An absolute path too: base has the file where head has it, whatever kind of source either is."""
+    folder = {".": repository, "src": repository / "src", "away": tmp_path}[where]
+    monkeypatch.chdir(folder)
+    shutil.copytree(repository, tmp_path / "old", ignore=shutil.ignore_patterns(".git"))
+    (tmp_path / "old/src/helper.py").write_text("FACTOR = 0\n")
+    kernel = repository / "src/kern.py"
+    for words in (str(kernel), os.path.relpath(kernel, folder)):
+        arms = arms_of(tmp_path, str(tmp_path / "old"), str(repository), words)
+        factors = [Path(arm.impl(words)).with_name("helper.py").read_text() for arm in arms]
+        assert factors == ["FACTOR = 0\n", "FACTOR = 2\n", "FACTOR = 0\n"]
+    if folder != tmp_path:
+        arms = arms_of(tmp_path, "HEAD~1", str(repository), os.path.relpath(kernel, folder))
+        assert arms[0].kernels != arms[1].kernels
+
+
+def test_a_file_of_any_kind_beside_a_kernel_is_part_of_what_it_is(repository: Path, tmp_path: Path) -> None:
+    (repository / "src/csrc").mkdir()
+    (repository / "src/csrc/kern.cu").write_text("// new\n")
+    base, head, _ = arms_of(tmp_path, "HEAD", ".")
+    assert base.kernels["src/kern.py"].digest != head.kernels["src/kern.py"].digest
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_copies_and_traces_of_earlier_gates_are_not_copied(repository: Path, tracked: bool) -> None:
+    if not tracked:
+        shutil.rmtree(repository / ".git")
+    base = "HEAD" if tracked else "../old"
+    shutil.copytree(repository, repository.parent / "old")
+    shutil.copy(repository / "src/kern.py", repository / "kern.py")
+    for number in range(2):
+        _, head, _ = set_up(base, ".", repository / f"reports/gate-{number}", impls=["kern.py"])
+        untracked(repository / f"reports/gate-{number}/profiles").joinpath("trace.json").touch()
+    copied = Path(head.impl("kern.py")).parent
+    assert (copied / "src/helper.py").is_file()
+    assert not list(copied.rglob("arms"))
+    assert not list(copied.rglob("trace.json"))
+
+
+def test_two_environments_need_no_kernel_file(repository: Path, tmp_path: Path) -> None:
+    """Each arm gets the sasa-bench at hand and nothing else of the environment that runs the gate."""
+    link = tmp_path / "python"
+    link.symlink_to(sys.executable)
+    base, head, copy = set_up(".", ".", tmp_path / "out", base_python=str(link), impls=["unfold"])
+    assert [arm.python for arm in (base, head, copy)] == [str(link), sys.executable, str(link)]
+    loaded, unknown = survey(head, ["unfold"], 60.0)
+    assert (Path(loaded["folder"]), unknown) == (INSTALLED, {})
+    with pytest.raises(ArmError, match="nothing to compare"):
+        set_up(".", ".", tmp_path / "out", impls=["unfold"])
 
 
 def test_a_kernel_that_only_head_has_is_no_error_and_one_that_neither_has_is(repository: Path, tmp_path: Path) -> None:
@@ -138,13 +193,27 @@ def test_the_merge_base_is_found_where_there_is_one(repository: Path) -> None:
     assert found.merge_base("main", "topic") == git(repository, "rev-parse", "topic")
 
 
-def test_the_checkout_of_another_owner_is_refused_in_the_words_of_git(repository: Path) -> None:
+def test_a_commit_with_a_link_to_elsewhere_is_checked_out_with_it(repository: Path, tmp_path: Path) -> None:
+    (repository / "src/data").symlink_to("/no/such/folder")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "link")
+    base, _, _ = arms_of(tmp_path, "HEAD", ".")
+    assert Path(base.impl("src/kern.py")).with_name("data").readlink() == Path("/no/such/folder")
+
+
+def test_the_checkout_of_another_owner_is_refused_in_the_words_of_git(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder to another owner")
     for path in (repository, repository / ".git"):
         os.chown(path, 12345, 12345)
-    with pytest.raises(GitError, match=r"dubious ownership.*safe\.directory"):
+    monkeypatch.chdir(repository / "src")
+    with pytest.raises(GitError, match=rf"dubious ownership.*safe\.directory {repository}$"):
         resolve("HEAD")
+    for name, value in (("COUNT", "1"), ("KEY_0", "safe.directory"), ("VALUE_0", str(repository))):
+        monkeypatch.setenv(f"GIT_CONFIG_{name}", value)
+    assert resolve("HEAD").commit
 
 
 def test_outside_of_any_repository_a_revision_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +276,7 @@ def test_each_arm_loads_its_own_revision_of_the_kernel_and_what_it_imports(repos
     (repository / "src/helper.py").write_text("FACTOR = 1\n")
     arms = arms_of(tmp_path, "HEAD", ".")
     point = Point("src/kern.py", Case(channels=8, heads=2, kernel_size=3, resolution=6, batch=1, threads=1))
-    rows = [exact_rows(arm, [point], 60.0)[point.key] for arm in arms[:2]]
+    rows = [found[point.key] for found in exact_rows(arms[:2], [point], 60.0).values()]
     assert [row["status"] for row in rows] == ["wrong", "ok"], rows
     loaded, unknown = survey(arms[1], ["src/kern.py", "kernel_that_is_not_there"], 60.0)
     assert list(unknown) == ["kernel_that_is_not_there"]

@@ -13,9 +13,10 @@ import pytest
 
 from sasa_bench.case import Case
 from sasa_bench.gate.bisect import PAIRS, Answer, Belief, BisectError, Bisection, Slowdown, search
+from sasa_bench.gate.decision import Result
 from sasa_bench.gate.git import find
 from sasa_bench.gate.pairs import Counts, Point
-from sasa_bench.gate.verdicts import Rules
+from sasa_bench.gate.verdicts import CaseVerdict, Rules
 
 JOURNAL = Path(__file__).parents[2] / "reports" / "reference" / "gate" / "aa.jsonl"
 COMMITS = 32
@@ -147,6 +148,58 @@ def test_a_search_that_was_stopped_goes_on_and_names_what_it_skipped(
         journal.write_text(text)
         with pytest.raises(BisectError, match="give another --out"):
             search().run()
+
+
+def commits(folder: Path, *sources: str) -> list[str]:
+    """The commits of a repository with a kernel file, one for each text of it."""
+    git = ["git", "-C", str(folder), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    for number, source in enumerate(sources):
+        (folder / "kern.py").write_text(source)
+        subprocess.run([*git, "add", "."], check=True)
+        subprocess.run([*git, "commit", "-q", "-m", str(number)], check=True)
+    repository = find(folder)
+    assert repository is not None
+    return [repository.commit(f"HEAD~{back}") or "" for back in reversed(range(len(sources)))]
+
+
+KERNEL = (
+    "from dataclasses import replace\nfrom sasa_bench.impls import get\nIMPL = replace(get('naive'), name='kern')\n"
+)
+
+
+def test_a_commit_that_cannot_be_imported_set_up_or_measured_is_skipped_with_its_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commits(tmp_path, KERNEL, "import os\nos.kill(os.getpid(), 9)\n", "IMPL = 1\n", KERNEL + "# again\n")
+    monkeypatch.chdir(tmp_path)
+    repository = find(tmp_path)
+    assert repository is not None
+    point = Point("kern.py", Case(channels=8, heads=2, kernel_size=3, resolution=6, batch=1, threads=1))
+    search = Bisection(repository, found[0], found[-1], [point], tmp_path / "out", Rules(), 600.0, 60.0,
+                       impls=["kern.py"])  # fmt: skip
+    for index in (1, 2):
+        answer = search.ask(index, found[index], point, Counts())
+        assert answer.ratios == ()
+        assert answer.reason
+    monkeypatch.setattr("sasa_bench.gate.bisect.PAIRS", 1)
+    assert len(search.ask(3, found[3], point, Counts()).ratios) == 1
+
+
+def test_ends_that_a_contaminated_run_compared_are_not_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = commits(tmp_path, KERNEL, KERNEL + "# again\n")
+    monkeypatch.chdir(tmp_path)
+    repository = find(tmp_path)
+    assert repository is not None
+    case = CaseVerdict("kern.py", "REGRESSION", ratio=1.2)
+    result = Result("CONTAMINATED", [case], {}, "a copy of base measured slower", [], 1.0, Rules())
+    monkeypatch.setattr("sasa_bench.gate.bisect.Gate.run", lambda gate: result)
+    search = Bisection(repository, found[0], found[1], [Point("kern.py", Case())], tmp_path / "out", Rules(), 600.0,
+                       60.0, impls=["kern.py"])  # fmt: skip
+    with pytest.raises(BisectError, match="a copy of base measured slower; run it again"):
+        search.compare_ends()
 
 
 def test_the_error_rate_falls_with_the_pairs_and_never_below_the_chance_of_a_surprise() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from xml.etree import ElementTree
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,15 @@ def test_control_characters_and_bars_of_a_reason_stay_in_their_cell() -> None:
     (row,) = (line for line in markdown(result).splitlines() if "by" in line and line.startswith("|"))
     assert "\x1b" not in markdown(result)
     assert r"by \| a lot" in row
+
+
+@pytest.mark.parametrize(("allowed", "kind"), [(False, "error"), (True, "skipped")])
+def test_a_case_that_did_not_run_is_no_passed_test(allowed: bool, kind: str) -> None:
+    cases = [CaseVerdict("a b=1", "NOT RUN", "absent"), CaseVerdict("a b=2", "SKIPPED", "inference only")]
+    suite = ElementTree.fromstring(junit(Result("PASS", cases, {}, "", [], 60.0, Rules(allow_not_run=allowed))))
+    assert [case[0].tag for case in suite] == [kind, "skipped"]
+    counted = {name: suite.attrib[name] for name in ("tests", "failures", "errors", "skipped")}
+    assert counted == {"tests": "2", "failures": "0", "errors": str(int(not allowed)), "skipped": str(1 + allowed)}
 
 
 def test_the_link_is_that_of_the_workflow_run_and_absent_elsewhere() -> None:

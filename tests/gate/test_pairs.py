@@ -57,7 +57,7 @@ def test_threads_of_an_arm_that_waits_leave_the_cores_to_the_others(arms: list[A
 
 
 def test_exact_figures_of_live_arms_repeat_exactly(arms: list[Arm]) -> None:
-    first, second = exact_rows(arms[0], POINTS, 60.0), exact_rows(arms[2], POINTS, 60.0)
+    first, second = exact_rows([arms[0], arms[2]], POINTS, 60.0).values()
     for key, row in first.items():
         assert row["status"] == "ok"
         for name in ("flops", "params", "operator_count", "allocated_bytes", "err_budget"):
@@ -82,7 +82,7 @@ def test_a_head_that_broke_is_seen_in_its_exact_figures(
     tmp_path: Path, edit: Callable[[Path], None], status: str
 ) -> None:
     head = Arm("head", checkout(tmp_path / "h", edit), "h", sys.executable)
-    rows = exact_rows(head, [POINTS[0], POINTS[2]], 60.0)
+    rows = exact_rows([head], [POINTS[0], POINTS[2]], 60.0)["head"]
     assert rows[POINTS[0].key]["status"] == status
     assert rows[POINTS[2].key]["status"] == "ok"
 

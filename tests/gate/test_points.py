@@ -33,6 +33,13 @@ def test_a_case_that_head_dropped_is_compared_too(tmp_path: Path, suite: str) ->
     assert len(found) == len({point.key for point in found}) == 6
 
 
+def test_a_shipped_suite_is_that_of_each_side_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [resolve(str(checkout(tmp_path / name, sizes))) for name, sizes in (("b", [3]), ("h", [5]))]
+    monkeypatch.chdir(tmp_path / "h/sasa_bench")
+    assert sizes_of(points(Path("gate"), both)) == [3, 5]  # type: ignore[arg-type]
+    assert sizes_of(points(Path("../suites/gate.toml"), both)) == [3, 5]  # type: ignore[arg-type]
+
+
 def test_a_suite_that_neither_side_holds_is_read_where_it_lies(tmp_path: Path) -> None:
     both = [resolve(str(checkout(tmp_path / name, [3]))) for name in ("b", "h")]
     own = tmp_path / "own.toml"

@@ -21,6 +21,7 @@ from sasa_bench.gate import run as gate
 from sasa_bench.gate import verdicts
 from sasa_bench.gate.arms import Arm, ArmError
 from sasa_bench.gate.decision import Result
+from sasa_bench.gate.evidence import environment_difference
 from sasa_bench.gate.layout import Layout
 from sasa_bench.gate.names import short_names
 from sasa_bench.gate.pairs import Counts, Pair, Point
@@ -64,9 +65,11 @@ class Played:
         loaded = {"digest": arm.name, "torch": libraries["torch"], "libraries": libraries, "python": "p"}
         return loaded, self.unknown.get(arm.name, {})
 
-    def exact(self, arm: Arm, points: Sequence[Point], timeout_s: float, layout: Layout) -> dict[str, dict[str, Any]]:
+    def exact(
+        self, arms: Sequence[Arm], points: Sequence[Point], timeout_s: float, layout: Layout
+    ) -> dict[str, dict[str, dict[str, Any]]]:
         rows = {p.key: dict(ROW) for p in points}
-        return rows | self.head_rows if arm.name == "head" else rows
+        return {arm.name: rows | self.head_rows if arm.name == "head" else dict(rows) for arm in arms}
 
     def pair(
         self, arms: object, points: Sequence[Point], counts: Counts, timeout_s: float, spin: object, layout: Layout
@@ -200,7 +203,9 @@ def test_fewer_planned_pairs_raise_no_more_alarms() -> None:
     alarms = 0
     for _ in range(300):
         noise = {key: [rng.gauss(math.log1p(Rules.margin), 0.02) for _ in range(Rules.least_pairs)] for key in keys}
-        decided = verdicts.confirm(noise, {key: [0.0] * 15 for key in keys}, Rules(), dict.fromkeys(keys, 15))
+        floor = {key: [0.0] * Rules.least_pairs for key in keys}
+        decided = verdicts.confirm(noise, floor, Rules(), dict.fromkeys(keys, Rules.least_pairs))
+        assert all(case.high is not None for case in decided.values())  # each is decided, none was dropped
         alarms += any(case.verdict == "REGRESSION" for case in decided.values())
     assert alarms <= 9  # at 1 % a run 3 are expected, and more than 9 in 1 of 1,000 series
 
@@ -226,13 +231,23 @@ def test_more_operators_are_a_remark_and_the_case_is_timed(played: Played) -> No
         assert found[point.key].ratio is not None
 
 
-def test_a_library_that_differs_between_the_arms_is_named_and_budgets_are_not_compared(played: Played) -> None:
+def test_a_library_that_differs_between_the_arms_is_named_and_memory_is_not_compared(played: Played) -> None:
     played.scatter = 0.002
     played.libraries["head"] = {"torch": "3"}
-    played.head_rows = {POINTS[0].key: ROW | {"flops": 2}}
+    played.head_rows = {POINTS[0].key: ROW | {"allocated_bytes": 2}}
     result = played.run()
     assert "environment: torch 2 -> 3" in result.notes
     assert result.exit_status == 0
+
+
+def test_another_python_or_plug_in_is_a_difference_of_the_environment() -> None:
+    base = {"torch": "2", "libraries": {"numpy": "2.0"}, "python_version": "3.11.7", "plugins": {"mine": "a1"}}
+    head = base | {"python_version": "3.12.1", "plugins": {"mine": "b2", "other": "c3"}}
+    assert environment_difference(base, head) == [
+        "Python 3.11.7 -> 3.12.1", "plug-in mine a1 -> b2", "plug-in other none -> c3"
+    ]  # fmt: skip
+    assert environment_difference(base, base) == []
+    assert environment_difference(base, head, ("torch",)) == []
 
 
 def test_a_lost_pair_is_measured_again(played: Played) -> None:

@@ -258,11 +258,18 @@ def test_the_verdict_of_the_run_and_its_exit_status(
     assert exit_status(verdict) == status
 
 
-@pytest.mark.parametrize("name", ["flops", "allocated_bytes", "budgets"])
-def test_what_depends_on_the_libraries_is_not_compared_across_them(name: str) -> None:
-    grown = {"flops": 2000, "allocated_bytes": 2 << 20, "budgets": {"y": 1.0}}[name]
+@pytest.mark.parametrize(
+    ("name", "grown", "across"),
+    [
+        ("allocated_bytes", 2 << 20, EQUIVALENT),
+        ("budgets", {"y": 1.0}, EQUIVALENT),
+        ("flops", 2000, REGRESSION),
+        ("params", 11, REGRESSION),
+    ],
+)
+def test_what_depends_on_the_libraries_is_not_compared_across_them(name: str, grown: object, across: str) -> None:
     assert exact_verdict("a", OK, OK | {name: grown}, RULES).verdict == REGRESSION
-    assert exact_verdict("a", OK, OK | {name: grown}, RULES, same_environment=False).verdict == EQUIVALENT
+    assert exact_verdict("a", OK, OK | {name: grown}, RULES, same_environment=False).verdict == across
 
 
 def test_a_case_that_ran_in_neither_arm_passes_only_where_that_is_allowed() -> None:
@@ -294,6 +301,12 @@ def test_what_an_implementation_cannot_compute_is_skipped_where_it_runs_other_ca
     assert run_verdict([found["onnx a"], TIMED]) == (
         PASS if verdict == SKIPPED else run_verdict([exact["onnx a"], TIMED])
     )
+
+
+def test_a_device_that_is_missing_is_not_run_although_the_implementation_ran_on_another() -> None:
+    rows = {"unfold batch=1": OK, "unfold batch=1 device=cuda": {"status": "skipped", "reason": "no CUDA device"}}
+    exact = {key: exact_verdict(key, row, row, RULES) for key, row in rows.items()}
+    assert skip_unsupported(exact, rows, rows)["unfold batch=1 device=cuda"].verdict == NOT_RUN
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])

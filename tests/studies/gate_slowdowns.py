@@ -111,7 +111,7 @@ def apart(mutants: Sequence[SlowDown], points: Sequence[Point], about: dict[str,
         arms = arms_of(mutants, Path(folder))
         own = of_impls(points, mutants)
         with laid_out(kind, Path(folder)) as layout:
-            rows = [exact_rows(arm, own, 120.0, layout) for arm in arms[:2]]
+            rows = list(exact_rows(arms[:2], own, 120.0, layout).values())
             broken = {point.key: rows[1][point.key] for point in own if rows[1][point.key]["status"] != "ok"}
             timed = [point for point in own if all(row[point.key]["status"] == "ok" for row in rows)]
             counts = Counts()

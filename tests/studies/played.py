@@ -64,7 +64,9 @@ def play() -> None:
         {},
     )
     row = {"status": "ok", "reason": "", "flops": 1, "params": 1, "operator_count": 1, "allocated_bytes": 1}
-    gate_run.exact_rows = lambda arm, points, *more: {p.key: dict(row) for p in points}  # type: ignore[assignment]
+    gate_run.exact_rows = lambda arms, points, *more: {  # type: ignore[assignment]
+        arm.name: {p.key: dict(row) for p in points} for arm in arms
+    }
     gate_run.measure_pair = _pair  # type: ignore[assignment]
 
 

@@ -42,7 +42,7 @@ def test_edited_code_computes_the_same(tmp_path: Path, mutants: tuple[SlowDown, 
     for mutant in interpreted:
         mutant.apply(tmp_path / "sasa_bench")
     points = [Point(mutant.impl, TINY) for mutant in interpreted]
-    rows = exact_rows(Arm("head", tmp_path, "edited", sys.executable), points, 120.0)
+    rows = exact_rows([Arm("head", tmp_path, "edited", sys.executable)], points, 120.0)["head"]
     assert {key: row["reason"] for key, row in rows.items() if row["status"] != "ok"} == {}
 
 
