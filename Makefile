@@ -65,7 +65,7 @@ bench-gpu: setup-gpu
 	$(BIN)/sasa-bench run $(GPU_SUITES:%=suites/%.toml) --device cuda -c dtype=$(GPU_DTYPES) $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
 
-# What fifteen minutes on a GPU settle, in nine; needs no network and none of the set-up. Stopped, it goes on.
+# Checks a GPU in at most nine minutes; needs no network and none of the set-up. Stopped, it resumes.
 gpu-check:
 	$(PYTHON) tests/cuda/gpu_check.py
 

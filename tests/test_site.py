@@ -15,19 +15,24 @@ import pytest
 import textstat
 
 from sasa_bench.cli import cli
-from sasa_bench.suite import shipped
+from sasa_bench.cli.options import overrides
+from sasa_bench.suite import load, shipped
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
+FENCED = re.compile(r"^ *```.*?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+
+
 def commands() -> list[tuple[str, str]]:
-    """(page, command) of every line of a shell block that calls sasa-bench."""
+    """(page, command) of every line of a block that calls sasa-bench, and of every whole command in a sentence."""
     found = []
     for page in PAGES:
-        for block in re.findall(r"```(?:sh)?\n(.*?)```", page.read_text(), re.DOTALL):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [(page.name, line.strip()) for line in lines if re.match(r"\s*sasa-bench \w", line)]
+        text = page.read_text()
+        lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
+        inline = re.findall(r"`(sasa-bench [^\s`]+ [^`…\[]+)`", FENCED.sub("", text).replace("\n", " "))
+        found += [(page.name, line.strip()) for line in lines + inline if re.match(r"\s*sasa-bench \w", line)]
     return found
 
 
@@ -39,12 +44,24 @@ def test_a_command_on_a_page_is_one_that_the_program_takes(
     monkeypatch.chdir(tmp_path)
     verb, *arguments = shlex.split(command, comments=True)[1:]
     try:
-        cli.commands[verb].make_context(verb, arguments)
+        cli.commands[verb].make_context(verb, list(arguments))
     except click.BadParameter as error:
         if "does not exist" not in str(error):
             pytest.fail(f"{page}: {command}: {error}")
     for suite in re.findall(r"(?<!\S)suites/(\w+)\.toml", command):
         assert suite in shipped(), page
+    if verb == "profile" and (named := arguments[0]) in shipped():
+        held = [arguments[i + 1] for i, word in enumerate(arguments) if word == "-c"]
+        assert len(load(Path(named), overrides(held, None)).cases) == 1, f"{page}: {command} leaves more than one case"
+
+
+def test_the_set_up_without_torch_names_every_dependency_but_torch() -> None:
+    """On the page that shows it; extras are named where they are needed."""
+    page = (ROOT / "docs/start.md").read_text().replace("\\\n", " ")
+    [listed] = re.findall(r"pip install --no-deps dist/\*\.whl\n *pip install (.*)", page)
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    names = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
+    assert set(listed.split()) == names - {"torch"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
-"""Timing on the CPU: samples in turns, with inputs that change from one to the next, and cold calls.
+"""Timing on the CPU: interleaved samples, with inputs that change from one to the next, and cold calls.
 
-in turns  every sample follows an untimed call of its own, with new values in the inputs: `samples_s`
+samples  every sample follows an untimed call of its own, with new values in the inputs: `samples_s`
 cold      one call, after every cache was filled with something else: `cold_samples_s`
 """
 

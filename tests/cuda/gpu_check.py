@@ -1,4 +1,4 @@
-"""What fifteen minutes on a GPU have to settle, as one script: `make gpu-check`. At most nine minutes; it resumes.
+"""Checks a GPU in at most nine minutes: numerics, sanitizer, times and choices. `make gpu-check`; it resumes.
 
 python tests/cuda/gpu_check.py [FOLDER]    by default reports/gpu-check
 

@@ -30,7 +30,7 @@ def levels(points: pd.DataFrame, spans: pd.DataFrame, quantity: str, look: Style
     """
     base = chart_of(points)
     bars = chart_of(spans)
-    x = _turns("place:Q", points)
+    x = _by_run("place:Q", points)
     scale = alt.Scale(zero=False, nice=False, padding=14)
     tick = (TIME if quantity == "time" else RATIO).tick
     y = alt.Y("value:Q", title=None, scale=scale, axis=alt.Axis(labelExpr=tick.of("datum.value", 3)))
@@ -76,7 +76,7 @@ def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
     names = [name for name in styles if name in set(data["impl"])]
     cases, quantities = list(dict.fromkeys(data["case"])), sorted(set(data["quantity"]), reverse=True)
     base = chart_of(data)
-    x = _turns("place:Q", data)
+    x = _by_run("place:Q", data)
     written = f"(quantity == 'time' ? {TIME.tick.of('datum.value', 3)} : {RATIO.tick.of('datum.value', 3)})"
     shown = tooltip({"title": "datum.impl", "commit": "datum.commit", "measured": "datum.started_at", "value": written})
     commits = data.drop_duplicates("place").set_index("place")["commit"]
@@ -96,7 +96,7 @@ def over_runs(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec:
     return spec_of(series(base, x, log_y("value:Q", written), names, styles, shown), whole)
 
 
-def _turns(field: str, data: pd.DataFrame) -> alt.X:
+def _by_run(field: str, data: pd.DataFrame) -> alt.X:
     """Runs in order along the bottom; the parameter `commits` holds their labels."""
     places = sorted(set(data["place"]))
     return alt.X(
