@@ -28,22 +28,22 @@ def search(
 
     Args:
         candidates: what to choose from; on a tie the earlier one wins.
-        seconds: runs a candidate and returns its time in seconds. A candidate that raises RuntimeError,
-            because the device cannot run it, is out and has an infinite median.
+        seconds: runs a candidate and returns its time in seconds. A candidate that raises, because the device or
+            the compiler cannot take it, is out and has an infinite median.
         rounds: samples per candidate, after one that is thrown away.
 
     Raises:
         RuntimeError: no candidate runs; the last candidate's error is its cause.
     """
     samples: list[list[float]] = [[] for _ in candidates]
-    failed: dict[int, RuntimeError] = {}
+    failed: dict[int, Exception] = {}
     for number in range(rounds + 1):
         for index, candidate in enumerate(candidates):
             if index in failed:
                 continue
             try:
                 sample = seconds(candidate)
-            except RuntimeError as error:
+            except Exception as error:  # those of Triton have no kind in common with those of a driver
                 failed[index] = error
                 continue
             if number > 0:
@@ -133,11 +133,15 @@ def choosing_in_build(build: Callable[[Any, dict[str, torch.Tensor]], Callable[[
 
 
 def replay_seconds(run: Callable[[], None]) -> float:
-    """Seconds of device time of one call: a graph of SEARCH_CALLS calls, replayed, so that queuing takes no part."""
+    """Seconds of device time of one call: a graph of SEARCH_CALLS calls, replayed, so that queuing takes no part.
+
+    Captured on a stream of the current device: torch's own for captures belongs to the first device that used it. What
+    other threads do meanwhile, such as pinning memory, does not break it.
+    """
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
         for _ in range(SEARCH_CALLS):
             run()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

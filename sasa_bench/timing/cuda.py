@@ -107,7 +107,7 @@ def capture(step: Step) -> Step:
     torch.cuda.current_stream().wait_stream(stream)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         kept = step()  # the outputs live in the graph's memory as long as the graph
 
     def replay(kept: object = kept) -> None:

@@ -9,8 +9,11 @@ import emulation
 import pytest
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _tools() -> None:
+@pytest.fixture(autouse=True)
+def _tools(request: pytest.FixtureRequest) -> None:
+    """Of the checks without a GPU; those on one say themselves what is missing."""
+    if request.node.get_closest_marker("gpu"):
+        return
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         pytest.skip("cuda-core is not installed: pip install 'sasa-bench[cuda-check]'")
     if shutil.which(emulation.COMPILER) is None:

@@ -3,35 +3,47 @@
 python tests/cuda/gpu_check.py [FOLDER]    by default reports/gpu-check
 
 Each step is a process of its own with a time limit, so that a hang or a broken device costs one step. A step that
-succeeded is not run again. What a person would send back is packed into FOLDER.tar.gz.
+succeeded on this device, with these kernels and this torch, is not run again. What a person would send back is packed
+into FOLDER.tar.gz.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-NEEDED = ("torch", "triton", "pytest", "cuda.core", "numpy", "psutil", "platformdirs", "click", "rich")
+NEEDED = ("torch", "triton", "pytest", "cuda.core", "numpy", "psutil", "platformdirs", "click", "rich", "lazy_loader",
+          "cpuinfo", "filelock")  # fmt: skip
+UNMEASURED = {"SASA_BENCH_TUNE": "0"}
+"""A step that checks values takes the first candidate of each kernel: a search would compile all of them."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One part of the check: `command` runs for at most `limit_s` seconds; its output goes to NAME.txt."""
+    """One part of the check: `command` runs for at most `limit_s` seconds; its output goes to NAME.txt.
+
+    junit is the file of a step that runs tests, of which some must pass.
+    """
 
     name: str
     limit_s: int
     command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    junit: Path | None = None
 
 
 def steps(folder: Path) -> list[Step]:
@@ -40,40 +52,87 @@ def steps(folder: Path) -> list[Step]:
     numeric = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "cuda"))
     suite = str(Path(__file__).with_suffix(".toml"))
     results = str(folder / "times.jsonl")
-    run = ("-m", "sasa_bench", "run", suite, "--device", "cuda", "--budget", "0.1", "--out", results, "--resume")
+    run = (
+        "-m",
+        "sasa_bench",
+        "run",
+        suite,
+        "--device",
+        "cuda",
+        "--budget",
+        "0.1",
+        "--strict",
+        "--out",
+        results,
+        "--resume",
+    )
+    junit = folder / "numerics.xml"
+    chosen = ("-k", "float64 or stream or graph", f"--junitxml={junit}")
+    sanitizer = ("compute-sanitizer", "--error-exitcode", "9", python, here, "--step", "sanitized")
     return [
         Step("versions", 30, (python, here, "--step", "versions")),
-        Step(
-            "numerics", 120, (python, *numeric, "-k", "float64 or stream or graph", f"--junitxml={folder}/numerics.xml")
-        ),
-        Step("times", 270, (python, *run)),
-        Step("choices", 60, (python, here, "--step", "choices", str(folder))),
-        Step("sanitizer", 60, ("compute-sanitizer", "--error-exitcode", "9", python, here, "--step", "sanitized")),
+        Step("compile", 120, (python, here, "--step", "compile")),
+        Step("numerics", 110, (python, *numeric, *chosen), UNMEASURED, junit),
+        Step("times", 200, (python, *run)),
+        Step("choices", 30, (python, here, "--step", "choices", str(folder))),
+        Step("sanitizer", 50, sanitizer, UNMEASURED),
     ]
 
 
-def run(folder: Path, wanted: Sequence[Step]) -> list[dict[str, Any]]:
-    """Runs the steps that have not succeeded yet; status and seconds of each are in FOLDER/steps.json."""
+def subject() -> str:
+    """What is checked: the device, torch, and the kernels with their tests, as a digest."""
+    code = "import torch; print(torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name(0))"
+    device = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
+    whole = hashlib.sha256(device.encode())
+    for folder in (ROOT / "sasa_bench", ROOT / "tests" / "cuda"):
+        for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu", ".toml")):
+            whole.update(path.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+def none_passed(junit: Path) -> bool:
+    """Whether no test of a JUnit file ran to its end: all were skipped, or the file is not there."""
+    try:
+        suites = ElementTree.parse(junit).getroot().iter("testsuite")
+        counts = [
+            {name: int(suite.get(name, 0)) for name in ("tests", "skipped", "failures", "errors")} for suite in suites
+        ]
+    except (OSError, ElementTree.ParseError):
+        return True
+    return not sum(each["tests"] - each["skipped"] - each["failures"] - each["errors"] for each in counts)
+
+
+def run(folder: Path, wanted: Sequence[Step], of: str = "") -> list[dict[str, Any]]:
+    """Runs the steps that have not succeeded yet on `of`; status and seconds of each are in FOLDER/steps.json."""
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "steps.json"
     known = {step["name"]: step for step in json.loads(record.read_text())} if record.exists() else {}
     for step in wanted:
-        if known.get(step.name, {}).get("status") == "ok":
+        before = known.get(step.name, {})
+        if before.get("status") == "ok" and before.get("of", "") == of:
             continue
         began = time.monotonic()
         with open(folder / f"{step.name}.txt", "w") as output:
             try:
                 done = subprocess.run(
-                    step.command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, timeout=step.limit_s
+                    step.command,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    cwd=ROOT,
+                    timeout=step.limit_s,
+                    env=os.environ | dict(step.environment),
                 )
                 status = "ok" if done.returncode == 0 else f"exit status {done.returncode}"
+                if status == "ok" and step.junit and none_passed(step.junit):
+                    status = "no test ran"
             except subprocess.TimeoutExpired:
                 status = f"stopped after {step.limit_s} s"
             except FileNotFoundError:
                 status = f"{step.command[0]} is not installed"
-        known[step.name] = {"name": step.name, "status": status, "seconds": round(time.monotonic() - began, 1)}
+        seconds = round(time.monotonic() - began, 1)
+        known[step.name] = {"name": step.name, "status": status, "seconds": seconds, "of": of}
         record.write_text(json.dumps(list(known.values()), indent=1))
-        print(f"{step.name}: {status}, {known[step.name]['seconds']} s", flush=True)
+        print(f"{step.name}: {status}, {seconds} s", flush=True)
     return [known[step.name] for step in wanted]
 
 
@@ -96,6 +155,8 @@ def versions() -> None:
             print(name, metadata.version(name.replace(".", "-")))
         except ImportError as error:
             lacking.append(f"{name}: {error}")
+    if lacking:
+        sys.exit("\n".join(["missing:", *lacking]))
     import torch
 
     print("CUDA of torch", torch.version.cuda)
@@ -106,8 +167,37 @@ def versions() -> None:
 
     for name in ("cuda", "triton"):
         print(name, impls.get(name).missing() or "can run")
-    if lacking or missing():
-        sys.exit("\n".join(["missing:", *lacking, missing() or ""]))
+    if reason := missing():
+        sys.exit(f"missing: {reason}")
+
+
+def kernels_wanted() -> list[tuple[str, str]]:
+    """(source, template instance) of every kernel of `cuda` that the other steps launch."""
+    from test_cuda_numerics import DEFAULTS
+
+    from sasa_bench.impls.cuda import kernels, kernels_of
+    from sasa_bench.suite import load
+
+    found = []
+    for problem in DEFAULTS:
+        function = kernels.Function(
+            problem.dtype, problem.kernel_size, problem.head_width, problem.position, problem.zero_border
+        )
+        for kernel in ("forward", "backward_queries", "backward_keys"):
+            first = kernels.candidates(kernel, function, problem.height, problem.width)[0]
+            found.append((kernels.source(), kernels.expression(kernel, function, first)))
+    suite = load(Path(__file__).with_suffix(".toml"), {"device": ["cuda"]})
+    return found + [kernel for case in suite.cases for kernel in kernels_of(case)]
+
+
+def compile_all() -> None:
+    """Compiles them, as many at a time as there are processors, into the cache of cubins."""
+    import torch
+
+    from sasa_bench.impls import _nvrtc as nvrtc
+
+    arch = nvrtc.runtime(torch.device("cuda", 0)).arch
+    print(f"{nvrtc.prebuild(kernels_wanted(), arch, os.cpu_count() or 1)} kernels for {arch}")
 
 
 def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[str, Any]]:
@@ -129,10 +219,14 @@ def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[
         runtime.launch(kernels.source(), plan.expression, plan.grid, plan.block, arguments)
 
     chosen = runtime.choose(kernels.source(), f"gpu-check {problem}", found, run)
-    return [
-        {**vars(tunables), "seconds": seconds(lambda t=tunables: run(t)), "chosen": tunables == chosen}
-        for tunables in found
-    ]
+    rows = []
+    for tunables in found:
+        try:
+            measured = {"seconds": seconds(lambda t=tunables: run(t))}
+        except Exception as error:  # the search goes on without this one too
+            measured = {"error": str(error)}
+        rows.append({**vars(tunables), **measured, "chosen": tunables == chosen})
+    return rows
 
 
 def sanitized() -> None:
@@ -150,7 +244,7 @@ def main(arguments: Sequence[str]) -> None:
     """Runs one step, or all of them."""
     if arguments[:1] != ["--step"]:
         folder = Path(arguments[0] if arguments else ROOT / "reports" / "gpu-check").absolute()
-        found = run(folder, steps(folder))
+        found = run(folder, steps(folder), subject())
         print(f"send back {pack(folder)}")
         sys.exit(any(step["status"] != "ok" for step in found))
     if arguments[1] == "choices":
@@ -164,7 +258,7 @@ def main(arguments: Sequence[str]) -> None:
         rows = choices(nvrtc.runtime(torch.device("cuda", 0)), "cuda", replay_seconds, problem)
         (Path(arguments[2]) / "choices.json").write_text(json.dumps(rows, indent=1))
     else:
-        {"versions": versions, "sanitized": sanitized}[arguments[1]]()
+        {"versions": versions, "compile": compile_all, "sanitized": sanitized}[arguments[1]]()
 
 
 if __name__ == "__main__":

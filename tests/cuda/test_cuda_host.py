@@ -169,7 +169,13 @@ def test_a_candidate_is_timed_as_a_graph_of_calls_that_is_replayed(monkeypatch):
             return 30.0  # milliseconds
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+
+    def capturing(graph, stream, capture_error_mode):
+        assert (stream, capture_error_mode) == ("a stream of this device", "thread_local")
+        return graph
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream of this device")
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: queued.append("synchronize"))
     found = _tuning.replay_seconds(lambda: queued.append("call"))

@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import gpu_check
+import pytest
 from gpu_check import Step
 
 from sasa_bench.suite import load
@@ -64,3 +65,36 @@ def test_the_command_of_each_step_exists(tmp_path):
     for each in gpu_check.steps(tmp_path):
         files = [Path(part) for part in each.command if part.startswith(str(gpu_check.ROOT))]
         assert all(file.exists() for file in files)
+
+
+def test_a_step_that_succeeded_on_another_device_or_with_other_kernels_is_run_again(tmp_path):
+    wanted = [step("says", f"open({str(tmp_path / 'count')!r}, 'a').write('x')")]
+    for of in ("one", "one", "other"):
+        gpu_check.run(tmp_path / "out", wanted, of)
+    assert (tmp_path / "count").read_text() == "xx"
+    assert gpu_check.subject() == gpu_check.subject()
+
+
+@pytest.mark.parametrize(
+    ("test", "status"),
+    [
+        ("def test_it(): pass", "ok"),
+        ("import pytest\n@pytest.mark.skip\ndef test_it(): pass", "no test ran"),
+        ("import pytest\npytest.skip('nothing here', allow_module_level=True)", "no test ran"),
+    ],
+)
+def test_tests_that_were_all_skipped_are_no_success(tmp_path, test, status):
+    (tmp_path / "test_it.py").write_text(test)
+    junit = tmp_path / "found.xml"
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={junit}", str(tmp_path))
+    (found,) = gpu_check.run(tmp_path / "out", [Step("numerics", 60, command, {"SASA_BENCH_TUNE": "0"}, junit)])
+    # pytest ends with 5 where it collected nothing
+    assert found["status"] in (status, "exit status 5")
+    assert (found["status"] == "ok") == (status == "ok")
+
+
+def test_what_is_compiled_ahead_is_what_the_other_steps_launch():
+    found = gpu_check.kernels_wanted()
+    assert len(found) > 300
+    for name in ("forward<", "backward_queries<", "backward_keys<"):
+        assert any(expression.startswith(name) for _, expression in found)

@@ -11,6 +11,8 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'sasa
 import machine_code
 import triton_code
 
+from sasa_bench.impls.triton import launch
+
 ROWS = machine_code.read_table(triton_code.TABLE)
 SPECIALISATIONS = list(triton_code.specialisations())
 DRAWN = 2
@@ -53,3 +55,18 @@ def test_the_kernels_of_the_second_stage_use_the_matrix_cores_of_amd_without_a_s
     found = row(kernel, *triton_code.SECOND_STAGE, triton_code.AMD)
     assert int(found["tensor_core_instructions"]) > 0
     assert found["spill_instructions"] == found["stack_bytes"] == "0"
+
+
+@pytest.mark.parametrize("kernel", triton_code.KERNELS)
+def test_a_map_of_one_pixel_and_one_head_compiles(kernel):
+    """Triton makes constants of sizes that are 1; its interpreter does not."""
+    function = triton_code.Function(triton_code.F16, 3, 16, True, False)
+    first = launch.CHOICES[0]
+    for ones in (("height",), ("width", "heads"), ("height", "width", "heads")):
+        assert triton_code.compiled(kernel, function, 1, first, "sm_90", ones).asm["cubin"]
+
+
+def test_another_choice_of_blocks_drawn_at_random_compiles():
+    function, side = triton_code.SECOND_STAGE
+    kernel, choice = random.choice(triton_code.KERNELS), random.choice(launch.CHOICES[1:])
+    assert triton_code.compiled(kernel, function, side, choice, "sm_90").asm["cubin"]

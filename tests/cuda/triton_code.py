@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,13 @@ def heading() -> str:
     return f"Triton {version()}; rewritten by tests/cuda/triton_code.py"
 
 
-def compiled(kernel: str, function: Function, side: int, tunables: Tunables, arch: str) -> Any:
-    """A kernel for "sm_90" or "gfx942", as its launch would specialise it: sizes that 16 divides, aligned pointers."""
+def compiled(
+    kernel: str, function: Function, side: int, tunables: Tunables, arch: str, ones: Sequence[str] = ()
+) -> Any:
+    """A kernel for "sm_90" or "gfx942", as its launch would specialise it: sizes that 16 divides, aligned pointers.
+
+    Arguments named in `ones` are 1, which makes constants of them.
+    """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -81,6 +86,8 @@ def compiled(kernel: str, function: Function, side: int, tunables: Tunables, arc
     for index, name in enumerate(jitted.arg_names):
         if name in OF_POSITION and not function.position:
             constants[name] = None
+        if name in ones:
+            constants[name] = 1
         if name in constants:
             signature[name] = "constexpr"
             continue

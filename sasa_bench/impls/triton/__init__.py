@@ -93,6 +93,11 @@ def missing() -> str | None:
     return None
 
 
+WIDEST_WINDOW = MOST_SLOTS - CHOICES[0].columns + 1
+MOST_IMAGES = 65535
+"""CUDA's limit of the second side of a grid."""
+
+
 def supports(case: Case) -> str | None:
     """None, or why the kernels do not cover a case."""
     if case.device != "cuda":
@@ -102,9 +107,10 @@ def supports(case: Case) -> str | None:
         return f"tensor cores round float32 to tf32: give dtype = one of {others}"
     if case.head_dim > WIDEST_HEAD:
         return f"{case.head_dim} channels per head are more than the {WIDEST_HEAD} that fit: give more heads"
-    widest = MOST_SLOTS - CHOICES[0].columns + 1
-    if case.kernel_size > widest:
-        return f"kernel_size = {case.kernel_size} is more than the {widest} that fit a block"
+    if case.kernel_size > WIDEST_WINDOW:
+        return f"kernel_size = {case.kernel_size} is more than the {WIDEST_WINDOW} that fit a block"
+    if case.batch > MOST_IMAGES:
+        return f"batch = {case.batch} is more than the {MOST_IMAGES} images of one launch"
     return None
 
 
@@ -153,6 +159,10 @@ def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:
         return "the Triton kernels compute float16, bfloat16 and, where torch.backends.cuda.matmul.allow_tf32, tf32"
     if x.shape[1] > WIDEST_HEAD * window.heads:
         return f"the Triton kernels take at most {WIDEST_HEAD} channels per head"
+    if window.rows > WIDEST_WINDOW:
+        return f"the Triton kernels take windows of at most {WIDEST_WINDOW} pixels a side"
+    if x.shape[0] > MOST_IMAGES:
+        return f"the Triton kernels take at most {MOST_IMAGES} images at a time"
     return None
 
 

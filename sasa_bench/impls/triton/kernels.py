@@ -58,8 +58,11 @@ def start_of_logits(
 
 @triton.jit
 def within(index, size):
-    """Whether 0 <= index < size, in one comparison: a negative index is a large unsigned one."""
-    return index.to(tl.uint32, bitcast=True) < size.to(tl.uint32)
+    """Whether 0 <= index < size, in one comparison: a negative index is a large unsigned one.
+
+    A size of 1 is a constant of the compiler, which has no method `to`.
+    """
+    return index.to(tl.uint32, bitcast=True) < tl.cast(size, tl.uint32)
 
 
 @triton.jit
