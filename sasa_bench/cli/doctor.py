@@ -87,9 +87,10 @@ def chosen() -> Iterator[str]:
 def learn(files: Sequence[Path]) -> str:
     """Store the order of implementations that these results of this machine show; a sentence that says where."""
     from sasa_bench.nn.choice import learn as store
-    from sasa_bench.results.file import read
+    from sasa_bench.results.file import read, require_described
 
     found, here = read(files), probe.detect().hardware_id
+    require_described(found)
     rows = [row for row in found.rows if found.machines[row.machine].hardware_id == here]
     return f"impl = 'auto' follows {store(rows)} from now on; delete it to return to the committed order"
 

@@ -88,6 +88,8 @@ def run(**given: Any) -> int:
         raise click.UsageError("--resume needs --out FILE, the results file to finish")
     if asked.slurm and asked.shard:
         raise click.UsageError("--slurm splits suites itself: drop --shard")
+    if asked.slurm and asked.keep_models:
+        raise click.UsageError("--keep-models keeps files of this machine: drop it, or --slurm")
     suites = load_suites(asked.suites, asked.pairs, asked.device)
     on_gpu = any(case.device == "cuda" for suite in suites for case in suite.cases)
     if asked.energy and (asked.slurm or not on_gpu):
@@ -147,6 +149,9 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
             return _stopped(asked, path, seen[0])
     said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
     click.echo(f"{path}: {summary.total} rows ({said})")
+    if summary.beside:
+        cases = "1 case has" if summary.beside == 1 else f"{summary.beside} cases have"
+        warn([f"{cases} rows of other implementations that were measured earlier: ratios to them are not interleaved"])
     if summary.noisy:
         rows = "1 row is" if summary.noisy == 1 else f"{summary.noisy} rows are"
         noise = f"{rows} too noisy to rank, p80 above {NOISY:g} x p20"
@@ -192,9 +197,10 @@ def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
 
     options = parse_options(asked.slurm)
     require_slurm()
+    impls = tuple(dict.fromkeys(asked.impls))
     with Workers(asked.timeout_s) as workers:
-        infos = describe(workers, specs_of(suites, asked.impls))
-    sweep = open_sweep(out, asked.resume, suites, asked.impls, infos, options, asked.budget_s, asked.timeout_s)
+        infos = describe(workers, specs_of(suites, impls))
+    sweep = open_sweep(out, asked.resume, suites, impls, infos, options, asked.budget_s, asked.timeout_s)
     total = sum(sweep.size(index) for index in range(len(sweep.shards)))
     click.echo(f"{total} rows in {len(sweep.shards)} tasks, job {sweep.name}, files in {sweep.folder}", err=True)
     try:

@@ -67,6 +67,8 @@ def report(
     from sasa_bench.results.file import read
 
     if compare:
+        if figures:
+            raise click.UsageError("--figures draws those of a report: drop --compare")
         _compare(files, out)
         return
     for unknown in set(formats) - set(FIGURES):

@@ -30,11 +30,16 @@ def ratios(results: Results) -> list[dict[str, Any]]:
     groups: dict[Any, list[Record]] = defaultdict(list)
     keys = []
     for position, row in enumerate(results.rows):
-        source = results.files[position] if position < len(results.files) else ""
-        keys.append((source, row.suite, row.machine, row.case))
+        keys.append((*apart(results, position), row.suite, row.case))
         groups[keys[-1]].append(row)
     compared = {key: _convolutions(rows) for key, rows in groups.items()}
     return [_columns(row, *compared[key]) for row, key in zip(results.rows, keys, strict=True)]
+
+
+def apart(results: Results, position: int) -> tuple[str, str]:
+    """File and machine id of a row: rows that differ in them were not measured interleaved, and are not compared."""
+    source = results.files[position] if position < len(results.files) else ""
+    return source, results.rows[position].machine
 
 
 def is_conv3x3(row: Record) -> bool:

@@ -20,7 +20,7 @@ from sasa_bench.report.findings import Ratio, answers, ratio, times
 from sasa_bench.report.styles import style
 from sasa_bench.report.table import frame, marked, varying_axes
 from sasa_bench.results.columns import COLUMNS, TIME
-from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.file import ResultsError, read, require_described
 from sasa_bench.results.record import ImplInfo, Record, Results
 
 MOST_ROWS = 5
@@ -34,6 +34,11 @@ class Run:
     label: str
     results: Results
     table: pd.DataFrame
+
+    @property
+    def letter(self) -> str:
+        """The begin of the label: A, B, …, Z, AA, AB, …"""
+        return self.label.partition(":")[0]
 
     @property
     def hardware(self) -> str:
@@ -59,14 +64,21 @@ def load(paths: Sequence[Path]) -> list[Run]:
     if len(paths) < 2:
         raise ResultsError("--compare needs two results files or more")
     runs = []
-    for letter, path in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", paths, strict=False):
+    for number, path in enumerate(paths):
         results = read([path])
         if not results.rows:
             raise ResultsError(f"{path} has no rows to compare")
         if len(results.hardware()) > 1:
             raise ResultsError(f"{path} holds rows of unlike machines: give a file for each machine")
-        runs.append(Run(f"{letter}: {path.stem}", results, frame(results)))
+        require_described(results)
+        runs.append(Run(f"{_letters(number)}: {path.stem}", results, frame(results)))
     return runs
+
+
+def _letters(number: int) -> str:
+    """0 -> A, 25 -> Z, 26 -> AA, as the columns of a spreadsheet."""
+    before, last = divmod(number, 26)
+    return (_letters(before - 1) if before else "") + chr(ord("A") + last)
 
 
 def html(runs: Sequence[Run]) -> str:
@@ -116,22 +128,33 @@ def _machine(run: Run) -> dict[str, str]:
     return {key: " / ".join(dict.fromkeys(machine[key] for machine in machines)) for key in machines[0]}
 
 
-def case_key(record: Record, alike: bool = False) -> tuple[str, str, Case]:
-    """Suite, implementation and case of a row; unlike machines have other numbers of threads for the same case."""
-    return record.suite, record.impl, record.case if alike else record.case.with_(threads=0)
+def keyed(results: Results) -> dict[tuple[str, str, Case], Record]:
+    """Rows by suite, implementation and case; those on every core of their machine also by the case with 0 threads,
+    which is that of every core of another machine."""
+    found = {}
+    for row in results.rows:
+        machine = results.machines.get(row.machine)
+        if machine and row.case.threads == machine.cores:
+            found[row.suite, row.impl, row.case.with_(threads=0)] = row
+    return found | {row.key: row for row in results.rows}
 
 
-def _keyed(run: Run, alike: bool) -> dict[tuple[str, str, Case], Record]:
-    """Rows by `case_key`."""
-    return {case_key(record, alike): record for record in run.results.rows}
+def _matches(first: Run, other: Run, alike: bool) -> Iterator[tuple[Record, Record]]:
+    """The rows of both runs for the same case: by its threads, on unlike machines also by every core of either."""
+    mine, theirs = keyed(first.results), keyed(other.results)
+    for (suite, impl, case), a in mine.items():
+        if not case.threads:
+            continue
+        every = suite, impl, case.with_(threads=0)
+        b = theirs.get((suite, impl, case))
+        if b is None and not alike and mine.get(every) is a:
+            b = theirs.get(every)
+        if b is not None:
+            yield a, b
 
 
 def _pairs(first: Run, other: Run, alike: bool) -> Iterator[Pair]:
-    theirs = _keyed(other, alike)
-    for key, record in _keyed(first, alike).items():
-        match = theirs.get(key)
-        if match and record.status == match.status == "ok":
-            yield Pair(record, match)
+    return (Pair(a, b) for a, b in _matches(first, other, alike) if a.status == b.status == "ok")
 
 
 def _case_columns(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
@@ -155,7 +178,7 @@ def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
             words
             | {
                 f"A, {unit}": _digits(pair.a.median_s / in_s),
-                f"{other.label[0]}, {unit}": _digits(pair.b.median_s / in_s),
+                f"{other.letter}, {unit}": _digits(pair.b.median_s / in_s),
                 "ratio": _digits(found.value),
                 "low": _digits(found.low),
                 "high": _digits(found.high),
@@ -168,15 +191,14 @@ def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
 def _within(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
     """Unlike hardware: each run's time over its own baseline."""
     base = {
-        run.label: {k[2]: r for k, r in _keyed(run, False).items() if k[1] == BASELINE and r.status == "ok"}
+        run.label: {(r.suite, r.case): r for r in run.results.rows if r.impl == BASELINE and r.status == "ok"}
         for run in (first, other)
     }
     rows = []
     for pair, words in zip(pairs, _case_columns(pairs), strict=True):
-        case = pair.a.case.with_(threads=0)
-        a, b = base[first.label].get(case), base[other.label].get(case)
+        a, b = (base[run.label].get((r.suite, r.case)) for run, r in ((first, pair.a), (other, pair.b)))
         if a and b and pair.a.impl != BASELINE:
-            rows.append(words | {"A": _digits(ratio(pair.a, a).value), other.label[0]: _digits(ratio(pair.b, b).value)})
+            rows.append(words | {"A": _digits(ratio(pair.a, a).value), other.letter: _digits(ratio(pair.b, b).value)})
     return pd.DataFrame(rows)
 
 
@@ -206,7 +228,7 @@ def _said(pairs: Sequence[Pair], first: Run, other: Run) -> Iterator[str]:
     words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     mean = float(np.exp(np.mean(np.log([r.value for r in ratios]))))
     yield (
-        f"Same hardware. Of {len(ratios)} shared rows, in {other.label[0]}: {words}. "
+        f"Same hardware. Of {len(ratios)} shared rows, in {other.letter}: {words}. "
         f"The geometric mean of the time ratios is {mean:.2f}."
     )
     decided = [(pair, r) for pair, r in zip(pairs, ratios, strict=True) if r.decided]
@@ -223,7 +245,7 @@ def _said_within(shown: pd.DataFrame, first: Run, other: Run) -> Iterator[str]:
     if shown.empty:
         yield f"No case has `{BASELINE}` and another implementation ok in both files."
         return
-    b = other.label[0]
+    b = other.letter
     for impl, rows in shown.groupby(COLUMNS["impl"].label, sort=False):
         yield (
             f"`{impl}` takes {times(float(rows['A'].median()))} times as long as `{BASELINE}` in A and "
@@ -232,10 +254,8 @@ def _said_within(shown: pd.DataFrame, first: Run, other: Run) -> Iterator[str]:
 
 
 def _status_changes(first: Run, other: Run, alike: bool) -> Iterator[dict[str, str]]:
-    theirs = _keyed(other, alike)
-    for key, a in _keyed(first, alike).items():
-        b = theirs.get(key)
-        if b is not None and a.status != b.status:
+    for a, b in _matches(first, other, alike):
+        if a.status != b.status:
             yield {
                 "row": f"{a.suite}, {a.impl}, {_words_of(a)}",
                 "a": f"{a.status}: {a.reason}" if a.reason else a.status,

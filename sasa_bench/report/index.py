@@ -32,9 +32,9 @@ def write(folder: Path) -> list[Path]:
         out = file.with_suffix(".html")
         report.write(results, out)
         written.append(out)
-        cases.update({compare.case_key(row) for row in results.rows})
+        cases.update(compare.keyed(results).keys())
         table = frame(results)
-        machine = next(m for m in results.machines.values() if m.id in {row.machine for row in results.rows})
+        machine = results.used_machines()[0]
         entries.append(
             {
                 "name": file.stem,

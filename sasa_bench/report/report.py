@@ -9,17 +9,18 @@ from sasa_bench.report.findings import answers
 from sasa_bench.report.sections import SECTIONS, Inputs
 from sasa_bench.report.styles import style
 from sasa_bench.report.table import frame, marked
-from sasa_bench.results.file import ResultsError
+from sasa_bench.results.file import ResultsError, require_described
 from sasa_bench.results.record import Results
 
 
 def html(results: Results, name: str = "results") -> str:
     """The report as one page that opens offline; `name` is that of the files that can be saved from it.
 
-    Raises ResultsError for rows of unlike machines, and for a file without rows.
+    Raises ResultsError for rows of unlike machines or of one that is not described, and for a file without rows.
     """
     if not results.rows:
         raise ResultsError("no rows to report: the run stopped before it finished a case")
+    require_described(results)
     hardware = results.hardware()
     if len(hardware) > 1:
         raise ResultsError(

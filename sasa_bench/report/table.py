@@ -149,29 +149,35 @@ def render(table: pd.DataFrame, form: str) -> bytes:
     if form in EXPORTS:
         return EXPORTS[form](table).encode()
     if form == "csv":
-        return table.apply(_without_formulas).to_csv(index=False).encode()
+        return table.apply(without_formulas).to_csv(index=False).encode()
     if form == "parquet":
         if not has_parquet():
             raise ResultsError("parquet needs pyarrow: pip install 'sasa-bench[parquet]'")
         buffer = io.BytesIO()
-        table.to_parquet(buffer, index=False)
+        table.apply(_of_one_type).to_parquet(buffer, index=False)
         return buffer.getvalue()
     styles = {"text": "simple", "markdown": "github"}
     if form not in styles:
         raise ResultsError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
-    shown = display(marked(table)).map(lambda cell: _one_cell(cell, form)).to_dict("list")
+    shown = display(marked(table)).map(lambda cell: one_cell(cell, form)).to_dict("list")
     body = tabulate(shown, headers="keys", tablefmt=styles[form], showindex=False, disable_numparse=True) + "\n"
     return (body + "".join(f"\n{note}\n" for note in [*footnotes(table), *above_roof(table)])).encode()
 
 
-def _without_formulas(column: pd.Series) -> pd.Series:
+def _of_one_type(column: pd.Series) -> pd.Series:
+    """A column whose values are of several types, such as 8 and "auto", as text; any other as it is."""
+    kinds = {type(value) for value in column.dropna()} if column.dtype == object else set()
+    return column.map(str, na_action="ignore") if len(kinds) > 1 else column
+
+
+def without_formulas(column: pd.Series) -> pd.Series:
     """A column whose texts no spreadsheet takes for formulas: those that begin like one get an apostrophe in front."""
     if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_datetime64_any_dtype(column):
         return column
     return column.map(lambda cell: f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULAS) else cell)
 
 
-def _one_cell(cell: Any, form: str) -> Any:
+def one_cell(cell: Any, form: str) -> Any:
     """Text that stays within its cell of a table of text or Markdown."""
     if not isinstance(cell, str):
         return cell

@@ -208,6 +208,16 @@ def column(name: str) -> Column:
     return COLUMNS.get(name) or EXTRAS.get(name) or Column(name.replace("_", " "), _UNKNOWN)
 
 
+def misfit(name: str, value: Any) -> str | None:
+    """None, or why a value cannot stand in an extra column that is known here."""
+    known = EXTRAS.get(name)
+    if known is None or known.kind.dtype not in ("float64", "Int64"):
+        return None
+    whole = known.kind.dtype == "Int64"
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and (not whole or float(value).is_integer())
+    return None if fits else f"{name} = {value!r}: give a {'whole ' if whole else ''}number"
+
+
 def cells(names: Iterable[str], table: str = "rows") -> dict[str, Column]:
     """Those of `names` that a table of the report shows: times, ratios, memory, the rest."""
     found = {name: column(name) for name in names}

@@ -71,8 +71,15 @@ def _cut_partial_line(file: IO[bytes]) -> None:
     file.seek(-1, os.SEEK_END)
     if file.read(1) != b"\n":
         file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-        file.seek(0, os.SEEK_END)
+        content = file.read()
+        begin = content.rfind(b"\n") + 1
+        try:
+            json.loads(content[begin:])
+        except ValueError:
+            file.truncate(begin)
+            file.seek(0, os.SEEK_END)
+        else:  # whole, and read as such: an editor took its end away
+            file.write(b"\n")
 
 
 @contextlib.contextmanager
@@ -119,6 +126,15 @@ def read(paths: Sequence[Path]) -> Results:
         results.files += [str(path)] * (len(results.rows) - len(results.files))
     results.warnings += unlike_software(results)
     return results
+
+
+def require_described(results: Results) -> None:
+    """Raise ResultsError where rows come from a machine that no line describes."""
+    if lost := sorted({row.machine for row in results.rows} - results.machines.keys()):
+        raise ResultsError(
+            f"rows come from the machine {printable(lost[0])}, which no line of kind machine describes: "
+            "give a whole file that `sasa-bench run` wrote"
+        )
 
 
 def unlike_software(results: Results) -> list[str]:
@@ -225,7 +241,8 @@ def _take(results: Results, line: Any) -> None:
         results.conditions.append(build(Conditions, line))
     elif kind == "roof":
         roof = build(Roof, line)
-        results.roofs[roof.machine, roof.device, roof.dtype, roof.threads] = roof
+        place = roof.machine, roof.device, roof.dtype, roof.threads
+        results.roofs[place] = roof.best_of(results.roofs.get(place, roof))
     else:
         raise ValueError(f"unknown kind {kind!r}")
 

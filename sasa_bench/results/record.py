@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from sasa_bench.case import Case, from_dict
-from sasa_bench.results.columns import COLUMNS
+from sasa_bench.results.columns import COLUMNS, misfit
 from sasa_bench.results.fields import build
 from sasa_bench.results.machine import Machine
 
@@ -23,6 +23,8 @@ COMBINED: dict[str, Callable[[list[float]], float]] = {
     "stolen": max,
     "clock": min,
     "spoiled_samples": sum,
+    "throttled_samples": sum,
+    "power_limited_samples": sum,
 }
 """Column of `extra` -> how the figures of several workers become one."""
 
@@ -119,6 +121,10 @@ class Record:
             raise ValueError(f"status = {row.status!r} is not one of {', '.join(STATUSES)}")
         if taken := row.extra.keys() & COLUMNS.keys():
             raise ValueError(f"extra has {', '.join(sorted(taken))}, which is a column of its own")
+        if wrong := next((why for name, value in row.extra.items() if (why := misfit(name, value))), None):
+            raise ValueError(f"extra has {wrong}")
+        if row.worker_samples and sum(row.worker_samples) != len(row.samples_s):
+            raise ValueError(f"worker_samples = {list(row.worker_samples)} of {len(row.samples_s)} samples")
         if any(seconds <= 0 for seconds in (*row.samples_s, *row.cold_samples_s)):
             raise ValueError("samples_s has a time of 0 s or less")
         return row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,15 @@ class Task:
 
 @dataclass
 class Plan:
-    """What a run will do: `tasks`, how many rows the file has already, and every implementation by name or file."""
+    """What a run will do: `tasks`, how many rows the file has already, and every implementation by name or file.
+
+    beside  tasks of whose case the file has rows of other implementations, which are not measured again
+    """
 
     tasks: list[Task]
     done: int
     impls: dict[str, ImplInfo]
+    beside: int = 0
 
     @property
     def rows(self) -> int:
@@ -83,7 +88,10 @@ def plan(
     cores = available_cores()
     whole = [row for row in finished.rows if not cut_short(row, rounds)] if finished else []
     have = {row.key: row.extra.get("source_digest", "") for row in whole}
-    tasks, done = [], 0
+    names: dict[tuple[str, Case], set[str]] = defaultdict(set)
+    for row in whole:
+        names[row.suite, row.case].add(row.impl)
+    tasks, done, beside = [], 0, 0
     for suite in suites:
         wanted = tuple(impls) or suite.impls
         for case in suite.cases:
@@ -93,7 +101,8 @@ def plan(
                 done += len(wanted)
             else:
                 tasks.append(Task(suite.name, resolved, wanted))
-    return Plan(tasks, done, infos)
+                beside += not names[suite.name, resolved] <= {infos[impl].name for impl in wanted}
+    return Plan(tasks, done, infos, beside)
 
 
 def cut_short(row: Record, rounds: int) -> bool:

@@ -35,6 +35,7 @@ class Summary:
 
     total      rows of the plan, those that the file had before included
     had        rows that the file had before
+    beside     cases that have rows of other implementations, which were measured earlier
     counts     status -> rows measured
     noisy      rows measured whose samples scatter too much to rank them, by statistics.is_noisy
     spent_s    stage -> seconds that the workers have spent in it
@@ -44,6 +45,7 @@ class Summary:
 
     total: int
     had: int
+    beside: int = 0
     phase: str = ""
     detail: str = ""
     counts: Counter[str] = field(default_factory=Counter)
@@ -93,7 +95,7 @@ def run(
         index, count = part
         shard = suites if count == 1 else cut(suites, count, impls, infos)[index - 1]
         work = plan(shard, impls, infos, known, chosen.rounds)
-        summary = Summary(work.done + work.rows, work.done, spent_s=workers.spent_s)
+        summary = Summary(work.done + work.rows, work.done, work.beside, spent_s=workers.spent_s)
         watch(summary, ())
         shard_of = Part(tuple(suite.name for suite in suites), count, index)
         with Writer(out) as writer:
@@ -167,6 +169,7 @@ def _measure_all(
     """
     roofs = dict(known.roofs) if known else {}
     measured: list[list[Record]] = []
+    later = replace(settings.share(), energy_s=0.0)  # the first worker's figure stands
     for worker in range(settings.rounds):
         if worker:
             workers.drop()
@@ -177,7 +180,7 @@ def _measure_all(
                 rows = [_record(work, task, spec, machine, values) for spec, values in found]
                 measured.append(rows)
             elif (again := _worth_again(work, task, measured[position])).impls:
-                rows = _join(work, measured[position], dict(_measure(workers, again, seed, settings.share(), False)))
+                rows = _join(work, measured[position], dict(_measure(workers, again, seed, later, False)))
                 measured[position] = rows
             else:
                 continue

@@ -5,6 +5,7 @@ import gzip
 import io
 import re
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import factory
@@ -259,7 +260,7 @@ def test_no_rows_are_refused(tmp_path: Path) -> None:
 
 
 def other_machine(tmp_path: Path) -> Path:
-    made_on = factory.machine(cpu="Other CPU")
+    made_on = factory.machine(cpu="Other CPU", cores=8)
     rows = [factory.record(r.impl, 0.02, case=r.case.with_(threads=8), machine=made_on.id) for r in factory.sweep()]
     return factory.results_file(tmp_path / "other.jsonl", rows, made_on)
 
@@ -275,7 +276,7 @@ def test_versions_on_the_same_hardware_are_compared_by_time(tmp_path: Path) -> N
     rows = [
         factory.record(r.impl, 2 * float(pd.Series(r.samples_s).median()), case=r.case, machine=newer.id)
         if r.impl == "unfold"
-        else r
+        else replace(r, machine=newer.id)
         for r in factory.sweep()
     ]
     files = [

@@ -159,3 +159,11 @@ def test_a_foreign_text_stays_in_its_cell_of_a_markdown_table() -> None:
     assert "a \\| b \\| c\\x1b[2J \\|" in lines[2]
     cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
     assert len(set(cells)) == 1
+
+
+def test_a_figure_that_is_now_a_number_and_now_a_text_is_written_as_text(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    rows = [factory.record("unfold", extra={"tile": 8}), factory.record("blocked", extra={"tile": "auto"})]
+    table = load(factory.results_file(tmp_path / "a.jsonl", rows))
+    again = pd.read_parquet(io.BytesIO(render(table, "parquet")))
+    assert list(again["tile"]) == ["8", "auto"]

@@ -12,7 +12,7 @@ import pytest
 from sasa_bench.case import Case
 from sasa_bench.results.file import ResultsError, Writer, append_line, read, replace_text
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import Record
+from sasa_bench.results.record import Record, Roof
 from sasa_bench.timing.probe import detect
 
 
@@ -222,3 +222,38 @@ def test_other_versions_and_variables_on_one_kind_of_hardware_are_named(tmp_path
     assert "differ in the library torch (2.13.0, 2.14.0)" in said
     assert "differ in the variable OMP_DYNAMIC (absent, true)" in said
     assert read(files[:1]).warnings == []
+
+
+def test_a_whole_last_line_without_its_end_is_kept(tmp_path: Path) -> None:
+    """As an editor may leave it: it is read, so it must not be written over."""
+    path = factory.results_file(tmp_path / "a.jsonl", [factory.record("unfold"), factory.record("blocked")])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    assert [row.impl for row in read([path]).rows] == ["unfold", "blocked"]
+    with Writer(path) as writer:
+        writer.rows([factory.record("naive")])
+    assert [row.impl for row in read([path]).rows] == ["unfold", "blocked", "naive"]
+
+
+def test_the_roof_of_several_files_is_the_best_of_them_in_any_order(tmp_path: Path) -> None:
+    paths = [factory.results_file(tmp_path / f"{name}.jsonl", [factory.record(name)]) for name in ("unfold", "naive")]
+    with Writer(paths[1]) as writer:
+        writer.roof(Roof(factory.machine().id, "cpu", "float32", 2, 1e11, 9e10))
+    for order in (paths, paths[::-1]):
+        (roof,) = read(order).roofs.values()
+        assert (roof.peak_flops_per_s, roof.bandwidth_bytes_per_s) == (2e11, 9e10)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [({"node_count": 2.5}, "whole number"), ({"export_s": "n/a"}, "give a number"), ({"clock": True}, "give a number")],
+)
+def test_a_known_figure_of_another_kind_is_refused(tmp_path: Path, extra: dict[str, object], said: str) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", [factory.record(extra=extra)])
+    with pytest.raises(ResultsError, match=said):
+        read([path])
+
+
+def test_samples_that_are_not_those_of_its_workers_are_refused(tmp_path: Path) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", [factory.record(count=14, worker_samples=(0, 7, 6))])
+    with pytest.raises(ResultsError, match="worker_samples"):
+        read([path])

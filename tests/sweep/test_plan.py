@@ -94,3 +94,11 @@ def test_a_device_and_a_path_below_a_file_are_no_results_files(resume: bool, tmp
 def test_two_files_of_one_name_are_refused() -> None:
     with pytest.raises(PlanError, match=r"v1/k.py and v2/k.py are both called 'mine'.*name of its own"):
         require_distinct({"v1/k.py": "mine", "unfold": "unfold", "v2/k.py": "mine"})
+
+
+def test_cases_that_also_have_rows_of_others_measured_earlier_are_counted() -> None:
+    case = SUITE.cases[0].with_(threads=2)
+    had = Results(rows=[factory.record("conv1x1", suite=SUITE.name, case=case)])
+    names = list(INFOS)
+    assert plan([replace(SUITE, cases=(case,))], names, INFOS, had).beside == ("conv1x1" not in names)
+    assert plan([replace(SUITE, cases=(case,))], names, INFOS).beside == 0

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
+from sasa_bench.report.baselines import apart
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
 from sasa_bench.report.findings.questions import Swept, crossings, flops_and_time, memory, others, which
 from sasa_bench.report.findings.ratios import ATTENTION, Point, against_strongest, case_of, middle, ratio, span, times
 from sasa_bench.report.panels import Panel, panels
 from sasa_bench.results.format import size
-from sasa_bench.results.record import Record, Results
+from sasa_bench.results.record import Results
 from sasa_bench.results.statistics import NOISY
 
 
@@ -47,8 +48,7 @@ class Answers:
 
 def answers(results: Results, table: pd.DataFrame) -> Answers:
     """What the rows of one kind of hardware say; `table` is their tidy table."""
-    rows = {_key(record): record for record in results.rows if record.status == "ok"}
-    swept = [(panel, _points(panel, rows)) for panel in panels(table)]
+    swept = [(panel, _points(panel, results)) for panel in panels(table)]
     points = [point for _, found in swept for point in found]
     paired = _distinct([point for point in points if against_strongest([point])])
     points = _distinct(points)
@@ -94,17 +94,13 @@ def _by_scope(answer: Callable[[Swept], Iterator[str]], swept: Swept) -> Iterato
             yield f"At scope {scope}: {sentence}"
 
 
-def _key(record: Record) -> tuple[object, ...]:
-    values = record.case.to_dict() | {"resolution": str(record.case.resolution)}
-    return (record.suite, record.impl, *(values[axis] for axis in AXES))
-
-
-def _points(panel: Panel, rows: dict[tuple[object, ...], Record]) -> list[Point]:
-    found = []
-    for _, group in panel.data.groupby("x_place"):
-        keys = zip(group["suite"], group["impl"], *(group[axis] for axis in AXES), strict=True)
-        found.append({str(key[1]): rows[key] for key in keys})
-    return found
+def _points(panel: Panel, results: Results) -> list[Point]:
+    """The points of a panel along its axis: of each file and machine id its own, since nothing else was interleaved."""
+    found: dict[tuple[object, ...], Point] = {}
+    for position, place in zip(map(int, panel.data.index), panel.data["x_place"], strict=True):
+        row = results.rows[position]
+        found.setdefault((place, *apart(results, position)), {})[row.impl] = row
+    return list(found.values())
 
 
 def _usual(points: Sequence[Point]) -> list[Point]:

@@ -104,7 +104,7 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     core = 6 * width**2 + 4 * window**2 * width
     figures = (
         f"{times(core / (18 * width**2))} of the FLOPs without the position term (k = {equal_flops_kernel_size(width)} "
-        f"is the largest that fits), {span(shares)} as measured here"
+        f"is the largest that fits), {span(shares)} with it, counted"
     )
     clock = [
         ratio(best, base)

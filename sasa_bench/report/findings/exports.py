@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
+from sasa_bench.report.baselines import apart
 from sasa_bench.report.findings.ratios import ATTENTION, Ratio, ratio, span, times
 from sasa_bench.results.columns import COLUMNS, EXTRAS, TIME, cells
 from sasa_bench.results.record import ImplInfo, Record, Results
@@ -20,7 +21,8 @@ class Pair:
 
     info   of the file's implementation
     file   its row, ok
-    torch  the row of the PyTorch implementation of that formulation in the same suite and case; None where none is ok
+    torch  the row of the PyTorch implementation of that formulation in the same file, suite and case, on the same
+           machine; None where none is ok
     """
 
     info: ImplInfo
@@ -35,12 +37,16 @@ class Pair:
 
 def pairs(results: Results) -> list[Pair]:
     """The ok rows of exported files, each with its counterpart; the last of several rows of one case."""
-    rows = {record.key: record for record in results.rows if record.status == "ok"}
+    rows = {
+        (*apart(results, position), *record.key): record
+        for position, record in enumerate(results.rows)
+        if record.status == "ok"
+    }
     found = []
-    for (suite, name, case), record in rows.items():
+    for (source, machine, suite, name, case), record in rows.items():
         info = results.impls.get(name)
         if info and info.exports:
-            found.append(Pair(info, record, rows.get((suite, info.exports, case))))
+            found.append(Pair(info, record, rows.get((source, machine, suite, info.exports, case))))
     return found
 
 

@@ -15,6 +15,8 @@ from sasa_bench.report.charts.over_time import levels, over_runs
 from sasa_bench.report.history.history import Change, History
 from sasa_bench.report.history.series import HistoryError, Series
 from sasa_bench.report.styles import style
+from sasa_bench.report.table import one_cell, without_formulas
+from sasa_bench.results.fields import printable
 
 FORMATS = ("text", "markdown", "csv")
 MOST_CHARTS = 60
@@ -45,9 +47,10 @@ def render(history: History, form: str) -> str:
     if form not in FORMATS:
         raise HistoryError(f"unknown format {form!r}: there are {', '.join(FORMATS)}")
     if form == "csv":
-        return rows(history).to_csv(index=False)
+        return rows(history).apply(without_formulas).to_csv(index=False)
     shown = _shown(history)
-    lines = [f"- {line}" if form == "markdown" else line for line in history.sentences()]
+    lines = [f"- {line}" if form == "markdown" else line for line in map(printable, history.sentences())]
+    shown = [{name: one_cell(cell, form) for name, cell in row.items()} for row in shown]
     if shown:
         look = "github" if form == "markdown" else "simple"
         lines += ["", tabulate(shown, headers="keys", tablefmt=look, disable_numparse=True)]
