@@ -122,6 +122,11 @@ class Case:
         self._check_network()
 
     def _check_network(self) -> None:
+        groups_named = _whole(self.attention_groups)
+        if isinstance(groups_named, int) and not isinstance(groups_named, bool):  # 34 in a TOML file
+            object.__setattr__(self, "attention_groups", str(groups_named))
+        elif not isinstance(groups_named, str):
+            raise CaseError(f"attention_groups = {groups_named!r}: give a text such as '1234', '34' or 'none'")
         groups, plus, parts = self.attention_groups.partition("+")
         heads_too = self.network.startswith("retinanet")
         if groups not in GROUPS or (plus and not (heads_too and parts == "heads")):
@@ -235,7 +240,7 @@ def canonical_resolution(value: Any) -> Resolution:
         if isinstance(value, (bool, float)):
             raise ValueError
         if isinstance(value, (list, tuple)):
-            sides = [int(side) for side in value]
+            sides = [operator.index(side) for side in value]
         else:
             sides = [int(side) for side in str(value).split("x")]
         height, width = sides * 2 if len(sides) == 1 else sides

@@ -103,17 +103,20 @@ class SuiteFile(pytest.File):
         from sasa_bench.case import UserError
         from sasa_bench.results.environment import require_free_threads
         from sasa_bench.suite import load
+        from sasa_bench.sweep.plan import require_distinct
 
         if not any(self.config.pluginmanager.hasplugin(name) for name in FIXTURE_PLUGINS):
             raise self.CollectError("suites need the fixture `benchmark`: pip install pytest-benchmark")
         try:
             require_free_threads(os.environ)
             suite = load(self.path)
+            specs = dict.fromkeys(self.config.getoption("impl", None) or suite.impls)
+            require_distinct({spec: _name_of(spec) for spec in specs})
         except UserError as error:
             raise self.CollectError(str(error)) from None
         for case in suite.cases:
             swept = "-".join(f"{axis}={getattr(case, axis)}" for axis in suite.axes) or "one"
-            for impl in self.config.getoption("impl", None) or suite.impls:
+            for impl in specs:
                 test = _test(self, suite, case, impl)
                 yield SuiteTest.from_parent(self, name=f"{_name_of(impl)}[{swept}]", callobj=test)
 
@@ -154,6 +157,7 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
         from sasa_bench import impls
         from sasa_bench.results.pytest_benchmark import extra_info
         from sasa_bench.results.record import Record
+        from sasa_bench.timing import switches
         from sasa_bench.timing.memory import peak_memory
         from sasa_bench.timing.prepared import prepare
         from sasa_bench.timing.probe import available_cores
@@ -161,6 +165,7 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
         resolved = case if case.threads else case.with_(threads=available_cores())
         impl = impls.get(spec)
         with _threads(resolved.threads):
+            switched = switches.apply(resolved)
             seed = random.SystemRandom().randrange(1 << 31)
             prepared = prepare(spec, resolved, seed, lambda stage: None, file.references_of(resolved))
             reason = f"{prepared.row['status']}: {prepared.row['reason']}"
@@ -168,19 +173,21 @@ def _test(file: SuiteFile, suite: Suite, case: Case, spec: str) -> Callable[[Any
                 pytest.skip(reason)
             if prepared.step is None:
                 pytest.fail(reason, pytrace=False)
-            peak, source = peak_memory(prepared.step, resolved.device)
+            peak, peak_source = peak_memory(prepared.step, resolved.device)
             if hasattr(benchmark, "extra_info"):
                 machine = _machine()
+                source = impls.source(spec)
+                about = replace(impls.info(impl), digest=source.get("digest", ""), commit=source.get("commit", ""))
+                own = {"extra": prepared.row.get("extra", {}) | switched | about.source}
                 row = Record(
                     suite=suite.name,
                     impl=impl.name,
                     op=impl.op.name,
                     case=resolved,
                     started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-                    **prepared.row | {"peak_memory_bytes": peak, "memory_source": source},
+                    **prepared.row | {"peak_memory_bytes": peak, "memory_source": peak_source} | own,
                 )
-                info = asdict(impls.info(impl))
-                benchmark.extra_info.update(extra_info(row.to_dict(), info, machine))
+                benchmark.extra_info.update(extra_info(row.to_dict(), asdict(about), machine))
                 benchmark.group = f"{suite.name}: {case.describe()}"
             benchmark(_to_its_end(prepared.step, resolved.device))
 

@@ -49,10 +49,12 @@ def locate(path: Path) -> Path:
 
     Raises SuiteError for a bare name that no shipped suite has.
     """
-    if path.suffix or len(path.parts) > 1 or path.exists():
+    if path.suffix or len(path.parts) > 1 or path.is_file():
         return path
     known = shipped()
     if path.name not in known:
+        if path.is_dir():
+            return path
         like = difflib.get_close_matches(path.name, known, 1)
         hint = f"do you mean {like[0]!r}? " if like else ""
         raise SuiteError(

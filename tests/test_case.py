@@ -109,3 +109,16 @@ def test_whole_numbers_of_numpy_and_of_a_loaded_table_are_accepted() -> None:
     assert Case(**{axis: row[axis] for axis in AXES}) == case
     with pytest.raises(CaseError, match="whole number"):
         Case(batch=np.bool_(True))
+
+
+def test_groups_of_attention_may_be_numbers_as_a_suite_writes_them() -> None:
+    case = Case(scope="network", network="resnet50", stem="conv", attention_groups=34)  # type: ignore[arg-type]
+    assert case.attention_groups == "34"
+    for value in (3.5, ["3"], True, None):
+        with pytest.raises(CaseError, match="give a text such as"):
+            Case(scope="network", network="resnet50", stem="conv", attention_groups=value)  # type: ignore[arg-type]
+
+
+def test_a_side_that_is_no_whole_number_is_refused_in_a_list_too() -> None:
+    with pytest.raises(CaseError, match="give a side in pixels"):
+        canonical_resolution([28.9, 56])

@@ -208,3 +208,16 @@ def test_collecting_does_not_import_torch(folder: Path) -> None:
         "'-p', 'no:cacheprovider']); sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_two_kernel_files_of_one_name_are_refused_and_one_is_known_by_its_digest(folder: Path) -> None:
+    for name in ("v1", "v2"):
+        (folder / name).mkdir()
+        starter.write(folder / name / "k.py")
+    both = run_pytest(folder, "--impl", "v1/k.py", "--impl", "v2/k.py")
+    assert both.returncode != 0
+    assert "are both called" in both.stdout
+    done = run_pytest(folder, "--impl", "v1/k.py", "--benchmark-json=digest.json", "--benchmark-max-time=0.01")
+    assert done.returncode == 0, done.stdout
+    rows = read([folder / "digest.json"]).rows
+    assert {len(row.extra["source_digest"]) for row in rows} == {12}

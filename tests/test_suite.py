@@ -99,3 +99,12 @@ def test_a_file_that_cannot_be_used_is_named(tmp_path: Path, text: str | None, w
         path.write_text(text)
     with pytest.raises(SuiteError, match=rf"mine\.toml.*{words}"):
         load(path)
+
+
+def test_a_folder_of_that_name_does_not_hide_a_shipped_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smoke").mkdir()
+    (tmp_path / "mine").mkdir()
+    assert locate(Path("smoke")) == shipped()["smoke"]
+    with pytest.raises(SuiteError, match="mine is a folder"):
+        load(Path("mine"))

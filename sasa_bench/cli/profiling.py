@@ -88,6 +88,7 @@ def _profile_case(
 ) -> None:
     from sasa_bench.profiling.page import save
     from sasa_bench.suite import load
+    from sasa_bench.sweep.plan import require_distinct
     from sasa_bench.sweep.workers import Workers
 
     require_free_threads(os.environ)
@@ -97,8 +98,13 @@ def _profile_case(
     if case.device == "cuda":
         require_cuda()
     folder = out or stamped(f"profile-{loaded.name}-{{}}")
+    specs = list(dict.fromkeys(impls))
+    if len(specs) > 1:
+        with Workers(timeout_s) as workers:
+            names = [info["name"] for info in workers.get().ask("describe", impls=specs)]
+        require_distinct(dict(zip(specs, names, strict=True)))
     summaries = []
-    for impl in dict.fromkeys(impls):
+    for impl in specs:
         with Workers(timeout_s) as workers:
             summaries.append(workers.get().ask("profile", impl=impl, case=case.to_dict(), folder=str(folder.resolve())))
     path = save(folder, case, summaries)

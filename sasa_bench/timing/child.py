@@ -85,6 +85,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
             if prepared.step is not None and prepared.feed is not None:
                 feeds[name] = prepared.feed()
         except Exception as error:
+            _end_if_broken(case.device, first_line(error))
             yield name, prepared.row | {"status": "error", "reason": first_line(error)}
             continue
         if prepared.step is None:
@@ -102,7 +103,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
                 source += WITHOUT_GRAPH if case.mode == "backward" else ""
                 rows[name] |= {"peak_memory_bytes": peak, "memory_source": source}
             found = _sample(case.device, steps, feeds, settings, announce, request.seed)
-            found = proved(found, case, rows, steps, feeds)
+            found = proved(found, case, rows, steps, feeds, announce)
         except Exception as error:
             _end_if_broken(case.device, first_line(error))
             del steps[at]

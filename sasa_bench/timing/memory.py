@@ -38,7 +38,7 @@ def peak_memory(step: Step, device: str) -> tuple[int | None, str]:
     first = step()
     try:
         peak, again = _in_a_thread_of_its_own(lambda: _high_water(step))
-    except (OSError, AttributeError, KeyError):
+    except _HiddenError:
         return None, "this system does not show a high-water mark"
     return peak + kept_bytes(first, again), HIGH_WATER
 
@@ -54,13 +54,20 @@ def _tensors(result: object) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor))
 
 
+class _HiddenError(Exception):
+    """The system does not show a high-water mark."""
+
+
 def _high_water(step: Step) -> tuple[int, object]:
     """Bytes of the worst moment of a call above those before it, and what the call gave."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
-    before = _status_bytes("VmRSS")
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")
+        before, _ = _status_bytes("VmRSS"), _status_bytes("VmHWM")
+    except (OSError, AttributeError, KeyError) as error:
+        raise _HiddenError from error
     result = step()
     return max(0, _status_bytes("VmHWM") - before), result
 

@@ -17,7 +17,7 @@ from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_tensors, step
-from sasa_bench.results.columns import MEASURED
+from sasa_bench.results.columns import MEASURED, misfit
 from sasa_bench.results.fields import MOST, printable
 from sasa_bench.timing import switches
 from sasa_bench.timing.check import (
@@ -139,6 +139,8 @@ def figures_of(call: object) -> dict[str, Any]:
         )
         if not usable:
             raise ValueError(f"figures has {name} = {value!r}: give a finite number or text")
+        if why := misfit(name, value):
+            raise ValueError(f"figures has {why}")
         found[name] = value
     return found
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,13 +138,16 @@ def proved(
     rows: Mapping[str, dict[str, Any]],
     steps: Mapping[str, Step],
     feeds: Mapping[str, Feed],
+    announce: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """The fields `found` of each step; one that did not do its work is "wrong" and has no time.
 
-    `rows` are the fields that are known of each, its costs among them. One that has a feed makes more calls.
+    `rows` are the fields that are known of each, its costs among them. One that has a feed makes more calls; `announce`
+    gets its name before.
     """
     proven = dict(found)
     for name, step in steps.items():
+        announce(name)
         if samples := proven[name].get("samples_s"):
             try:
                 if name in feeds:

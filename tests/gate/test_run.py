@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -331,6 +332,31 @@ def test_the_command_profiles_what_it_flags_and_the_page_shows_it(
     assert stop.value.code == 2
     assert profiled == [slow]
     assert "No profile: it was played" in (tmp_path / "gate.html").read_text()
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_the_verdict_stands_where_the_profiles_are_interrupted(
+    played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sent: int
+) -> None:
+    """By Ctrl-C or by SIGTERM, as CI ends a job; the reports are there before the first profile begins."""
+    played.shift[POINTS[1].key] = 0.3
+    arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
+
+    def profile(*_: object) -> list[Profile]:
+        assert json.loads((tmp_path / "gate.json").read_text())["verdict"] == "REGRESSION"
+        signal.raise_signal(sent)
+        raise AssertionError("it was not interrupted")
+
+    monkeypatch.setattr(gating, "_prepared", lambda asked, folder: (arms, POINTS))
+    monkeypatch.setattr("sasa_bench.gate.profiles.profile", profile)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores the signal
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["gate", "--base", "a", "--head", "b", "--no-relink", "--out", str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert stop.value.code == 2
+    assert "the verdict is complete, profiles are missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

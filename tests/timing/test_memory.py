@@ -60,3 +60,16 @@ def test_peaks_agree_with_arithmetic_and_with_memray() -> None:
     for name, (exact, measured, by_memray) in found.items():
         assert measured == pytest.approx(exact, rel=0.05), name
         assert measured == pytest.approx(by_memray, rel=0.05), name
+
+
+@pytest.mark.parametrize("error", [AttributeError("no such attribute"), KeyError("k"), OSError("no such file")])
+def test_what_a_call_raises_in_the_measuring_thread_is_no_fault_of_the_system(error: Exception) -> None:
+    calls = iter([None, error])
+
+    def step() -> torch.Tensor:
+        if failed := next(calls):
+            raise failed
+        return torch.zeros(1)
+
+    with pytest.raises(type(error)):
+        peak_memory(step, "cpu")

@@ -131,3 +131,19 @@ def test_a_busy_machine_convicts_no_honest_kernel(disturbed: float, call_s: floa
 @pytest.mark.parametrize("call_s", [1e-4, 1e-2])
 def test_a_busy_machine_clears_no_cheat(call_s: float) -> None:
     assert sum(convicted(NoisyMachine(call_s, 5e-6, 0.01, seed)) for seed in range(200)) >= 199
+
+
+def test_the_implementation_whose_call_fails_in_the_proof_is_the_one_announced() -> None:
+    """So that no other one of the case gets its error, or its time limit."""
+
+    class Failing:
+        def vary(self, share: float) -> None:
+            raise RuntimeError("it takes no other inputs")
+
+    found = {name: {"samples_s": [0.01]} for name in ("first", "second", "third")}
+    rows = {name: {"needed_flops": 1, "min_bytes": 1} for name in found}
+    steps = dict.fromkeys(found, lambda: torch.zeros(1))
+    announced: list[str] = []
+    with pytest.raises(RuntimeError, match="no other inputs"):
+        proof.proved(found, CASE, rows, steps, {"second": Failing()}, announced.append)  # type: ignore[arg-type, dict-item]
+    assert announced == ["first", "second"]
