@@ -166,10 +166,16 @@ static bool attend(int64_t images, int64_t heads, int64_t d, int64_t H, int64_t 
     p.drel_parts = parts.get();
   }
   bands = std::min(bands, blocks);
-  for (auto rows : {SASA_ISA::forward, SASA_ISA::backward})
-    for (int64_t g = 0; g < groups; ++g)
-      for (int64_t b = 0; b < bands; ++b)
-        rows(p, g, blocks * b / bands * SASA_ISA::ROWS, std::min(H, blocks * (b + 1) / bands * SASA_ISA::ROWS));
+  const int64_t step = sasa::column_step(p), middle = std::min(W, W / 2 / step * step + (bands > 1 ? step : 0));
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t b = 0; b < bands; ++b) {
+      const int64_t from = blocks * b / bands * SASA_ISA::ROWS, to = std::min(H, blocks * (b + 1) / bands * SASA_ISA::ROWS);
+      if (bands > 1) SASA_ISA::forward(p, {g, from, to, 0, middle});
+      SASA_ISA::forward(p, {g, from, to, bands > 1 ? middle : 0, W});
+    }
+  for (int64_t g = 0; g < groups; ++g)
+    for (int64_t b = 0; b < bands; ++b)
+      SASA_ISA::backward(p, {g, blocks * b / bands * SASA_ISA::ROWS, std::min(H, blocks * (b + 1) / bands * SASA_ISA::ROWS), 0, W});
   if (relative)
     for (int64_t h = 0; h < heads; ++h) SASA_ISA::reduce_relative(p, h);
   for (auto& o : outputs)
@@ -194,7 +200,7 @@ static bool project(int64_t images, int64_t lane_groups, int64_t d, int64_t H, i
   p.context = &p;
   for (Planes* t : {&p.q, &p.k, &p.v}) t->pixel = 3 * C;
   p.y = {y.data, C * H * W, H * W, Scalar::float32};
-  for (int64_t g = 0; g < images * lane_groups; ++g) SASA_ISA::forward(p, g, 0, H);
+  for (int64_t g = 0; g < images * lane_groups; ++g) SASA_ISA::forward(p, {g, 0, H, 0, W});
   for (float v : y.floats)
     if (!(std::fabs(v - 1) < 1e-5f)) return false;
   return true;

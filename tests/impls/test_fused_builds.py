@@ -5,10 +5,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from fused_builds import ATTENTION_BUILDS
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from sasa_bench.impls import _attention, _native, fused
 
@@ -190,3 +193,78 @@ def test_kernels_are_right_on_aarch64(tmp_path, program):
     run = subprocess.run(["qemu-aarch64", built, "5"], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
     assert "ok" in run.stdout
+
+
+TASKS = """
+#include "kernel_table.h"
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+int main(int, char** given) {
+  sasa::Problem p;
+  p.planes = 8 * std::atoi(given[1]);
+  p.height = std::atoi(given[2]);
+  p.width = std::atoi(given[3]);
+  const int64_t threads = std::atoi(given[4]);
+  const sasa::Tasks all(p, 8, 4, threads, std::atoi(given[5]));
+  const int64_t groups = p.planes / 8, share = (all.count() + threads - 1) / threads;
+  std::vector<int> done(groups * p.height * p.width);
+  int64_t longest = 0;
+  for (int64_t first = 0; first < all.count(); first += share) {
+    int64_t pixels = 0;
+    for (int64_t task = first; task < std::min(all.count(), first + share); ++task)
+      all.run(task, [&](const sasa::Problem&, const sasa::Band& b) {
+        for (int64_t y = b.from; y < b.to; ++y)
+          for (int64_t x = b.left; x < b.right; ++x, ++pixels) ++done[(b.group * p.height + y) * p.width + x];
+      });
+    longest = std::max(longest, pixels);
+  }
+  for (int times : done)
+    if (times != 1) return 1;
+  std::printf("%lld %f\\n", (long long)all.count(), double(done.size()) / threads / longest);
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[int, float]]:
+    """(images of 8 heads, height, width, threads, whether columns may be cut) -> tasks, and the share of the threads'
+    time that is work, where the work of a task is its pixels and tasks are dealt as parallel.h deals them."""
+    if reason := _native.missing_compiler():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "tasks.cpp").write_text(TASKS)
+    program = folder / "tasks"
+    command = [*_native.compiler(), "-std=c++17", "-O1", f"-I{CSRC}", str(folder / "tasks.cpp"), "-o", str(program)]
+    subprocess.run(command, check=True)
+
+    def ask(*given: int) -> tuple[int, float]:
+        found = subprocess.run([program, *map(str, given)], capture_output=True, text=True, check=True)
+        count, share = found.stdout.split()
+        return int(count), float(share)
+
+    return ask
+
+
+@pytest.mark.parametrize("side", [28, 14])
+@pytest.mark.parametrize("images", [1, 2])
+def test_sixteen_threads_have_enough_to_do_with_one_image_or_two(
+    tasks: Callable[..., tuple[int, float]], images: int, side: int
+) -> None:
+    count, share = tasks(images, side, side, 16, 1)
+    assert count >= 14
+    assert share > 0.75
+
+
+@given(
+    images=st.integers(1, 5), height=st.integers(1, 70), width=st.integers(1, 70), threads=st.integers(1, 64),
+    free=st.booleans(),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_tasks_cover_every_pixel_once_and_cutting_columns_never_lengthens_the_work(
+    tasks: Callable[..., tuple[int, float]], images: int, height: int, width: int, threads: int, free: bool
+) -> None:
+    _, share = tasks(images, height, width, threads, int(free))
+    assert 0 < share <= 1
+    if free:
+        assert share >= 0.99 * tasks(images, height, width, threads, 0)[1]

@@ -129,8 +129,8 @@ inline void reduce_relative(const Problem& p, int64_t head) {
   }
 }
 
-inline void backward(const Problem& p, int64_t group, int64_t from, int64_t to) {
-  with_width(p.channels, [&](auto d) { backward_rows<decltype(d)::value>(p, group, from, to); });
+inline void backward(const Problem& p, const sasa::Band& band) {
+  with_width(p.channels, [&](auto d) { backward_rows<decltype(d)::value>(p, band.group, band.from, band.to); });
 }
 
 }  // namespace SASA_ISA

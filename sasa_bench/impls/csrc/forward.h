@@ -1,4 +1,4 @@
-// The forward pass of a band of rows of a group of planes.
+// The forward pass of a band of a group of planes.
 #pragma once
 
 #include "forward_block.h"
@@ -100,9 +100,9 @@ class ForwardStrip {
   ForwardBlock<D> block_[STRIP];
 };
 
-// One row of blocks.
+// The columns [left, right) of a row of blocks.
 template <int D>
-void forward_blocks(const Task& t, const Forward& f, const Queries& queries, int64_t y0, int nq) {
+void forward_blocks(const Task& t, const Forward& f, const Queries& queries, int64_t y0, int nq, int64_t left, int64_t right) {
   for (int64_t ky = t.first_key_row(y0), i = 0; ky < t.key_rows_until(y0, nq); ++ky, ++i) {
     f.k_row[i] = f.k(ky);
     f.v_row[i] = f.v(ky);
@@ -110,8 +110,10 @@ void forward_blocks(const Task& t, const Forward& f, const Queries& queries, int
   // For gradients the largest logit comes off: the weights of a peaked softmax are then exact.
   const bool may = !t.p.top.data;
   bool direct = may;
-  for (int64_t x0 = 0; x0 < t.W; x0 += STRIP) {
+  const int64_t step = sasa::column_step(t.p);
+  for (int64_t x0 = left; x0 < right; x0 += STRIP) {
     SASA_PHASE(position);
+    if (x0 % step == 0) direct = may;
     ForwardStrip<D> strip(t, f, queries, y0, nq, x0, std::make_index_sequence<STRIP>());
     SASA_PHASE(softmax);
     if (!direct || !strip.direct()) direct = strip.shifted() && may;
@@ -119,24 +121,31 @@ void forward_blocks(const Task& t, const Forward& f, const Queries& queries, int
 }
 
 template <int D>
-void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
+void forward_rows(const Problem& p, const sasa::Band& band) {
   SASA_PHASE(interleave);
   FlushDenormals flush;
   Arena& a = arena();
   a.reserve(Forward::vectors(p));
-  Task t(p, group);
+  Task t(p, band.group);
   t.setup(a);
   Forward f;
   f.setup(t, a);
-  int64_t loaded = t.first_key_row(from);
-  for (int64_t y0 = from; y0 < to; y0 += ROWS) {
-    const int nq = int(std::min<int64_t>(ROWS, to - y0));
+  // Of the rows in a buffer [ROWS][W][channels], the columns of this band.
+  const auto write = [&](const Planes& to, int64_t channels, int64_t y0, int nq, const V* buffer) {
+    if (band.right - band.left == t.W) return separate(to, p, t.first, channels, y0 * t.W, nq * t.W, buffer);
+    for (int i = 0; i < nq; ++i)
+      separate(to, p, t.first, channels, (y0 + i) * t.W + band.left, band.right - band.left,
+               buffer + (i * t.W + band.left) * channels);
+  };
+  int64_t loaded = t.first_key_row(band.from);
+  for (int64_t y0 = band.from; y0 < band.to; y0 += ROWS) {
+    const int nq = int(std::min<int64_t>(ROWS, band.to - y0));
     const int64_t need = t.key_rows_until(y0, nq);
     if (p.project && need > loaded) {
       const int64_t until = std::min(t.H, std::max(need, loaded + projected_rows(p)));
       f.qkv.runs(loaded, until, [&](int64_t y, int64_t count, V* out) {
         SASA_PHASE(none);  // products have a clock of their own
-        p.project(p.context, group, y, y + count, reinterpret_cast<float*>(out), t.ks * LANES);
+        p.project(p.context, band.group, y, y + count, reinterpret_cast<float*>(out), t.ks * LANES);
         SASA_PHASE(interleave);
       });
       loaded = until;
@@ -150,12 +159,12 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
       loaded = std::max(loaded, need);
     }
     Queries queries = p.project ? Queries(f.qkv, t.ks, y0, nq) : t.queries(p.q, y0, nq, f.q);
-    forward_blocks<D>(t, f, queries, y0, nq);
+    forward_blocks<D>(t, f, queries, y0, nq, band.left, band.right);
     SASA_PHASE(write);
-    separate(p.y, p, t.first, t.d, y0 * t.W, nq * t.W, f.y);
+    write(p.y, t.d, y0, nq, f.y);
     if (p.top.data) {
-      separate(p.top, p, t.first, 1, y0 * t.W, nq * t.W, f.top);
-      separate(p.sum, p, t.first, 1, y0 * t.W, nq * t.W, f.sum);
+      write(p.top, 1, y0, nq, f.top);
+      write(p.sum, 1, y0, nq, f.sum);
     }
     SASA_PHASE(interleave);
   }
@@ -163,8 +172,8 @@ void forward_rows(const Problem& p, int64_t group, int64_t from, int64_t to) {
   SASA_PHASE(none);
 }
 
-inline void forward(const Problem& p, int64_t group, int64_t from, int64_t to) {
-  with_width(p.channels, [&](auto d) { forward_rows<decltype(d)::value>(p, group, from, to); });
+inline void forward(const Problem& p, const sasa::Band& band) {
+  with_width(p.channels, [&](auto d) { forward_rows<decltype(d)::value>(p, band); });
 }
 
 }  // namespace SASA_ISA

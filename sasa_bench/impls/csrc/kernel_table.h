@@ -41,24 +41,46 @@ struct Problem {
   void* drel_parts = nullptr;  // [groups, row blocks, K * channels, lanes] float32
 };
 
+// Rows [from, to) and columns [left, right) of the planes of one group.
+struct Band {
+  int64_t group, from, to, left, right;
+};
+
+// Bands begin at multiples of so many columns; what is computed there depends on nothing before it.
+inline int64_t column_step(const Problem& p) { return p.width > 16 ? 8 : 4; }
+
+// Whether keys and values lie in memory as the kernels compute, so that a band reads those around it at no extra cost.
+inline bool keys_in_place(const Problem& p) {
+  return !p.project && p.k.pixel && p.k.data && p.k.scalar == Scalar::float32;
+}
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // A problem in tasks, `lanes` planes a group and `rows` rows a block: one for each group where the groups fill the threads, else
-// bands of rows of each group. A band reads the rows around it once more, so there are no more of them than it takes.
+// bands of rows of each group. A band reads the rows around it once more, so there are no more of them than it takes. Where
+// that costs nothing (`free`), bands are cut by columns too if that shortens what the busiest thread does.
 struct Tasks {
   const Problem& problem;
-  int64_t rows, groups, blocks, bands = 1;
+  int64_t rows, groups, blocks, steps, bands = 1, parts = 1;
 
-  Tasks(const Problem& p, int64_t lanes, int64_t rows_, int64_t threads)
-      : problem(p), rows(rows_), groups((p.planes + lanes - 1) / lanes), blocks((p.height + rows - 1) / rows) {
+  Tasks(const Problem& p, int64_t lanes, int64_t rows_, int64_t threads, bool free = false)
+      : problem(p), rows(rows_), groups(ceil_div(p.planes, lanes)), blocks(ceil_div(p.height, rows)),
+        steps(ceil_div(p.width, column_step(p))) {
     if (groups % threads == 0 || groups >= 4 * threads) return;
-    bands = (threads + groups - 1) / groups;
+    bands = ceil_div(threads, groups);
     while (groups * bands % threads != 0 && groups * bands < 4 * threads) ++bands;
     bands = std::min(bands, blocks);
+    const auto longest = [&](int64_t n) { return ceil_div(groups * bands * n, threads) * ceil_div(steps, n); };
+    for (int64_t n = 2; free && n <= steps; ++n)
+      if (longest(n) < longest(parts)) parts = n;
   }
-  int64_t count() const { return groups * bands; }
+  int64_t count() const { return groups * bands * parts; }
   template <class Work>
   void run(int64_t task, Work work) const {
-    const int64_t band = task % bands;
-    work(problem, task / bands, blocks * band / bands * rows, std::min(problem.height, blocks * (band + 1) / bands * rows));
+    const int64_t part = task % parts, band = task / parts % bands, step = column_step(problem);
+    work(problem, Band{task / (parts * bands), blocks * band / bands * rows,
+                       std::min(problem.height, blocks * (band + 1) / bands * rows), steps * part / parts * step,
+                       std::min(problem.width, steps * (part + 1) / parts * step)});
   }
 };
 
@@ -94,9 +116,9 @@ struct Table {
   int32_t version;
   int32_t lanes;  // planes per group
   int32_t rows;   // rows per block: a band of rows starts at a multiple of it
-  // Rows [from, to) of the planes of one group. Bands do not depend on each other and write nothing in common.
-  void (*forward)(const Problem&, int64_t group, int64_t from, int64_t to);
-  void (*backward)(const Problem&, int64_t group, int64_t from, int64_t to);
+  // Bands do not depend on each other and write nothing in common. Those of `backward` have every column.
+  void (*forward)(const Problem&, const Band&);
+  void (*backward)(const Problem&, const Band&);
   void (*reduce_relative)(const Problem&, int64_t head);
 };
 
@@ -121,6 +143,6 @@ struct Products {
 inline int64_t tiles_of(const Product& p, int64_t tile_rows) { return (p.rows + tile_rows - 1) / tile_rows; }
 inline int64_t panels_of(int64_t columns) { return (columns + PANEL - 1) / PANEL; }
 
-constexpr int32_t TABLE_VERSION = 6;
+constexpr int32_t TABLE_VERSION = 7;
 
 }  // namespace sasa

@@ -105,7 +105,7 @@ struct Kernel {
   sasa::Tasks tasks(const sasa::Problem& p) const { return {p, SASA_ISA::LANES, SASA_ISA::ROWS, threads}; }
 
   void run(Ort::KernelContext& context, const sasa::Problem& p) const {
-    const sasa::Tasks all = tasks(p);
+    const sasa::Tasks all{p, SASA_ISA::LANES, SASA_ISA::ROWS, threads, sasa::keys_in_place(p)};
     in_parallel(context, all.count(), [&](int64_t task) { all.run(task, &SASA_ISA::forward); });
   }
 };

@@ -9,16 +9,16 @@
 
 namespace {
 
-using Rows = void (*)(const sasa::Problem&, int64_t, int64_t, int64_t);
+using OfBand = void (*)(const sasa::Problem&, const sasa::Band&);
 
-sasa::Tasks tasks(const sasa::Table& t, const sasa::Problem& p) {
-  return {p, t.lanes, t.rows, at::in_parallel_region() ? 1 : at::get_num_threads()};
+sasa::Tasks tasks(const sasa::Table& t, const sasa::Problem& p, bool free = false) {
+  return {p, t.lanes, t.rows, at::in_parallel_region() ? 1 : at::get_num_threads(), free};
 }
 
-void run(const sasa::Table& t, Rows rows, const sasa::Problem& p) {
-  const sasa::Tasks all = tasks(t, p);
+void run(const sasa::Table& t, OfBand work, const sasa::Problem& p, bool free = false) {
+  const sasa::Tasks all = tasks(t, p, free);
   sasa::parallel_for(all.count(), [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) all.run(task, rows);
+    for (int64_t task = begin; task < end; ++task) all.run(task, work);
   });
 }
 
@@ -35,7 +35,7 @@ Saved forward_into(const Tensor& y, Inputs& in, bool save) {
     p.top = planes(top);
     p.sum = planes(sum);
   }
-  if (p.planes) run(t, t.forward, p);
+  if (p.planes) run(t, t.forward, p, sasa::keys_in_place(p));
   return {y, top, sum};
 }
 
