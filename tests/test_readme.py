@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
+import sasa_bench
 from sasa_bench import impls, suite
 from sasa_bench.cli import starter
 
@@ -40,6 +43,15 @@ def test_the_script_that_the_page_of_the_library_shows_runs(
     *table, seconds = capsys.readouterr().out.splitlines()
     assert [line.split()[1:3] for line in table[1:]] == [["my_kernel", "ok"], ["conv3x3", "ok"]]
     assert float(seconds) > 0
+
+
+def test_the_training_loop_that_the_page_of_the_layer_shows_learns() -> None:
+    _, training = code_blocks("docs/layer.md", "python")
+    names: dict[str, Any] = {"torch": torch, "sasa_bench": sasa_bench}
+    exec(training, names)
+    first = names["nn"].functional.cross_entropy(torch.zeros(64, 2), names["labels"])
+    assert float(names["loss"]) < float(first)
+    assert {p.grad.dtype for p in names["small"].parameters()} == {torch.float32}
 
 
 def test_the_layer_that_the_readme_shows_runs() -> None:

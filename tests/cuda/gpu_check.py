@@ -245,6 +245,10 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] != ["--step"]:
         folder = Path(arguments[0] if arguments else ROOT / "reports" / "gpu-check").absolute()
         found = run(folder, steps(folder), subject())
+        if (folder / "times.jsonl").exists():
+            table = [sys.executable, "-m", "sasa_bench", "table", str(folder / "times.jsonl")]
+            (folder / "table.txt").write_text(subprocess.run(table, capture_output=True, text=True, cwd=ROOT).stdout)
+            print((folder / "table.txt").read_text())
         print(f"send back {pack(folder)}")
         sys.exit(any(step["status"] != "ok" for step in found))
     if arguments[1] == "choices":

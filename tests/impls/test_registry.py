@@ -81,6 +81,9 @@ def test_images_in_channels_last_memory_give_the_same_function(name: str, scope:
 @given(data=st.data())
 @pytest.mark.parametrize("op", sorted({impls.get(name).op.name for name in QUICK}))
 def test_every_implementation_of_an_op_agrees_with_the_reference_at_any_shape(op: str, data: st.DataObject) -> None:
+    names = [name for name in QUICK if impls.get(name).op.name == op and not impls.get(name).missing()]
+    if not names:
+        pytest.skip(f"no implementation of {op} is installed")
     heads = data.draw(st.integers(1, 4), "heads")
     case = Case(
         heads=heads,
@@ -92,8 +95,8 @@ def test_every_implementation_of_an_op_agrees_with_the_reference_at_any_shape(op
         border=data.draw(st.sampled_from(["mask", "zero"]), "border"),
         mode=data.draw(st.sampled_from(["forward", "training"]), "mode"),
     )
-    for name in QUICK:
-        if impls.get(name).op.name == op and not reason_not_to_run(name, case):
+    for name in names:
+        if not reason_not_to_run(name, case):
             assert_right(name, case)
 
 

@@ -63,7 +63,10 @@ def test_an_implementation_looks_the_same_on_every_page() -> None:
     assert style(impls, ["impl7", "impl3"])["impl7"] == style(impls, list(impls))["impl7"]
 
 
-@pytest.mark.parametrize("suite", sorted(Path("suites").glob("*.toml")), ids=lambda path: path.stem)
+SUITES = sorted((Path(__file__).parents[2] / "suites").glob("*.toml"))
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.stem)
 def test_no_two_implementations_of_a_chart_share_a_colour(suite: Path) -> None:
     from sasa_bench.impls import index, names
 

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sasa_bench.case import UserError
-from sasa_bench.report.table import frame, render
+from sasa_bench.report.findings import answers
+from sasa_bench.report.table import frame, has_parquet, render
 from sasa_bench.results.file import read
 from sasa_bench.results.record import STATUSES
 
@@ -30,7 +31,12 @@ STRANGE: list[Any] = [
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The lines of a small results file that is in order."""
-    rows = [*factory.sweep()[:6], factory.failed("naive", "error", "boom")]
+    extra = {"build_s": 0.5, "clock": 0.9, "node_count": 12, "tile": 8, "note": "auto", "disturbed": 0.01}
+    rows = [
+        *factory.sweep()[:6],
+        factory.record("gathered", 0.02, worker_samples=(7, 7, 7), cold_samples_s=(0.03, 0.04), extra=extra),
+        factory.failed("naive", "error", "boom"),
+    ]
     return factory.results_file(tmp_path_factory.mktemp("whole") / "a.jsonl", rows).read_text().splitlines()
 
 
@@ -86,7 +92,7 @@ def mutant(lines: list[str], seed: int) -> bytes:
     return content + b"\n" * rng.randint(0, 1)
 
 
-FORMS = ("csv", "text", "markdown")
+FORMS = ("csv", "text", "markdown", *(["parquet"] if has_parquet() else []))
 
 
 @pytest.mark.slow
@@ -111,8 +117,9 @@ def test_a_damaged_file_is_a_right_table_or_one_clear_error(lines: list[str], tm
                 table = frame(results)
                 assert len(table) == len({(row.key, row.machine) for row in results.rows})
                 if seed % 40 == 0:
-                    for form in ("csv", "text", "markdown"):
+                    for form in FORMS:
                         render(table, form)
+                    answers(results, table)
         except UserError as error:
             outcomes["refused"] += 1
             if not str(error).isprintable():
