@@ -1,8 +1,9 @@
 """How far from the float64 reference an output may be: one named function a rule, each with its source.
 
-The budget of an output is `BUDGET_FACTOR` times the larger of `plain_error` and one rounding of its largest value, plus
-`summation_error`; the gradients of a network get `kinks` where that is more. It bounds the largest error, and a second
-one by the same rules the root mean square: a factor of 1.05 on every scalar hides below the largest error of 16 bits.
+The budget of an output is `BUDGET_FACTOR` times the larger of the reference's own error in the dtype of the case, with
+`errors_of_luck`, and one rounding of its largest value, plus `summation_error`; the gradients of a network get `kinks`
+where that is more. It bounds the largest error, and a second one by the same rules the root mean square: a factor of
+1.05 on every scalar hides below the largest error of 16 bits.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ With a factor of 1 and one draw, one of 36 right gradients of a ResNet was calle
 gradient, and in most draws none changes sides."""
 
 FEW_SCALARS, DRAWS = 1 << 14, 4
-"""With few scalars the plain error may be small by luck: it is at least what rounding the input again does."""
+"""With few scalars the plain error may be small by luck: it is at least what rounding the input again does, and the
+plain error on those inputs. The latter tells where a gradient is 0 but for rounding, such as that of rel_row on a map
+of one row."""
 
 RMS_FACTOR = 4.0
 """The same for the root mean square, which is no matter of luck: half of the factor is enough."""
@@ -55,8 +58,8 @@ Outputs = dict[str, Tensor]
 Budgets = dict[str, float]
 """Name of each output -> error allowed."""
 
-Rerun = Callable[[Tensors], Outputs]
-"""The reference in float64 on other tensors: name of each output -> its value."""
+Rerun = Callable[..., Outputs]
+"""The reference on other tensors, in float64 or a dtype that follows: name of each output -> its value."""
 
 
 def budgets(case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun: Rerun, seed: int) -> list[Budgets]:
@@ -66,13 +69,13 @@ def budgets(case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun:
     a backward pass of a network or stem, which has `kinks`, is not bounded.
     """
     rounding = TF32_EPS if case.dtype == "tf32" else torch.finfo(dtype_of(case)).eps
-    moved = [plain, *rounded_again(case, rounding, tensors, rerun, seed)]
-    largest = _bounds(case, exact, moved, BUDGET_FACTOR, rounding, max_abs)
+    errors = [_less(plain, exact), *errors_of_luck(case, rounding, tensors, exact, rerun, seed)]
+    largest = _bounds(case, exact, errors, BUDGET_FACTOR, rounding, max_abs)
     if case.stem != "none" and case.mode != "forward":
         jumps = kinks(rounding, tensors, exact, rerun, seed)
         return [{name: max(budget, jumps.get(name, 0.0)) for name, budget in largest.items()}, {}]
     many = {n: value for n, value in exact.items() if value.numel() >= MANY_SCALARS and _of_pixels(n)}
-    return [largest, _bounds(case, many, moved, RMS_FACTOR, RMS_ROUNDING * rounding, root_mean_square)]
+    return [largest, _bounds(case, many, errors, RMS_FACTOR, RMS_ROUNDING * rounding, root_mean_square)]
 
 
 def _of_pixels(name: str) -> bool:
@@ -80,34 +83,40 @@ def _of_pixels(name: str) -> bool:
 
 
 def _bounds(
-    case: Case, exact: Outputs, moved: Sequence[Outputs], factor: float, rounding: float, size: Size
+    case: Case, exact: Outputs, errors: Sequence[Outputs], factor: float, rounding: float, size: Size
 ) -> Budgets:
     found = {}
     for name, value in exact.items():
         whole = size(value)
-        error = max(plain_error(value, other[name], size) for other in moved)
-        # Where the plain reference overflows its dtype, the output itself bounds the error: a budget is finite. One
-        # that is 0 but for rounding, such as the gradient of rel_row on a map of one row, has an error of its own.
+        error = max(size(each[name]) for each in errors)
+        # Where the plain reference overflows its dtype, the output itself bounds the error: a budget is finite.
         error = error if math.isfinite(error) else whole
         found[name] = factor * max(error, rounding * whole) + summation_error(case, name) * whole
     return found
 
 
-def plain_error(exact: Tensor, plain: Tensor, size: Size) -> float:
-    """What the reference itself is off by when it runs in the dtype of the case: the size of plain - exact."""
-    return size(plain.double() - exact)
+def _less(found: Outputs, exact: Outputs) -> Outputs:
+    return {name: found[name].double() - value for name, value in exact.items()}
 
 
-def rounded_again(case: Case, rounding: float, tensors: Tensors, rerun: Rerun, seed: int) -> list[Outputs]:
-    """The outputs when every tensor is rounded again at random, DRAWS - 1 times; none where scalars are many.
+def errors_of_luck(
+    case: Case, rounding: float, tensors: Tensors, exact: Outputs, rerun: Rerun, seed: int
+) -> list[Outputs]:
+    """By how much the outputs move when every tensor is rounded again at random, and what the reference in the dtype of
+    the case is off by there; DRAWS - 1 draws, none where scalars are many.
 
-    Of tf32 one, always: the plain reference runs on the CPU, in float32.
+    Of tf32 one of the former, always: the plain reference runs on the CPU, in float32.
     """
     if case.dtype == "tf32":
-        return [rerun(_moved(tensors, rounding, seed + 1))]
+        return [_less(rerun(_moved(tensors, rounding, seed + 1)), exact)]
     if case.scope == "network" or case.batch * case.channels * case.height * case.width >= FEW_SCALARS:
         return []
-    return [rerun(_moved(tensors, rounding, seed + draw)) for draw in range(1, DRAWS)]
+    found, kind = [], dtype_of(case)
+    for draw in range(1, DRAWS):
+        moved = {n: t.to(kind).double() for n, t in _moved(tensors, rounding, seed + draw).items()}
+        there = rerun(moved)
+        found += [_less(there, exact), _less(rerun(moved, kind), there)]
+    return found
 
 
 def summation_error(case: Case, name: str) -> float:

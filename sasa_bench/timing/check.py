@@ -83,8 +83,8 @@ def _compute_reference(op: Op, case: Case, tensors: Tensors, seed: int) -> Refer
     grad_y = exact.pop("grad_y", None)
     plain = _reference(op, case, tensors, dtype_of(case), seed_of_gradient)
 
-    def rerun(moved: Tensors) -> dict[str, Tensor]:
-        return _reference(op, case, moved, torch.float64, seed_of_gradient)
+    def rerun(moved: Tensors, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        return _reference(op, case, moved, dtype, seed_of_gradient)
 
     largest, rms = budgets(case, tensors, exact, plain, rerun, seed)
     return Reference(case, tensors, grad_y, exact, largest, rms)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from agreement import agree, drawn
 
 from sasa_bench import ops
 from sasa_bench.case import Case
@@ -92,3 +93,12 @@ def test_fresh_memory_is_poisoned_inside_and_not_outside() -> None:
     with poisoned_memory():
         assert torch.empty(1000).isnan().all()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("resolution", ["7x1", "1x7", "1x1"])
+def test_a_gradient_that_is_0_but_for_rounding_has_the_budget_of_several_draws(resolution: str) -> None:
+    """On a map with one column every key has the same column: its embedding moves no weight."""
+    case = Case(channels=1, heads=1, kernel_size=3, resolution=resolution, mode="training")
+    for _ in range(60):
+        agree(random.choice(["naive", "unfold", "blocked"]), case)
+        drawn.cache_clear()

@@ -19,7 +19,7 @@ def test_the_roof_is_a_rate() -> None:
 def test_a_try_that_was_disturbed_does_not_lower_it_and_the_first_touch_is_not_timed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Each kind of work takes 10 s once, 0.1 s once and 0.2 s otherwise; a first call that nobody times comes before."""
+    """Each kind of work takes 10 s, 0.1 s and 0.2 s; a first call that nobody times comes before."""
     calls: list[int] = []
     untimed: list[bool] = []
 
