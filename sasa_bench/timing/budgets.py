@@ -62,20 +62,23 @@ Rerun = Callable[..., Outputs]
 """The reference on other tensors, in float64 or a dtype that follows: name of each output -> its value."""
 
 
-def budgets(case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun: Rerun, seed: int) -> list[Budgets]:
+def budgets(
+    case: Case, tensors: Tensors, exact: Outputs, plain: Outputs, rerun: Rerun, seed: int, terms: int = 0
+) -> list[Budgets]:
     """The largest absolute errors allowed, and the root mean square ones; always finite.
 
-    `exact` are the outputs of the reference in float64, `plain` those in the dtype of the case. The root mean square of
+    `exact` are the outputs of the reference in float64, `plain` those in the dtype of the case; for `terms` see
+    `summation_error`. The root mean square of
     a backward pass of a network or stem, which has `kinks`, is not bounded.
     """
     rounding = TF32_EPS if case.dtype == "tf32" else torch.finfo(dtype_of(case)).eps
     errors = [_less(plain, exact), *errors_of_luck(case, rounding, tensors, exact, rerun, seed)]
-    largest = _bounds(case, exact, errors, BUDGET_FACTOR, rounding, max_abs)
+    largest = _bounds(case, exact, errors, BUDGET_FACTOR, rounding, max_abs, terms)
     if case.stem != "none" and case.mode != "forward":
         jumps = kinks(rounding, tensors, exact, rerun, seed)
         return [{name: max(budget, jumps.get(name, 0.0)) for name, budget in largest.items()}, {}]
     many = {n: value for n, value in exact.items() if value.numel() >= MANY_SCALARS and _of_pixels(n)}
-    return [largest, _bounds(case, many, errors, RMS_FACTOR, RMS_ROUNDING * rounding, root_mean_square)]
+    return [largest, _bounds(case, many, errors, RMS_FACTOR, RMS_ROUNDING * rounding, root_mean_square, terms)]
 
 
 def _of_pixels(name: str) -> bool:
@@ -83,7 +86,7 @@ def _of_pixels(name: str) -> bool:
 
 
 def _bounds(
-    case: Case, exact: Outputs, errors: Sequence[Outputs], factor: float, rounding: float, size: Size
+    case: Case, exact: Outputs, errors: Sequence[Outputs], factor: float, rounding: float, size: Size, terms: int
 ) -> Budgets:
     found = {}
     for name, value in exact.items():
@@ -91,7 +94,7 @@ def _bounds(
         error = max(size(each[name]) for each in errors)
         # Where the plain reference overflows its dtype, the output itself bounds the error: a budget is finite.
         error = error if math.isfinite(error) else whole
-        found[name] = factor * max(error, rounding * whole) + summation_error(case, name) * whole
+        found[name] = factor * max(error, rounding * whole) + summation_error(case, name, terms) * whole
     return found
 
 
@@ -119,15 +122,15 @@ def errors_of_luck(
     return found
 
 
-def summation_error(case: Case, name: str) -> float:
+def summation_error(case: Case, name: str, terms: int = 0) -> float:
     """Error of adding in float32 one after the other what the reference adds in blocks, as a share of the output.
 
     At most K^2 roundings for the K x K terms of a window (Higham, Accuracy and Stability of Numerical Algorithms,
-    section 4.2). The gradient of a parameter adds terms of every pixel of the batch; of terms with random signs the
-    errors grow as the square root of their number (Higham and Mary, A New Approach to Probabilistic Rounding Error
-    Analysis, SIAM J. Sci. Comput. 41(5), 2019).
+    section 4.2). The gradient of a parameter adds terms of every pixel of the batch, a convolution `terms` of every
+    channel and place of the window; of terms with random signs the errors grow as the square root of their number
+    (Higham and Mary, A New Approach to Probabilistic Rounding Error Analysis, SIAM J. Sci. Comput. 41(5), 2019).
     """
-    roundings = float(case.kernel_size**2)
+    roundings = max(float(case.kernel_size**2), math.sqrt(terms))
     if not _of_pixels(name):
         roundings += math.sqrt(case.batch * case.height * case.width)
     return roundings * torch.finfo(torch.float32).eps

@@ -86,7 +86,8 @@ def _compute_reference(op: Op, case: Case, tensors: Tensors, seed: int) -> Refer
     def rerun(moved: Tensors, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
         return _reference(op, case, moved, dtype, seed_of_gradient)
 
-    largest, rms = budgets(case, tensors, exact, plain, rerun, seed)
+    terms = case.channels * case.kernel_size**2 if op.name == "convolution" else 0
+    largest, rms = budgets(case, tensors, exact, plain, rerun, seed, terms)
     return Reference(case, tensors, grad_y, exact, largest, rms)
 
 

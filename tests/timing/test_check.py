@@ -102,3 +102,16 @@ def test_a_gradient_that_is_0_but_for_rounding_has_the_budget_of_several_draws(r
     for _ in range(60):
         agree(random.choice(["naive", "unfold", "blocked"]), case)
         drawn.cache_clear()
+
+
+def test_a_convolution_may_add_channels_and_places_in_sequence_but_leave_none_out() -> None:
+    """As a kernel for channels-last images does, whose inner loop runs over channels."""
+    case = Case(channels=512, kernel_size=3, resolution=7, batch=1)
+    for left_out in (0, 1):
+        reference = compute_reference(CONVOLUTION, case, random.randrange(1 << 31))
+        x, weight = reference.tensors["x"].float(), reference.tensors["weight"].float().flatten(1)
+        columns = F.unfold(x, 3, padding=1)[0]
+        y = torch.zeros(512, 49)
+        for column, of_column in zip(columns[left_out:], weight.T[left_out:], strict=True):
+            y.addr_(of_column, column)
+        assert compare(reference, (y.view(1, 512, 7, 7),)).ok == (not left_out)
