@@ -108,12 +108,11 @@ def environment_difference(
     `base` and `head` are what blocks.loaded gave. An older revision names torch alone.
     """
     before, after = ({"torch": arm.get("torch", "")} | arm.get("libraries", {}) for arm in (base, head))
-    names = [name for name in {**before, **after} if libraries is None or name in libraries]
     if libraries is None:
         for arm, found in ((base, before), (head, after)):
             found |= {"Python": arm.get("python_version", "")}
             found |= {f"plug-in {name}": digest for name, digest in arm.get("plugins", {}).items()}
-        names = list({**before, **after})
+    names = [name for name in {**before, **after} if libraries is None or name in libraries]
     both = "libraries" in base and "libraries" in head
     return [
         f"{name} {before.get(name) or 'none'} -> {after.get(name) or 'none'}"

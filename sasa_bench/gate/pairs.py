@@ -105,7 +105,8 @@ def exact_rows(
     try:
         for point in points:
             fresh = [arm for arm in arms if arm.name not in workers]
-            workers |= {arm.name: start(arm, timeout_s, layout) for arm in fresh}
+            for arm in fresh:
+                workers[arm.name] = start(arm, timeout_s, layout)
             for arm in fresh:
                 verify(arm, workers[arm.name].ask("loaded"))
             answers = {

@@ -104,7 +104,15 @@ class Worker:
 
     def send(self, do: str, **values: Any) -> Callable[[], Any]:
         """Send a question now; the call that comes back waits for its answer and raises as `ask` does."""
-        self._write({"do": do} | values)
+        try:
+            self._write({"do": do} | values)
+        except WorkerDied as death:
+            lost = death  # for whoever asks for the answer, since other workers may be asked meanwhile
+
+            def raise_it() -> Any:
+                raise lost
+
+            return raise_it
         return lambda: self._answer(do, self._events())
 
     def _answer(self, do: str, events: Iterator[dict[str, Any]]) -> Any:

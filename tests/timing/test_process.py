@@ -206,3 +206,16 @@ def test_the_worker_dies_with_its_parent() -> None:
             return
         time.sleep(0.05)
     pytest.fail("the worker outlived its parent")
+
+
+def test_a_question_to_a_worker_that_is_gone_raises_where_its_answer_is_asked_for() -> None:
+    """So that the answers of other workers that were asked with it are not lost."""
+    worker = Worker(60.0)
+    try:
+        worker.process.kill()
+        worker.process.wait()
+        answer = worker.send("describe", impls=["unfold"])
+        with pytest.raises(WorkerDied):
+            answer()
+    finally:
+        worker.close()

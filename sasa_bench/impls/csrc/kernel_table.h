@@ -49,10 +49,11 @@ struct Band {
 // Bands begin at multiples of so many columns; what is computed there depends on nothing before it.
 inline int64_t column_step(const Problem& p) { return p.width > 16 ? 8 : 4; }
 
-// Whether keys and values lie in memory as the kernels compute, so that a band reads those around it at no extra cost.
-inline bool keys_in_place(const Problem& p) {
-  return !p.project && p.k.pixel && p.k.data && p.k.scalar == Scalar::float32;
-}
+// Whether a tensor lies in memory as the kernels compute.
+inline bool in_place(const Planes& t) { return t.pixel && t.data && t.scalar == Scalar::float32; }
+
+// Whether keys and values do, so that a band reads those around it at no extra cost.
+inline bool keys_in_place(const Problem& p) { return !p.project && in_place(p.k); }
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -281,9 +281,6 @@ void separate_as(const Planes& t, const Problem& p, int64_t first, int64_t chann
   }
 }
 
-// Whether the kernels compute in this tensor's own memory.
-SASA_INLINE bool in_place(const Planes& t) { return t.pixel && t.data && t.scalar == Scalar::float32; }
-
 // Where the group of planes from `first` on begins in an interleaved tensor, and the same in vectors of float32.
 template <class T>
 SASA_INLINE T* group_of(const Planes& t, const Problem& p, int64_t first) {
