@@ -4,12 +4,13 @@ BIN = $(VENV)/bin
 # What a run needs, and what tests and checks of the code add. Where pip finds a CPU build of torch, it takes that.
 RUN_EXTRAS = history onnx parquet
 DEV_EXTRAS = dev
-GPU_EXTRAS = $(RUN_EXTRAS) cuda
+GPU_EXTRAS = $(RUN_EXTRAS) cuda gpu-check
 SUITES ?= kernel_size channels resolution equal_flops
 STAMP := $(shell date +%Y%m%d-%H%M%S)
 GPU_SUITES ?= $(SUITES) training
 GPU_DTYPES ?= float32,tf32,float16,bfloat16
-GPU_IMPLS ?= naive unfold blocked cuda triton onnx sdpa_dense compiled_sdpa_dense flex_attention \
+# Without what compiles for each case, which takes hours here: make bench-gpu GPU_IMPLS="flex_attention conv3x3_channels_last".
+GPU_IMPLS ?= naive unfold blocked cuda triton onnx sdpa_dense \
     conv3x3 conv3x3_channels_last conv_kxk depthwise_kxk conv1x1 global_attention
 MAIN ?= main
 GATE ?=
@@ -62,12 +63,13 @@ bench: setup
 	$(BIN)/sasa-bench report $(RESULTS)
 
 bench-gpu: setup-gpu
+	$(BIN)/sasa-bench prebuild $(GPU_SUITES:%=suites/%.toml) -c dtype=$(GPU_DTYPES)
 	$(BIN)/sasa-bench run $(GPU_SUITES:%=suites/%.toml) --device cuda -c dtype=$(GPU_DTYPES) $(GPU_IMPLS:%=--impl %) --out $(RESULTS)
 	$(BIN)/sasa-bench report $(RESULTS)
 
 # Checks a GPU in at most nine minutes; needs no network and none of the set-up. Stopped, it resumes.
 gpu-check:
-	$(PYTHON) tests/cuda/gpu_check.py
+	$(if $(wildcard $(VENV)/.ready-gpu),$(BIN)/python,$(PYTHON)) tests/cuda/gpu_check.py
 
 report: setup
 	$(BIN)/sasa-bench report $(lastword $(sort $(wildcard reports/*.jsonl)))

@@ -1,4 +1,4 @@
-"""Sets the gate beside pytest-benchmark, asv continuous and pyperf: false alarms and power, same cases, same minutes.
+"""Sets the gate beside pytest-benchmark, benchmatrix, asv and pyperf: false alarms and power, same cases.
 
 Each repeat compares identical code and, after that, code in which some cases are slowed on purpose. The gate goes
 first; the others get the wall time that it has taken in the median so far, by scaling their rounds, but never less than
@@ -24,14 +24,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from other_tools import COMPARE, ROOT, Job, ValidationError
+from other_tools import COMPARE, ROOT, THRESHOLD, Job, ValidationError
 from scipy import stats
 from tabulate import tabulate
 
 from sasa_bench import impls as registry
 from sasa_bench.gate.pairs import Point
+from sasa_bench.gate.verdicts import Rules
 from sasa_bench.suite import load
-from sasa_bench.timing.probe import available_cores
+from sasa_bench.timing.probe import available_cores, detect
 
 TOOLS = tuple(COMPARE)
 
@@ -40,55 +41,65 @@ TOOLS = tuple(COMPARE)
 class Comparison:
     """One comparison of base with head by one tool.
 
-    slowed: cases slowed on purpose in head by `ratio`; flagged: cases that the tool called slower.
-    effort: what is scaled to fill the time, in the unit of the tool; settings: in words.
+    of: what is compared on which machine, in words; comparisons of other things are not counted together.
+    slowed: cases slowed on purpose in head by `ratio`; the rest are as in other_tools.Said.
     """
 
     tool: str
+    of: str
     settings: str
     ratio: float
     repeat: int
     cases: list[str]
     slowed: list[str]
     flagged: list[str]
+    red: bool
     seconds: float
     effort: float
+    repeated: int
     at: str
 
 
 def compare(tool: str, points: Mapping[str, Point], slowed: Sequence[str], ratio: float, repeat: int,
-            seconds: float, effort: float | None) -> Comparison:  # fmt: skip
+            seconds: float, effort: float | None, of: str) -> Comparison:  # fmt: skip
     """Let one tool compare base with head in a folder of its own, which is removed."""
     with tempfile.TemporaryDirectory(prefix="gate-validation-") as folder:
         job = Job(points, slowed, ratio, seconds, effort, Path(folder))
         begun = time.monotonic()
-        flagged, settings, used = COMPARE[tool](job)
+        said = COMPARE[tool](job)
         spent = time.monotonic() - begun
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    return Comparison(tool, settings, ratio, repeat, list(points), list(slowed), flagged, spent, used, at)
+    about = {"ratio": ratio, "repeat": repeat, "cases": list(points), "slowed": list(slowed)}
+    return Comparison(tool, of, **about, **vars(said), seconds=spent, at=at)  # type: ignore[arg-type]
 
 
-def next_effort(tool: str, done: Sequence[Comparison], seconds: float, cases: int) -> float | None:
+def next_effort(tool: str, done: Sequence[Comparison], seconds: float) -> float | None:
     """The effort that would fill `seconds`, from what the last comparison took; None before the first one.
 
     A comparison takes a fixed time and, for a unit of effort, as much as the tool repeats it.
     """
-    earlier = [c for c in done if c.tool == tool and len(c.cases) == cases]
-    if not earlier or tool == "gate":
+    last = next((c for c in reversed(done) if c.tool == tool), None)
+    if last is None or not last.repeated:
         return None
-    times = {"pytest-benchmark": 2 * cases, "asv": 8 * cases, "pyperf": 6 * cases}[tool]
-    return max(earlier[-1].effort + (seconds - earlier[-1].seconds) / times, 1e-3)
+    return max(last.effort + (seconds - last.seconds) / last.repeated, 1e-3)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What one tool did: alarms among comparisons of identical code, and what it found of the slow-downs."""
+    """What one tool did.
+
+    runs, false     comparisons, and how many of them flagged a case of identical code
+    alike, red      comparisons of identical code, and how many of them would have failed a CI job
+    slowed, found   slow-downs, and how many of them were flagged
+    """
 
     tool: str
     settings: str
     minutes: float
     runs: int
     false: int
+    alike: int
+    red: int
     slowed: int
     found: int
 
@@ -99,13 +110,16 @@ class Rates:
             "settings": self.settings,
             "minutes_per_comparison": round(self.minutes, 2),
         }
-        for name, hits, count in (("false", self.false, self.runs), ("found", self.found, self.slowed)):
+        for part, hits, whole, count in (
+            ("runs_false", self.false, "runs", self.runs),
+            ("alike_red", self.red, "alike", self.alike),
+            ("slow_downs_found", self.found, "slow_downs", self.slowed),
+        ):
             bounds = stats.binomtest(hits, count).proportion_ci(0.95, method="exact") if count else None
+            row |= {part: hits, whole: count}
             row |= {
-                {"false": "runs_false", "found": "slow_downs_found"}[name]: hits,
-                {"false": "runs", "found": "slow_downs"}[name]: count,
-                f"{name}_low": round(bounds.low, 4) if bounds else "",
-                f"{name}_high": round(bounds.high, 4) if bounds else "",
+                f"{part}_low": round(bounds.low, 4) if bounds else "",
+                f"{part}_high": round(bounds.high, 4) if bounds else "",
             }
         return row
 
@@ -117,16 +131,17 @@ def rates(done: Sequence[Comparison]) -> list[Rates]:
         own = [c for c in done if c.tool == tool]
         if not own:
             continue
-        alike, slowed = [c for c in own if not c.slowed], [c for c in own if c.slowed]
         found.append(
             Rates(
                 tool,
                 own[-1].settings,
                 statistics.median(c.seconds for c in own) / 60,
-                len(alike),
-                sum(bool(c.flagged) for c in alike),
-                sum(len(c.slowed) for c in slowed),
-                sum(len(set(c.slowed) & set(c.flagged)) for c in slowed),
+                len(own),
+                sum(bool(set(c.flagged) - set(c.slowed)) for c in own),
+                sum(not c.slowed for c in own),
+                sum(c.red for c in own if not c.slowed),
+                sum(len(c.slowed) for c in own),
+                sum(len(set(c.slowed) & set(c.flagged)) for c in own),
             )
         )
     return found
@@ -146,17 +161,20 @@ def write(done: Sequence[Comparison], out: Path) -> None:
             "tool": row["tool"],
             "settings": row["settings"],
             "minutes a comparison": row["minutes_per_comparison"],
-            "false alarms": _share(row["runs_false"], row["runs"], row["false_low"], row["false_high"]),
-            "slow-downs found": _share(row["slow_downs_found"], row["slow_downs"], row["found_low"], row["found_high"]),
+            "with a false alarm": _share(row, "runs_false", "runs"),
+            "of identical code, not passed": _share(row, "alike_red", "alike"),
+            "slow-downs found": _share(row, "slow_downs_found", "slow_downs"),
         }
         for row in table
     ]
     text = tabulate(shown, headers="keys", tablefmt="github", disable_numparse=True)
-    out.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(f"{done[-1].of}.\n\n{text}\n", encoding="utf-8")
 
 
-def _share(hits: int, count: int, low: float, high: float) -> str:
-    return f"{hits} of {count} ({low:.1%} to {high:.1%})" if count else "not measured"
+def _share(row: Mapping[str, Any], part: str, whole: str) -> str:
+    if not row[whole]:
+        return "not measured"
+    return f"{row[part]} of {row[whole]} ({row[f'{part}_low']:.1%} to {row[f'{part}_high']:.1%})"
 
 
 def read(path: Path) -> list[Comparison]:
@@ -186,6 +204,17 @@ def choose(path: Path, count: int, impls: Sequence[str] = ()) -> dict[str, Point
     if not 1 <= count <= len(points):
         raise ValidationError(f"--cases {count}: {path} has {len(points)}")
     return {f"c{i:02d}": points[i * len(points) // count] for i in range(count)}
+
+
+def compared(points: Mapping[str, Point], slowed: int, ratio: float) -> str:
+    """What is compared, by which rules and where, in words."""
+    rules = Rules()
+    threads = next(iter(points.values())).case.threads
+    return (
+        f"{len(points)} cases with {threads} threads, {slowed} of them {ratio - 1:.0%} slower in every second one; "
+        f"the gate takes {rules.screen_pairs} + {rules.confirm_pairs} pairs, the others let {THRESHOLD} % pass; "
+        f"on {detect().hardware_id}"
+    )
 
 
 def plan(done: Sequence[Comparison], tools: Sequence[str], repeats: int, ratio: float) -> list[tuple[int, float, str]]:
@@ -220,15 +249,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     journal = given.out.with_suffix(".jsonl")
     journal.parent.mkdir(parents=True, exist_ok=True)
     done = read(journal)
+    of = compared(points, given.slowed, given.ratio)
+    if other := next((one.of for one in done if one.of != of), None):
+        parser.error(f"{journal} compares something else ({other}; here {of}): give another --out")
     failed = 0
     for repeat, ratio, tool in plan(done, given.tool or TOOLS, given.repeats, given.ratio):
-        by_the_gate = [c.seconds for c in done if c.tool == "gate" and len(c.cases) == len(points)]
+        by_the_gate = [c.seconds for c in done if c.tool == "gate"]
         seconds = given.seconds or (statistics.median(by_the_gate) if by_the_gate else given.budget)
         # The same cases are slowed for every tool.
         slowed = random.Random(repeat).sample(list(points), given.slowed) if ratio > 1 else []
-        effort = next_effort(tool, done, seconds, len(points))
+        effort = next_effort(tool, done, seconds)
+        limit = given.budget if tool == "gate" else seconds
         try:
-            one = compare(tool, points, slowed, ratio, repeat, given.budget if tool == "gate" else seconds, effort)
+            one = compare(tool, points, slowed, ratio, repeat, limit, effort, of)
         except ValidationError as error:
             failed += 1
             print(f"{tool}, repeat {repeat + 1}: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How one tool compares base with head: the gate, pytest-benchmark, asv continuous and pyperf."""
+"""How one tool compares base with head: the gate, pytest-benchmark, benchmatrix, asv continuous and pyperf."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.gate import run as gate
-from sasa_bench.gate.arms import PACKAGE, set_up
+from sasa_bench.gate.arms import set_up
 from sasa_bench.gate.pairs import ENVIRONMENT, Counts, Point
-from sasa_bench.gate.verdicts import REGRESSION, Rules
+from sasa_bench.gate.relink import PAIR
+from sasa_bench.gate.sources import PACKAGE
+from sasa_bench.gate.verdicts import PASS, REGRESSION, Rules
 
 ROOT = Path(__file__).parents[2]
-THRESHOLD = 10
-"""Per cent that pytest-benchmark and asv let pass; pyperf tells what is significant."""
+THRESHOLD = 5
+"""Per cent that the other tools let pass: half of the slow-down that they have to find."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,22 @@ class Job:
     seconds: float
     effort: float | None
     folder: Path
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a tool found: the cases it calls slower, and whether a CI job with it would have failed.
+
+    settings   in words
+    effort     what is scaled to fill the time, in the unit of the tool
+    repeated   how often a comparison spends a unit of effort
+    """
+
+    flagged: list[str]
+    red: bool
+    settings: str
+    effort: float = 1.0
+    repeated: int = 0
 
 
 class ValidationError(Exception):
@@ -91,6 +109,16 @@ from steps import CASES, step
 @pytest.mark.parametrize("name", list(CASES))
 def test_step(benchmark, name):
     benchmark(step(name, os.environ["ARM"]))
+"""
+BENCHMATRIX = """
+from pathlib import Path
+
+from benchmatrix import BenchmarkCase, make_benchmark_test
+from steps import CASES, step
+
+ARM = Path.cwd()
+cases = [BenchmarkCase(name, make_args=lambda name=name: (step(name, ARM),)) for name in CASES]
+test_step = make_benchmark_test({"step": lambda call: call()}, cases, metrics=["single_call_latency"])
 """
 PYPERF = """
 import os
@@ -164,7 +192,7 @@ class Checkout(Environment):
 """
 
 
-def by_gate(job: Job) -> tuple[list[str], str, float]:
+def by_gate(job: Job) -> Said:
     """This package in every arm; what is slowed waits for a share of its calibrated time, in every call."""
     source = job.folder / "source"
     shutil.copytree(ROOT / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -175,13 +203,15 @@ def by_gate(job: Job) -> tuple[list[str], str, float]:
         return {key: (job.ratio - 1) * counts.seconds[key] for key in keys if key in counts.seconds}
 
     rules = Rules()
-    result = gate.Gate(arms, list(job.points.values()), rules, job.seconds, 120.0, spin=spin).run()
-    flagged = {case.key for case in result.cases if case.verdict == REGRESSION}
+    points = list(job.points.values())
+    result = gate.Gate(arms, points, rules, job.seconds, 120.0, spin=spin, layout=PAIR).run()
+    # A run that says of itself that it cannot be trusted flags nothing.
+    flagged = {case.key for case in result.cases if case.verdict == REGRESSION and not result.contaminated}
     settings = f"{rules.screen_pairs} + {rules.confirm_pairs} pairs, margin {rules.margin:.1%}, level {rules.alpha:.0%}"
-    return [name for name, point in job.points.items() if point.key in flagged], settings, 1.0
+    return Said([name for name, point in job.points.items() if point.key in flagged], result.verdict != PASS, settings)
 
 
-def by_pytest_benchmark(job: Job) -> tuple[list[str], str, float]:
+def by_pytest_benchmark(job: Job) -> Said:
     """Base saved, then head compared; effort: --benchmark-max-time."""
     effort = max(0.05, job.effort or (job.seconds / 2 - 8) / len(job.points))
     arms = _write(job, "bench_steps.py", PYTEST)
@@ -198,7 +228,9 @@ def by_pytest_benchmark(job: Job) -> tuple[list[str], str, float]:
         {"ARM": str(arms["head"])},
         allowed=(0, 1),
     )
-    return regressed(said), f"--benchmark-compare-fail={fail}, max time {effort:.2g} s", effort
+    flagged = regressed(said)
+    settings = f"--benchmark-compare-fail={fail}, max time {effort:.2g} s"
+    return Said(flagged, bool(flagged), settings, effort, 2 * len(job.points))
 
 
 def regressed(said: str) -> list[str]:
@@ -211,9 +243,52 @@ def regressed(said: str) -> list[str]:
     return sorted(set(found))
 
 
-def by_asv(job: Job) -> tuple[list[str], str, float]:
-    """`asv continuous` over two commits with interleaved rounds; effort: seconds of samples a case, round and arm."""
-    rounds = 4
+def by_benchmatrix(job: Job) -> Said:
+    """`benchmatrix collect-paired`, a fresh process an arm, base or head first; effort: --benchmark-max-time."""
+    pairs = planned_pairs(len(job.points))
+    effort = max(0.05, job.effort or (job.seconds / 2 / pairs - 4) / len(job.points))
+    arms = _write(job, "steps_only.py", "")
+    for folder in arms.values():
+        (folder / "bench_steps.py").write_text(BENCHMATRIX)
+        (folder / "pytest.ini").write_text("[pytest]\n")
+    command = [
+        *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--benchmark-only"),
+        *("bench_steps.py", f"--benchmark-max-time={effort:.3f}", "--benchmark-min-rounds=5"),
+    ]
+    tool = [sys.executable, "-m", "benchmatrix"]
+    collect = ["collect-paired", "--output=pairs", f"--baseline-cwd={arms['base']}", f"--candidate-cwd={arms['head']}"]
+    known = {"PYTHONPATH": os.pathsep.join([str(job.folder), str(ROOT)])}
+    _call([*tool, *collect, "--", *command, ":::", *command], job.folder, known)
+    compare = ["compare", "pairs", "--paired", "--no-config", f"--threshold={THRESHOLD}%", "--format=json"]
+    said = _call([*tool, *compare], job.folder, known)
+    words = f"collect-paired, {pairs} pairs, compare --threshold={THRESHOLD}%, max time {effort:.2g} s"
+    # --fail-on-regression fails what is inconclusive too.
+    return Said(
+        paired(said, list(job.points)), not json.loads(said)["passed"], words, effort, 2 * pairs * len(job.points)
+    )
+
+
+def planned_pairs(cases: int) -> int:
+    """How many pairs benchmatrix takes: five or more, every order of the cases as often as every other."""
+    cycle = 2 if cases == 1 else 2 * cases * (1 if cases % 2 == 0 else 2)
+    return cycle * -(-5 // cycle)
+
+
+def paired(said: str, names: Sequence[str]) -> list[str]:
+    """The names that benchmatrix says have regressed. Raises ValidationError where it did not compare a case."""
+    try:
+        cells = {cell["case_name"]: cell["regression"] for cell in json.loads(said)["comparisons"]}
+    except (ValueError, KeyError):
+        raise ValidationError(f"benchmatrix compared nothing: {said[-2000:]}") from None
+    missing = [name for name in names if cells.get(name, "not_comparable") == "not_comparable"]
+    if missing:
+        raise ValidationError(f"benchmatrix compared nothing for {', '.join(missing)}: {said[-2000:]}")
+    return sorted(name for name in names if cells[name] == "regressed")
+
+
+def by_asv(job: Job) -> Said:
+    """`asv continuous`, two rounds interleaved over two commits; effort: seconds of samples a case, round and arm."""
+    rounds = 2
     effort = max(0.02, job.effort or (job.seconds - 20) / 2 / rounds / len(job.points) - 0.5)
     arms = _write(job, "steps_only.py", "")
     (job.folder / "benchmarks").mkdir()
@@ -255,7 +330,8 @@ def by_asv(job: Job) -> tuple[list[str], str, float]:
     ]
     said = _call(command, job.folder, environment, allowed=(0, 1))
     words = f"continuous --interleave-rounds -f {1 + THRESHOLD / 100:g}, {rounds} rounds of {effort:.2g} s"
-    return worsened(said, list(job.points)), words, effort
+    flagged = worsened(said, list(job.points))
+    return Said(flagged, bool(flagged), words, effort, 2 * rounds * len(job.points))
 
 
 def worsened(said: str, names: Sequence[str]) -> list[str]:
@@ -267,7 +343,7 @@ def worsened(said: str, names: Sequence[str]) -> list[str]:
     return sorted(name for name in names if marks[name] == "+")
 
 
-def by_pyperf(job: Job) -> tuple[list[str], str, float]:
+def by_pyperf(job: Job) -> Said:
     """Base, then head, then compare_to; effort: seconds of values a process, of two processes or more a case."""
     start_up = 3.5
     room = job.seconds / 2 / len(job.points)
@@ -287,9 +363,13 @@ def by_pyperf(job: Job) -> tuple[list[str], str, float]:
             ),
         ]
         _call(command, job.folder, {"ARM": str(arms[arm])})
-    said = _call([sys.executable, "-m", "pyperf", "compare_to", "base.json", "head.json"], job.folder, {})
-    words = f"compare_to, {processes} processes of {values} values of {effort / (values + 1):.2g} s"
-    return slower(said, list(job.points)), words, effort
+    compare = ["compare_to", f"--min-speed={THRESHOLD}", "base.json", "head.json"]
+    said = _call([sys.executable, "-m", "pyperf", *compare], job.folder, {})
+    length = effort / (values + 1)
+    words = f"compare_to --min-speed={THRESHOLD}, {processes} processes of {values} values of {length:.2g} s"
+    flagged = slower(said, list(job.points))
+    # One process more calibrates.
+    return Said(flagged, bool(flagged), words, effort, 2 * (processes + 1) * len(job.points))
 
 
 def slower(said: str, names: Sequence[str]) -> list[str]:
@@ -301,9 +381,10 @@ def slower(said: str, names: Sequence[str]) -> list[str]:
     return sorted(name or names[0] for name in found)
 
 
-COMPARE: dict[str, Callable[[Job], tuple[list[str], str, float]]] = {
+COMPARE: dict[str, Callable[[Job], Said]] = {
     "gate": by_gate,
     "pytest-benchmark": by_pytest_benchmark,
+    "benchmatrix": by_benchmatrix,
     "asv": by_asv,
     "pyperf": by_pyperf,
 }

@@ -14,7 +14,9 @@ from gate_validation import Comparison, ValidationError
 from sasa_bench import impls as registry
 from sasa_bench.suite import load
 
-ONE = Comparison("gate", "7 + 31 pairs", 1.0, 0, ["c00", "c01"], [], [], 60.0, 1.0, "2026-11-23T00:00:00+00:00")
+ONE = Comparison(
+    *("gate", "two cases", "5 + 21 pairs", 1.0, 0, ["c00", "c01"], [], []), False, 60.0, 1.0, 4, "2026-11-23T00:00:00"
+)
 
 PYTEST = """..                                                                       [100%]
 --------------------------------------------------------------------------------
@@ -51,6 +53,28 @@ def test_what_each_tool_says_is_read() -> None:
     assert other_tools.slower(PYPERF, names) == ["c00"]
 
 
+def test_what_benchmatrix_says_is_read_from_its_json() -> None:
+    cells = [
+        {"case_name": "c00", "regression": "regressed"},
+        {"case_name": "c01", "regression": "inconclusive"},
+        {"case_name": "c02", "regression": "improved"},
+    ]
+    said = json.dumps({"comparisons": cells})
+    assert other_tools.paired(said, ["c00", "c01", "c02"]) == ["c00"]
+    with pytest.raises(ValidationError, match="c03"):
+        other_tools.paired(said, ["c00", "c03"])
+    cells[1]["regression"] = "not_comparable"
+    with pytest.raises(ValidationError, match="c01"):
+        other_tools.paired(json.dumps({"comparisons": cells}), ["c00", "c01"])
+    with pytest.raises(ValidationError, match="compared nothing"):
+        other_tools.paired("error: no such directory", ["c00"])
+
+
+@pytest.mark.parametrize(("cases", "pairs"), [(1, 6), (2, 8), (3, 12), (4, 8), (6, 12)])
+def test_benchmatrix_takes_every_order_of_the_cases_equally_often(cases: int, pairs: int) -> None:
+    assert other_tools.planned_pairs(cases) == pairs
+
+
 def test_a_tool_that_compared_nothing_is_an_error_and_no_pass() -> None:
     with pytest.raises(ValidationError, match="compared nothing"):
         other_tools.regressed("no tests ran")
@@ -60,11 +84,12 @@ def test_a_tool_that_compared_nothing_is_an_error_and_no_pass() -> None:
         other_tools.slower(PYPERF, ["c00", "c04"])
 
 
-def test_the_table_counts_alarms_on_identical_code_and_slow_downs_found(tmp_path: Path) -> None:
+def test_the_table_counts_comparisons_that_flag_identical_code_and_slow_downs_found(tmp_path: Path) -> None:
     done = [
         replace(ONE, repeat=0),
-        replace(ONE, repeat=1, flagged=["c01"]),
-        replace(ONE, ratio=1.1, slowed=["c00", "c01"], flagged=["c01"], seconds=180.0),
+        replace(ONE, repeat=1, flagged=["c01"], red=True),
+        replace(ONE, ratio=1.1, slowed=["c00", "c01"], flagged=["c01"], red=True, seconds=180.0),
+        replace(ONE, repeat=2, red=True),
         replace(ONE, tool="asv", settings="four rounds", flagged=["c00", "c01"]),
     ]
     validation.write(done, tmp_path / "v")
@@ -72,11 +97,14 @@ def test_the_table_counts_alarms_on_identical_code_and_slow_downs_found(tmp_path
         rows = list(csv.DictReader(file))
     assert [row["tool"] for row in rows] == ["gate", "asv"]
     gate, asv = rows
-    assert (gate["runs_false"], gate["runs"], gate["slow_downs_found"], gate["slow_downs"]) == ("1", "2", "1", "2")
+    # c00 and c01 are slowed in the third one: c01 is found there, and no alarm.
+    assert (gate["runs_false"], gate["runs"], gate["slow_downs_found"], gate["slow_downs"]) == ("1", "4", "1", "2")
+    # What is inconclusive fails a job without an alarm.
+    assert (gate["alike_red"], gate["alike"]) == ("2", "3")
     assert float(gate["minutes_per_comparison"]) == 1.0
     # Clopper-Pearson for no miss in one: 0.025 to 1.
-    assert (asv["runs_false"], float(asv["false_low"]), float(asv["false_high"])) == ("1", 0.025, 1.0)
-    assert asv["found_low"] == ""
+    assert (asv["runs_false"], float(asv["runs_false_low"]), float(asv["runs_false_high"])) == ("1", 0.025, 1.0)
+    assert asv["slow_downs_found_low"] == ""
     assert "not measured" in (tmp_path / "v.md").read_text()
 
 
@@ -95,19 +123,27 @@ def test_a_journal_that_was_cut_off_is_resumed_with_what_is_missing(tmp_path: Pa
 
 def test_the_gate_goes_first_in_each_repeat() -> None:
     missing = validation.plan([], validation.TOOLS, 5, 1.1)
-    assert [item[2] for item in missing[::4]] == ["gate"] * 10
-    assert len(set(missing)) == 40
+    assert [item[2] for item in missing[::5]] == ["gate"] * 10
+    assert len(set(missing)) == 50
 
 
-@pytest.mark.parametrize("tool", ["pytest-benchmark", "asv", "pyperf"])
-def test_effort_follows_the_time_that_is_to_be_filled(tool: str) -> None:
-    fixed, seconds, cases = 10.0, 200.0, 2
-    repeated = {"pytest-benchmark": 2 * cases, "asv": 8 * cases, "pyperf": 6 * cases}[tool]
-    spent = replace(ONE, tool=tool, effort=1.0, seconds=fixed + repeated)
-    effort = validation.next_effort(tool, [spent], seconds, cases)
+def test_effort_follows_the_time_that_is_to_be_filled() -> None:
+    fixed, seconds, repeated = 10.0, 200.0, 16
+    spent = replace(ONE, tool="asv", effort=1.0, seconds=fixed + repeated, repeated=repeated)
+    effort = validation.next_effort("asv", [spent], seconds)
     assert effort is not None
     assert math.isclose(fixed + repeated * effort, seconds)
-    assert validation.next_effort(tool, [], seconds, cases) is None
+    assert validation.next_effort("asv", [], seconds) is None
+    assert validation.next_effort("gate", [replace(ONE, repeated=0)], seconds) is None
+
+
+def test_comparisons_of_something_else_are_not_added_to_a_journal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "v.jsonl").write_text(json.dumps(vars(ONE)) + "\n")
+    with pytest.raises(SystemExit):
+        validation.main(["--out", str(tmp_path / "v"), "--cases", "2"])
+    assert "compares something else (two cases; here 2 cases with" in capsys.readouterr().err
 
 
 def test_cases_are_spread_over_a_suite_and_too_many_are_refused() -> None:
@@ -121,15 +157,17 @@ def test_cases_are_spread_over_a_suite_and_too_many_are_refused() -> None:
 
 
 @pytest.mark.slow
-def test_a_slow_down_on_purpose_is_found_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tool", ["pytest-benchmark", pytest.param("benchmatrix", marks=pytest.mark.exhaustive)])
+def test_a_slow_down_on_purpose_is_found(tmp_path: Path, tool: str) -> None:
     arguments = [
         *("--out", str(tmp_path / "v"), "--repeats", "1", "--cases", "2", "--impl", "unfold", "--slowed", "1"),
-        *("--ratio", "20", "--tool", "pytest-benchmark", "--seconds", "4"),
+        *("--ratio", "20", "--tool", tool, "--seconds", "4"),
     ]
     assert validation.main(arguments) == 0
     alike, slowed = validation.read(tmp_path / "v.jsonl")
     assert (alike.slowed, len(slowed.slowed)) == ([], 1)
     assert set(slowed.slowed) <= set(slowed.flagged)
+    assert slowed.red
     before = (tmp_path / "v.jsonl").read_text()
     assert validation.main(arguments) == 0
     assert (tmp_path / "v.jsonl").read_text() == before, "nothing was left to do"
