@@ -16,9 +16,9 @@ from sasa_bench.results.cache import cache_directory
 @click.command()
 @SUITES
 @CASE
-@click.option("--arch", required=True, metavar="sm_NN", help="Architecture to compile for, such as sm_90 for an H100.")
+@click.option("--arch", metavar="sm_NN", help="Architecture to compile for, such as sm_90; by default this GPU's.")
 @click.option("--threads", type=click.IntRange(1), help="How many are compiled at a time; by default one a core.")
-def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str, threads: int | None) -> None:
+def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str | None, threads: int | None) -> None:
     """Compile the CUDA kernels of suites into SASA_BENCH_CACHE, on a machine with or without a GPU.
 
     A run on a GPU of that architecture, with this cache and an NVRTC of the same major version, compiles nothing. Needs
@@ -26,6 +26,8 @@ def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str, thread
     """
     from sasa_bench.impls import _nvrtc as nvrtc
 
+    if arch is None:
+        arch = _arch_here()
     if not arch.removeprefix("sm_").isdecimal() or not arch.startswith("sm_"):
         raise click.UsageError(f"--arch {arch}: give sm_ and a number, such as sm_80, sm_90 or sm_100")
     if reason := nvrtc.missing_compiler():
@@ -37,6 +39,18 @@ def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str, thread
     except RuntimeError as error:
         raise UserError(str(error)) from None
     click.echo(f"{count} kernels for {arch} are in {cache_directory() / 'cubin'}")
+
+
+def _arch_here() -> str:
+    """The architecture of the current GPU. Raises UsageError where there is none."""
+    import torch
+
+    from sasa_bench.impls import _nvrtc as nvrtc
+
+    if reason := nvrtc.no_device():
+        raise click.UsageError(f"{reason.rstrip('.')}; or give --arch sm_NN, for which no GPU is needed")
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
 
 
 def _kernels(cases: Sequence[Case]) -> list[tuple[str, str]]:

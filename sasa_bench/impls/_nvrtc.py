@@ -36,7 +36,7 @@ def no_device() -> str | None:
     if not torch.cuda.is_available():
         return (
             f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no NVIDIA GPU: install the NVIDIA "
-            "driver (nvidia-smi must list the device)."
+            "driver (nvidia-smi must list the device, and a CUDA version that is not older than that)."
         )
     return None
 
@@ -47,6 +47,7 @@ def missing_compiler() -> str | None:
         return f"cuda-core is not installed, which compiles and launches the kernels: {EXTRA}."
     try:
         from cuda.core import Device, LaunchConfig, ObjectCode, Program, ProgramOptions, Stream, launch  # noqa: F401
+        from cuda.pathfinder import find_nvidia_header_directory  # noqa: F401
     except ImportError as error:
         return f"cuda-core {metadata.version('cuda-core')} lacks what the kernels need ({error}): {EXTRA} --upgrade."
     try:
@@ -62,7 +63,23 @@ def missing() -> str | None:
         return reason
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built for AMD GPUs, these kernels are for NVIDIA's."
+    compiler, driver = nvrtc_version(), driver_version()
+    if int(compiler.partition(".")[0]) > int(driver.partition(".")[0]):
+        return (
+            f"NVRTC {compiler} compiles for a newer CUDA than the driver's ({driver}): "
+            f"pip install 'cuda-bindings=={driver.partition('.')[0]}.*', or renew the driver."
+        )
     return None
+
+
+def driver_version() -> str:
+    """The newest CUDA that the NVIDIA driver runs, such as ``13.0``; the compiler's where the driver does not say."""
+    from cuda.bindings import driver
+
+    status, version = driver.cuDriverGetVersion()
+    if status != driver.CUresult.CUDA_SUCCESS:
+        return nvrtc_version()
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 def nvrtc_version() -> str:

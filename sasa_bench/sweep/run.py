@@ -253,11 +253,11 @@ def _measure(
 
 
 def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int) -> Roof | None:
-    """The roof of a device; None where two workers died, the first perhaps of what it had measured before."""
+    """The roof of a device; None where two workers failed, the first perhaps for what it had measured before."""
     for _ in range(2):
         try:
             figures = workers.get().ask("roof", device=device, dtype=dtype, threads=threads)
-        except WorkerDied:
+        except (WorkerDied, WorkerRefused):
             workers.drop()
         else:
             return Roof(machine, device, dtype, threads, *figures)

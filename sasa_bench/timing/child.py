@@ -102,7 +102,7 @@ def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tu
                 peak, source = peak_memory(step, case.device)
                 source += WITHOUT_GRAPH if case.mode == "backward" else ""
                 rows[name] |= {"peak_memory_bytes": peak, "memory_source": source}
-            found = _sample(case.device, steps, feeds, settings, announce, request.seed)
+            found = _sample(case, steps, feeds, settings, announce, request.seed)
             found = proved(found, case, rows, steps, feeds, announce)
         except Exception as error:
             _end_if_broken(case.device, first_line(error))
@@ -180,7 +180,7 @@ def _freeze_imports() -> None:
 
 
 def _sample(
-    device: str,
+    case: Case,
     steps: Mapping[str, Step],
     feeds: Mapping[str, Feed],
     settings: Settings,
@@ -188,10 +188,10 @@ def _sample(
     seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Record fields of each step, by name."""
-    if device == "cuda":
+    if case.device == "cuda":
         from sasa_bench.timing import cuda as gpu
 
-        return gpu.sample(gpu.current(), steps, settings, announce, seed)
+        return gpu.sample(gpu.current(), steps, settings, announce, seed, graphs=case.mode != "backward")
     from sasa_bench.timing import cpu
 
     return cpu.sample(steps, feeds, settings, announce, seed)

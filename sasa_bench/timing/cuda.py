@@ -16,7 +16,9 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -35,8 +37,14 @@ FLUSH_FACTOR = 2
 WARM_CALLS = 3
 """Calls on a stream of its own before a graph is captured (PyTorch, "CUDA Graphs")."""
 
+SAME = 0.05
+"""By how much a replay may differ from the call, relative to its norm: atomic sums in 16 bits do not repeat."""
+
 EAGER_SHARE = 0.25
 """Budget of the eager samples, as a share of that of the hot ones."""
+
+SHORT_S, MANY = 1e-4, 10
+"""A replay takes some microseconds whatever the graph holds: of eager calls shorter than this it holds so many."""
 
 PAUSE_FACTOR, LEAST_PAUSE_S = 4.0, 2e-4
 """The pause before a cold call, in times that it takes to queue a call, and at least."""
@@ -98,22 +106,58 @@ def current() -> Device:
 
 
 def capture(step: Step) -> Step:
-    """What replays the work that `step` queues, as a CUDA graph. Raises RuntimeError where it cannot be captured."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    """What replays the work that `step` queues, as a CUDA graph.
+
+    Raises RuntimeError where it cannot be captured, or where a replay does not write what the call returns: work that
+    ran on another stream is not in the graph.
+    """
+    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):
         for _ in range(WARM_CALLS):
             step()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-        kept = step()  # the outputs live in the graph's memory as long as the graph
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            kept = step()  # the outputs live in the graph's memory as long as the graph
+    except RuntimeError:
+        _abandon(before, pool)
+        raise
+    if not _writes(graph.replay, kept, step()):
+        raise RuntimeError("a replay of the captured graph does not write what the call returns")
 
     def replay(kept: object = kept) -> None:
         graph.replay()
 
     return replay
+
+
+def _abandon(before: Any, pool: Any) -> None:
+    """Undo what a capture that failed leaves behind in torch: its stream, and an allocator that still captures.
+
+    Without that, every later capture and every torch.cuda.empty_cache of this process would fail (torch 2.8 to 2.12).
+    """
+    torch.cuda.set_stream(before)
+    with suppress(RuntimeError):  # where torch has done it itself
+        torch._C._cuda_endAllocateToPool(before.device_index, pool)
+
+
+def _writes(replay: Callable[[], object], kept: object, expected: object) -> bool:
+    """Whether `replay` fills the tensors `kept` with those of `expected`, but for the order of sums."""
+    pairs = list(zip(_floating(kept), _floating(expected), strict=True))
+    for tensor, _ in pairs:
+        tensor.fill_(math.nan)
+    replay()
+    errors = [float((a.float() - b.float()).norm()) <= SAME * float(b.float().norm()) for a, b in pairs if b.numel()]
+    return all(errors)
+
+
+def _floating(outputs: object) -> list[torch.Tensor]:
+    """The tensors of floating-point numbers that a step returned."""
+    found = outputs if isinstance(outputs, tuple | list) else [outputs]
+    return [one.detach() for one in found if isinstance(one, torch.Tensor) and one.is_floating_point()]
 
 
 def broken(device: str) -> bool:
@@ -191,17 +235,21 @@ def sample(
     settings: Settings,
     before_sample: Callable[[str], None] = lambda name: None,
     seed: int = 0,
+    graphs: bool = True,
 ) -> dict[str, dict[str, Any]]:
     """Fields of a Record for each step: hot samples of all in interleaved rounds, then cold ones likewise.
 
+    Without `graphs` nothing is captured: torch runs a backward pass on the stream of its forward pass.
+
     `extra` gets eager_s, the median time of calls that are queued one by one; queue_s, the host's seconds to queue one
-    of these; replayed, 1 where hot and cold calls are replays of a graph and 0 where the step cannot be captured, whose
-    hot time is its eager time; and, where NVML is read, throttled_samples (thrown away), power_limited_samples (kept),
-    sm_clock_mhz (median right after hot samples) and, with settings.energy_s, energy_j of a hot call. Where half of the
-    samples or more were throttled, and not just a few, the row has status "error" and the reason.
+    of these; replayed, how many calls the graph holds whose replays are the hot samples (a cold sample is a replay of
+    one call), or 0 where the step cannot be captured, whose hot time is its eager time; and, where NVML is read,
+    throttled_samples (thrown away), power_limited_samples (kept), sm_clock_mhz (median right after hot samples) and,
+    with settings.energy_s, energy_j of a hot call. Where half of the samples or more were throttled, and not just a
+    few, the row has status "error" and the reason.
     """
     replays: dict[str, Step] = {}
-    for name, step in steps.items():
+    for name, step in steps.items() if graphs else ():
         before_sample(name)
         try:
             replays[name] = device.capture(step)
@@ -225,7 +273,15 @@ def sample(
     for name in steps:
         seen[name].queue_s = eager_seen[name].queue_s
     best = {name: replays.get(name, step) for name, step in steps.items()}
-    hot = rounds(best, seen)
+    many = {}
+    for name in replays:
+        if eager[name].seconds and statistics.median(eager[name].seconds) < SHORT_S:
+            before_sample(name)
+            with suppress(RuntimeError):
+                many[name] = device.capture(partial(_repeated, steps[name]))
+    hot = rounds(best | many, seen)
+    for name in many:
+        hot[name] = _of_one_call(hot[name])
     fine = {name: step for name, step in best.items() if not hot[name].hopeless(settings)}
     cold = rounds(fine, seen, cold=True)
     rows = {}
@@ -233,7 +289,7 @@ def sample(
         if name in fine:
             before_sample(name)
             row = _row(device, best[name], settings, hot[name], cold[name], seen[name])
-            row["extra"]["replayed"] = int(name in replays)
+            row["extra"]["replayed"] = MANY if name in many else int(name in replays)
             if eager[name].seconds:
                 row["extra"]["eager_s"] = statistics.median(eager[name].seconds)
             rows[name] = row
@@ -247,6 +303,18 @@ def sample(
                 "extra": {"throttled_samples": discarded},
             }
     return rows
+
+
+def _repeated(step: Step) -> object:
+    """What the last of MANY calls returns."""
+    for _ in range(MANY - 1):
+        step()
+    return step()
+
+
+def _of_one_call(samples: Samples) -> Samples:
+    seconds = [each / MANY for each in samples.seconds]
+    return replace(samples, inner_count=samples.inner_count * MANY, seconds=seconds)
 
 
 def _row(device: Device, step: Step, settings: Settings, hot: Samples, cold: Samples, seen: _Seen) -> dict[str, Any]:

@@ -29,6 +29,7 @@ def peak_memory(step: Step, device: str) -> tuple[int | None, str]:
     the system gives no such figure. Raises what `step` raises.
     """
     if device == "cuda":
+        step()  # cuDNN may try algorithms in the first call, with workspaces that no later one needs
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -68,7 +68,7 @@ def test_make_bench_gpu_ends_where_the_command_does(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "NVIDIA GPU" in done.stderr
     assert "Traceback" not in done.stderr
-    assert log.read_text() == "run\n"
+    assert log.read_text() == "prebuild\n"
     assert not (tmp_path / "a.jsonl").exists()
 
 

@@ -74,6 +74,13 @@ def test_what_it_compiles_is_found_by_every_nvrtc_of_that_major_version(
     assert compiled == [expression] * 2
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_the_architecture_has_to_be_named(compiled: list[str]) -> None:
+    done = CliRunner().invoke(cli, ["prebuild", "kernel_size"])
+    assert done.exit_code == 2
+    assert "or give --arch sm_NN, for which no GPU is needed" in " ".join(done.output.split())
+
+
 def test_an_architecture_that_is_none_is_one_line(compiled: list[str]) -> None:
     done = CliRunner().invoke(cli, ["prebuild", "kernel_size", "--arch", "hopper"])
     assert done.exit_code != 0

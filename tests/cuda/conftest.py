@@ -13,6 +13,8 @@ import pytest
 def _tools(request: pytest.FixtureRequest) -> None:
     """Of the checks without a GPU; those on one say themselves what is missing."""
     if request.node.get_closest_marker("gpu"):
+        # A search would compile every candidate of every problem.
+        request.getfixturevalue("monkeypatch").setenv("SASA_BENCH_TUNE", "0")
         return
     if importlib.util.find_spec("cuda") is None or importlib.util.find_spec("cuda.core") is None:
         pytest.skip("cuda-core is not installed: pip install 'sasa-bench[cuda-check]'")

@@ -1,6 +1,7 @@
 """Checks a GPU in at most nine minutes: numerics, sanitizer, times and choices. `make gpu-check`; it resumes.
 
-python tests/cuda/gpu_check.py [FOLDER]    by default reports/gpu-check
+python tests/cuda/gpu_check.py [FOLDER]                  by default reports/gpu-check
+python tests/cuda/gpu_check.py --step compile sm_90      compiles the kernels of cuda ahead, without a GPU
 
 Each step is a process of its own with a time limit, so that a hang or a broken device costs one step. A step that
 succeeded on this device, with these kernels and this torch, is not run again. What a person would send back is packed
@@ -11,12 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +30,28 @@ ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
-NEEDED = ("torch", "triton", "pytest", "cuda.core", "numpy", "psutil", "platformdirs", "click", "rich", "lazy_loader",
-          "cpuinfo", "filelock")  # fmt: skip
+NEEDED = {
+    "torch": "torch",
+    "triton": "triton",
+    "pytest": "pytest",
+    "cuda.core": "cuda-core",
+    "numpy": "numpy",
+    "psutil": "psutil",
+    "platformdirs": "platformdirs",
+    "click": "click",
+    "rich": "rich",
+    "lazy_loader": "lazy-loader",
+    "cpuinfo": "py-cpuinfo2",
+    "filelock": "filelock",
+    "scipy": "scipy",
+    "pandas": "pandas",
+    "tabulate": "tabulate",
+}
+"""Modules that the steps import -> the packages they come with."""
 UNMEASURED = {"SASA_BENCH_TUNE": "0"}
 """A step that checks values takes the first candidate of each kernel: a search would compile all of them."""
+SEPARATE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+"""Each tensor is an allocation of its own, so that the sanitizer sees what is written beside it."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +68,17 @@ class Step:
     junit: Path | None = None
 
 
-def steps(folder: Path) -> list[Step]:
+def times_file(folder: Path, of: str) -> Path:
+    """The results file of the times of `of`: a run refuses that of other code."""
+    return folder / f"times-{of}.jsonl"
+
+
+def steps(folder: Path, of: str = "") -> list[Step]:
     """The steps, most telling first."""
     python, here = sys.executable, str(Path(__file__))
-    numeric = ("-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "cuda"))
+    tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider")
     suite = str(Path(__file__).with_suffix(".toml"))
-    results = str(folder / "times.jsonl")
+    results = str(times_file(folder, of))
     run = (
         "-m",
         "sasa_bench",
@@ -66,16 +93,21 @@ def steps(folder: Path) -> list[Step]:
         results,
         "--resume",
     )
-    junit = folder / "numerics.xml"
-    chosen = ("-k", "float64 or stream or graph", f"--junitxml={junit}")
     sanitizer = ("compute-sanitizer", "--error-exitcode", "9", python, here, "--step", "sanitized")
+
+    def numerics(name: str, limit_s: int) -> Step:
+        junit = folder / f"numerics-{name}.xml"
+        file = str(Path(__file__).with_name(f"test_{name}_gpu.py"))
+        return Step(f"numerics-{name}", limit_s, (python, *tests, file, f"--junitxml={junit}"), UNMEASURED, junit)
+
     return [
-        Step("versions", 30, (python, here, "--step", "versions")),
+        Step("versions", 20, (python, here, "--step", "versions")),
         Step("compile", 120, (python, here, "--step", "compile")),
-        Step("numerics", 110, (python, *numeric, *chosen), UNMEASURED, junit),
-        Step("times", 200, (python, *run)),
+        numerics("cuda", 60),
+        numerics("triton", 50),
+        Step("times", 190, (python, *run)),
         Step("choices", 30, (python, here, "--step", "choices", str(folder))),
-        Step("sanitizer", 50, sanitizer, UNMEASURED),
+        Step("sanitizer", 70, sanitizer, UNMEASURED | SEPARATE),
     ]
 
 
@@ -120,7 +152,7 @@ def run(folder: Path, wanted: Sequence[Step], of: str = "") -> list[dict[str, An
                     stderr=subprocess.STDOUT,
                     cwd=ROOT,
                     timeout=step.limit_s,
-                    env=os.environ | dict(step.environment),
+                    env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(step.environment),
                 )
                 status = "ok" if done.returncode == 0 else f"exit status {done.returncode}"
                 if status == "ok" and step.junit and none_passed(step.junit):
@@ -136,6 +168,14 @@ def run(folder: Path, wanted: Sequence[Step], of: str = "") -> list[dict[str, An
     return [known[step.name] for step in wanted]
 
 
+def keep_tunables(folder: Path) -> None:
+    """Copies what the searches chose, without which the times cannot be read."""
+    from sasa_bench.results.cache import cache_directory
+
+    for file in cache_directory().glob("tunables-*.json"):
+        shutil.copy(file, folder)
+
+
 def pack(folder: Path) -> Path:
     """FOLDER.tar.gz with everything that the steps wrote."""
     path = folder.with_name(f"{folder.name}.tar.gz")
@@ -148,15 +188,21 @@ def versions() -> None:
     """Prints the device and the versions of what is needed; exit status 1 where something is missing."""
     from importlib import import_module, metadata
 
-    lacking = []
-    for name in NEEDED:
+    lacking = {}
+    for name, package in NEEDED.items():
         try:
             import_module(name)
-            print(name, metadata.version(name.replace(".", "-")))
         except ImportError as error:
-            lacking.append(f"{name}: {error}")
+            lacking[package] = f"{name}: {error}"
+            continue
+        try:
+            print(package, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            print(package, "of another distribution")
     if lacking:
-        sys.exit("\n".join(["missing:", *lacking]))
+        names = " ".join(lacking)
+        remedy = f"pip install --target carried {names}; then PYTHONPATH=carried make gpu-check"
+        sys.exit("\n".join(["missing:", *lacking.values(), f"here, or elsewhere and copied: {remedy}"]))
     import torch
 
     print("CUDA of torch", torch.version.cuda)
@@ -173,31 +219,97 @@ def versions() -> None:
 
 def kernels_wanted() -> list[tuple[str, str]]:
     """(source, template instance) of every kernel of `cuda` that the other steps launch."""
+    from dense_reference import Problem
     from test_cuda_numerics import DEFAULTS
 
     from sasa_bench.impls.cuda import kernels, kernels_of
     from sasa_bench.suite import load
 
     found = []
-    for problem in DEFAULTS:
+    for problem in (*DEFAULTS, Problem()):
         function = kernels.Function(
             problem.dtype, problem.kernel_size, problem.head_width, problem.position, problem.zero_border
         )
         for kernel in ("forward", "backward_queries", "backward_keys"):
             first = kernels.candidates(kernel, function, problem.height, problem.width)[0]
             found.append((kernels.source(), kernels.expression(kernel, function, first)))
+        if problem.position:
+            last = kernels.last_sum(problem.dtype, problem.kernel_size, problem.head_width)
+            found.append((kernels.source(), last))
     suite = load(Path(__file__).with_suffix(".toml"), {"device": ["cuda"]})
     return found + [kernel for case in suite.cases for kernel in kernels_of(case)]
 
 
-def compile_all() -> None:
-    """Compiles them, as many at a time as there are processors, into the cache of cubins."""
-    import torch
+def compile_all(arch: str = "") -> None:
+    """Compiles them, as many at a time as there are processors, into the cache of cubins.
 
+    For the GPU at hand, with Triton's kernels after that; or for `arch`, such as sm_90, without a GPU.
+    """
     from sasa_bench.impls import _nvrtc as nvrtc
 
-    arch = nvrtc.runtime(torch.device("cuda", 0)).arch
-    print(f"{nvrtc.prebuild(kernels_wanted(), arch, os.cpu_count() or 1)} kernels for {arch}")
+    here = not arch
+    if here:
+        import torch
+
+        arch = nvrtc.runtime(torch.device("cuda", 0)).arch
+    print(f"{nvrtc.prebuild(kernels_wanted(), arch, os.cpu_count() or 1)} kernels of cuda for {arch}", flush=True)
+    if here:
+        problems = triton_problems()
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context) as pool:
+            failures = [failure for failure in pool.map(compile_triton, problems) if failure]
+        print("\n".join([f"{len(problems) - len(failures)} of {len(problems)} problems of triton", *failures]))
+
+
+def triton_problems() -> list[Any]:
+    """The problems that the other steps run with `triton`; those of the times with every candidate of the search."""
+    from dense_reference import Problem
+    from test_triton_gpu import PROBLEMS
+
+    from sasa_bench.suite import load
+
+    cases = load(Path(__file__).with_suffix(".toml"), {"device": ["cuda"]}).cases
+    sizes = {
+        (case.dtype, case.head_dim, case.height, case.kernel_size): case for case in cases if case.dtype != "float32"
+    }
+    import torch
+
+    return [(problem, False) for problem in PROBLEMS] + [
+        (
+            Problem(
+                dtype=getattr(torch, case.dtype),
+                batch=2,
+                heads=case.heads,
+                head_width=case.head_dim,
+                height=case.height,
+                width=case.width,
+                kernel_size=case.kernel_size,
+            ),
+            True,
+        )
+        for case in sizes.values()
+    ]
+
+
+def compile_triton(item: tuple[Any, bool]) -> str:
+    """Runs one problem once, with every candidate or the first: Triton keeps what it compiles. Why it failed, or ""."""
+    problem, every = item
+    from test_triton_gpu import on_device
+
+    from sasa_bench.impls import _tuning
+
+    def once(run: Any) -> float:
+        run()
+        return 1.0
+
+    _tuning.replay_seconds = once
+    _tuning.TuningStore.add = lambda *given: None  # type: ignore[method-assign]
+    os.environ["SASA_BENCH_TUNE"] = "1" if every else "0"
+    try:
+        on_device(problem, problem.dtype)
+    except Exception as error:
+        return f"{problem}: {error}"
+    return ""
 
 
 def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[str, Any]]:
@@ -244,11 +356,18 @@ def main(arguments: Sequence[str]) -> None:
     """Runs one step, or all of them."""
     if arguments[:1] != ["--step"]:
         folder = Path(arguments[0] if arguments else ROOT / "reports" / "gpu-check").absolute()
-        found = run(folder, steps(folder), subject())
-        if (folder / "times.jsonl").exists():
-            table = [sys.executable, "-m", "sasa_bench", "table", str(folder / "times.jsonl")]
-            (folder / "table.txt").write_text(subprocess.run(table, capture_output=True, text=True, cwd=ROOT).stdout)
-            print((folder / "table.txt").read_text())
+        of = subject()
+        first, *others = steps(folder, of)
+        found = run(folder, [first], of)
+        if found[0]["status"] != "ok":  # the others would fail for the same reason
+            sys.exit((folder / "versions.txt").read_text())
+        found += run(folder, others, of)
+        if (times := times_file(folder, of)).exists():
+            table = [sys.executable, "-m", "sasa_bench", "table", str(times)]
+            shown = subprocess.run(table, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT).stdout
+            (folder / "table.txt").write_text(shown)
+            print(shown)
+        keep_tunables(folder)
         print(f"send back {pack(folder)}")
         sys.exit(any(step["status"] != "ok" for step in found))
     if arguments[1] == "choices":
@@ -262,7 +381,7 @@ def main(arguments: Sequence[str]) -> None:
         rows = choices(nvrtc.runtime(torch.device("cuda", 0)), "cuda", replay_seconds, problem)
         (Path(arguments[2]) / "choices.json").write_text(json.dumps(rows, indent=1))
     else:
-        {"versions": versions, "compile": compile_all, "sanitized": sanitized}[arguments[1]]()
+        {"versions": versions, "compile": compile_all, "sanitized": sanitized}[arguments[1]](*arguments[2:])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 import json
 import sys
 import tarfile
@@ -49,6 +51,19 @@ def test_what_succeeded_is_not_run_again(tmp_path):
     assert json.loads((tmp_path / "out" / "steps.json").read_text()) == found
 
 
+def test_every_module_that_the_steps_need_is_found_with_its_version_or_named_with_the_remedy(capsys, monkeypatch):
+    here = {name: package for name, package in gpu_check.NEEDED.items() if importlib.util.find_spec(name.split(".")[0])}
+    monkeypatch.setattr(gpu_check, "NEEDED", here | {"no_such_module": "no-such-package"})
+    with pytest.raises(SystemExit) as ended:
+        gpu_check.versions()
+    said = str(ended.value)
+    assert "pip install --target carried no-such-package; then PYTHONPATH=carried make gpu-check" in said
+    assert said.count("\n") == 2, "nothing else is missing"
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(here)
+    assert f"lazy-loader {importlib.metadata.version('lazy-loader')}" in printed
+
+
 def test_the_archive_holds_what_the_steps_wrote(tmp_path):
     gpu_check.run(tmp_path / "out", [step("says", "print('hello')")])
     with tarfile.open(gpu_check.pack(tmp_path / "out")) as archive:
@@ -93,8 +108,41 @@ def test_tests_that_were_all_skipped_are_no_success(tmp_path, test, status):
     assert (found["status"] == "ok") == (status == "ok")
 
 
+def test_a_package_that_is_missing_ends_the_check_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check, "subject", lambda: "s")
+    monkeypatch.setattr(
+        gpu_check, "steps", lambda folder, of: [step("versions", "raise SystemExit('missing: x')"), step("other", "")]
+    )
+    with pytest.raises(SystemExit, match="missing: x"):
+        gpu_check.main([str(tmp_path / "out")])
+    assert [each["name"] for each in json.loads((tmp_path / "out" / "steps.json").read_text())] == ["versions"]
+
+
+def test_times_of_other_code_do_not_stand_in_the_way(tmp_path):
+    first, second = (gpu_check.times_file(tmp_path, of) for of in ("a", "b"))
+    assert first != second
+    (times,) = [each for each in gpu_check.steps(tmp_path, "b") if each.name == "times"]
+    assert str(second) in times.command
+
+
+def test_what_the_searches_chose_goes_into_the_archive(tmp_path, monkeypatch):
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache/tunables-H100.json").write_text("{}")
+    (tmp_path / "out").mkdir()
+    gpu_check.keep_tunables(tmp_path / "out")
+    assert (tmp_path / "out/tunables-H100.json").exists()
+
+
+def test_every_problem_of_triton_is_compiled_ahead():
+    found = gpu_check.triton_problems()
+    assert len({str(problem) for problem, every in found if every}) == 10
+    assert any(not every for _, every in found)
+
+
 def test_what_is_compiled_ahead_is_what_the_other_steps_launch():
     found = gpu_check.kernels_wanted()
+    assert any(expression.startswith("sum_positions<") for _, expression in found)
     assert len(found) > 300
     for name in ("forward<", "backward_queries<", "backward_keys<"):
         assert any(expression.startswith(name) for _, expression in found)

@@ -8,6 +8,9 @@ float32 sums. Deterministic; no tensor with K*K entries per pixel.
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -90,6 +93,10 @@ def missing() -> str | None:
             f"this GPU has compute capability {found[0]}.{found[1]}: tensor cores have bfloat16 and tf32 from "
             f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} on."
         )
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "Triton builds its launcher with a C compiler, and there is none: apt install gcc."
+    if not (header := Path(sysconfig.get_path("include"), "Python.h")).exists():
+        return f"Triton builds its launcher with {header}, which is not there: apt install python3-dev."
     return None
 
 
