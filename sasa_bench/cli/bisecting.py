@@ -74,8 +74,8 @@ def _repository() -> Repository:
 def _points(
     good: str, bad: str, suite: Path, words: tuple[str, ...], impls: tuple[str, ...], pairs: tuple[str, ...]
 ) -> list[Point]:
-    from sasa_bench.gate.arms import sources
     from sasa_bench.gate.points import points
+    from sasa_bench.gate.sources import sources
 
     found = points(suite, sources(good, bad), impls, overrides(pairs))
     chosen = [point for point in found if all(word in point.key for word in words)]

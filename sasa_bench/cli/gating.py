@@ -67,7 +67,7 @@ class Asked:
 @SUITE
 @IMPLS
 @CASE
-@click.option("--merge-base", is_flag=True, help="Compare with the newest common ancestor of --base and HEAD.")
+@click.option("--merge-base", is_flag=True, help="Compare with the newest common ancestor of --base and --head.")
 @click.option("--allow-not-run", is_flag=True, help="Pass although some cases ran in neither arm.")
 @click.option(
     "--budget",
@@ -108,10 +108,11 @@ def gate(**given: Any) -> int:
 
 
 def _prepared(asked: Asked, folder: Path) -> tuple[list[Arm], list[Point]]:
-    from sasa_bench.gate.arms import merge_base, set_up, sources
+    from sasa_bench.gate.arms import set_up
     from sasa_bench.gate.points import points
+    from sasa_bench.gate.sources import merge_base, sources
 
-    base = merge_base(asked.base) if asked.merge_base else asked.base
+    base = merge_base(asked.base, asked.head) if asked.merge_base else asked.base
     both = sources(base, asked.head)
     found = points(asked.suite, both, asked.impls, overrides(asked.pairs), elsewhere=bool(asked.slurm))
     impls = list(dict.fromkeys(point.impl for point in found))
@@ -119,10 +120,10 @@ def _prepared(asked: Asked, folder: Path) -> tuple[list[Arm], list[Point]]:
 
 
 def _gate_here(asked: Asked, folder: Path, budget_s: float) -> Result:
-    from sasa_bench.gate.arms import untracked
     from sasa_bench.gate.outputs import write_all
     from sasa_bench.gate.profiles import profile, to_profile
     from sasa_bench.gate.run import Gate
+    from sasa_bench.gate.sources import untracked
     from sasa_bench.gate.verdicts import Rules
 
     arms, points = _prepared(asked, folder)

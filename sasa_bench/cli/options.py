@@ -118,8 +118,13 @@ def require_folder(option: str, path: Path | None) -> None:
 
 
 def stamped(name: str) -> Path:
-    """A path below reports/ that holds the time of now; `name` has {} in its place."""
-    return Path("reports") / name.format(f"{datetime.now():%Y%m%d-%H%M%S}")
+    """A new path below reports/ that holds the time of now; `name` has {} in its place."""
+    now, number = f"{datetime.now():%Y%m%d-%H%M%S}", 1
+    path = Path("reports") / name.format(now)
+    while path.exists():
+        number += 1
+        path = Path("reports") / name.format(f"{now}-{number}")
+    return path
 
 
 def require_cuda() -> None:

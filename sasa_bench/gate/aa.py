@@ -18,7 +18,7 @@ from typing import Any
 from scipy import stats
 
 from sasa_bench.case import UserError
-from sasa_bench.gate.arms import PACKAGE, Arm, set_up
+from sasa_bench.gate.arms import Arm, set_up
 from sasa_bench.gate.decision import decide
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.layout import laid_out
@@ -27,6 +27,7 @@ from sasa_bench.gate.neighbours import beside as neighbour
 from sasa_bench.gate.pairs import Counts, Pair, Point
 from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.run import Gate, Say
+from sasa_bench.gate.sources import PACKAGE
 from sasa_bench.gate.verdicts import REGRESSION, Rules
 from sasa_bench.results.file import append_line
 

@@ -20,16 +20,18 @@ import numpy as np
 from scipy import stats
 
 from sasa_bench.case import UserError
-from sasa_bench.gate.arms import ArmError, set_up
+from sasa_bench.gate.arms import Arm, set_up
 from sasa_bench.gate.evidence import head_over_both
 from sasa_bench.gate.git import Repository
-from sasa_bench.gate.layout import laid_out
-from sasa_bench.gate.pairs import Counts, Point, exact_rows, measure_pair
+from sasa_bench.gate.layout import Layout, laid_out
+from sasa_bench.gate.pairs import Counts, Pair, Point, exact_rows, measure_pair
 from sasa_bench.gate.relink import BUILT
-from sasa_bench.gate.run import Gate, Say
+from sasa_bench.gate.run import MOST_LOST, Gate, Say
+from sasa_bench.gate.sources import ArmError
 from sasa_bench.gate.statistics import location
 from sasa_bench.gate.verdicts import REGRESSION, Rules
 from sasa_bench.results.file import append_line
+from sasa_bench.timing.probe import detect
 from sasa_bench.timing.process import WorkerDied, WorkerRefused
 
 PAIRS = 5
@@ -206,6 +208,9 @@ class Bisection:
             "good": self.repository.commit(self.good),
             "bad": self.repository.commit(self.bad),
             "impls": list(self.impls),
+            "threads": sorted({point.case.threads for point in self.points}),
+            "layout": self.layout,
+            "machine": detect().hardware_id,
         }
         header = journal.header(ends)
         if header is None:
@@ -274,10 +279,21 @@ class Bisection:
                 row = exact_rows([arms[1]], [point], self.timeout_s, layout)["head"][point.key]
                 if row["status"] != "ok":
                     return Answer(index, (), f"{row['status']}: {row['reason']}")
-                pairs = [measure_pair(arms, [point], counts, self.timeout_s, layout=layout) for _ in range(PAIRS)]
+                pairs = [self.measure(arms, point, counts, layout) for _ in range(PAIRS)]
         except (ArmError, WorkerDied, WorkerRefused) as error:
             return Answer(index, (), str(error))
         return Answer(index, tuple(head_over_both(pairs, [point.key])[point.key]))
+
+    def measure(self, arms: Sequence[Arm], point: Point, counts: Counts, layout: Layout) -> Pair:
+        """One pair; a process may die MOST_LOST times, which need not be due to the commit. Raises as measure_pair."""
+        lost = 0
+        while True:
+            try:
+                return measure_pair(arms, [point], counts, self.timeout_s, layout=layout)
+            except WorkerDied:
+                lost += 1
+                if lost > MOST_LOST:
+                    raise
 
 
 class _Journal:
@@ -299,7 +315,9 @@ class _Journal:
             return None
         first = self.lines[0]
         if any(first.get(name) != value for name, value in ends.items()):
-            raise BisectError(f"{self.path.parent} belongs to another search: give another --out")
+            differ = next(name for name, value in ends.items() if first.get(name) != value)
+            values = f"{differ} {first.get(differ)!r}, here {ends[differ]!r}"
+            raise BisectError(f"{self.path.parent} belongs to another search ({values}): give another --out")
         return first
 
     def answers(self, commits: Sequence[str]) -> list[Answer]:

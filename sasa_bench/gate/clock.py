@@ -7,7 +7,9 @@ the places where revisions keep the requests of a paired measurement.
 from __future__ import annotations
 
 import importlib
+import os
 import runpy
+import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,10 @@ from typing import Any
 
 _now = time.perf_counter  # taken before any code of the arm could put another in its place
 _devices: dict[str, str] = {}
+
+BESIDE = "SASA_BENCH_BESIDE"
+"""The variable with the folders of kernel files, for what they import while they run. Python looks there last, so that
+a profile.py beside a kernel hides no module of Python."""
 
 
 def seconds(step: Any, count: int, device: str) -> float:
@@ -72,6 +78,7 @@ def take_over(blocks: ModuleType) -> None:
 
 def main() -> None:
     """Take over the clock of the arm on the path, then serve as its worker."""
+    sys.path += [folder for folder in os.environ.get(BESIDE, "").split(os.pathsep) if folder]
     package = importlib.import_module("sasa_bench")
     # Files are looked for, not modules: an installed sasa-bench may offer modules that this revision has not.
     if any(Path(folder, "timing", "blocks.py").exists() for folder in package.__path__):

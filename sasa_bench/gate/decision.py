@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sasa_bench.gate.arms import Arm, ArmError
+from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.evidence import Evidence, Share, column, environment_difference, head_over_both, same_code
 from sasa_bench.gate.pairs import Pair
 from sasa_bench.gate.profiles import Profile
+from sasa_bench.gate.sources import ArmError
 from sasa_bench.gate.statistics import detectable, location, lower_bound
 from sasa_bench.gate.verdicts import (
     EQUIVALENT,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import subprocess
-import tarfile
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,13 +44,23 @@ class Repository:
         return None if found.returncode else found.stdout
 
     def extract(self, commit: str, path: str, folder: Path) -> None:
-        """Write what a commit has below `path` (relative to the root) into `folder`. Raises GitError."""
-        archive = _git(self.root, "archive", commit, "--", path)
-        if archive.returncode:
-            raise GitError(f"git archive {commit[:12]} {path}: {_said(archive)}")
+        """Write what a commit has below `path` (relative to the root) into `folder`, as a checkout has it.
+
+        Raises GitError.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as tar:
-            tar.extractall(folder, filter="tar")  # links to anywhere, as a checkout has them
+        with tempfile.TemporaryDirectory() as scratch:
+            index = {"GIT_INDEX_FILE": os.path.join(scratch, "index"), "GIT_LITERAL_PATHSPECS": "1"}
+            names = b""
+            for step in (
+                ["read-tree", commit],
+                ["ls-files", "-z", "--cached", "--", path],
+                ["checkout-index", "-z", "--stdin", "--force", f"--prefix={folder.absolute()}/"],
+            ):
+                done = _git(self.root, *step, environment=index, given=names)
+                if done.returncode:
+                    raise GitError(f"git {step[0]}, for {path} of {commit[:12]}: {_said(done)}")
+                names = done.stdout
 
     def merge_base(self, one: str, other: str) -> str:
         """The hash of the newest common ancestor. Raises GitError, and says where the history is cut off."""
@@ -88,7 +98,7 @@ class Repository:
         """What lies below `folder` and git does not ignore, tracked or not."""
         found = _git(folder, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
         names = [name for name in found.stdout.decode(errors="surrogateescape").split("\0") if name]
-        return [path for name in names if (path := folder / name).is_file()]
+        return [path for name in names if (path := folder / name).is_symlink() or path.is_file()]
 
 
 def find(folder: Path) -> Repository | None:
@@ -98,7 +108,7 @@ def find(folder: Path) -> Repository | None:
     except OSError:
         return None
     if not found.returncode:
-        return Repository(Path(found.stdout.decode().rstrip("\n")))
+        return Repository(Path(os.fsdecode(found.stdout).rstrip("\n")))
     said = _said(found)
     if "not a git repository" in said or "must be run in a work tree" in said:
         return None
@@ -109,10 +119,12 @@ def find(folder: Path) -> Repository | None:
     raise GitError(f"git: {said}")
 
 
-def _git(folder: Path, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    environment = {name: value for name, value in os.environ.items() if name not in _OF_ONE_REPOSITORY}
+def _git(
+    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None, given: bytes = b""
+) -> subprocess.CompletedProcess[bytes]:
+    known = {name: value for name, value in os.environ.items() if name not in _OF_ONE_REPOSITORY} | {"LC_ALL": "C"}
     command = ["git", "-C", str(folder), *arguments]
-    return subprocess.run(command, capture_output=True, check=False, env=environment | {"LC_ALL": "C"})
+    return subprocess.run(command, capture_output=True, check=False, env=known | dict(environment or {}), input=given)
 
 
 def _said(found: subprocess.CompletedProcess[bytes]) -> str:

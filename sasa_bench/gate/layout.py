@@ -88,9 +88,19 @@ def _settings(folder: Path, cache: Path, seed: str) -> dict[str, str]:
     return {
         "CXX": shlex.join([str(folder / relink.LAUNCHER), *compiler()]),
         "SASA_BENCH_CACHE": str(cache),
-        relink.OBJECTS: str(cache_directory() / "objects"),
+        relink.OBJECTS: str(_objects(folder)),
         relink.SEED: seed,
     }
+
+
+def _objects(folder: Path) -> Path:
+    """Where compiled objects are kept: in the user's cache, or for this run alone where that cannot be written."""
+    own = cache_directory() / "objects"
+    try:
+        own.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return folder / "objects"
+    return own if os.access(own, os.W_OK) else folder / "objects"
 
 
 def _make_cache(cache: Path) -> None:

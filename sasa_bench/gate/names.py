@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+
+_AXES = re.compile(r" (?:\w+=\S+(?: \w+=\S+)*|the default case)$")
+"""What follows the implementation, whose path may hold spaces."""
 
 
 def split(key: str) -> tuple[str, dict[str, str]]:
     """(implementation, axis -> value for the axes that it names) of a pairs.Point.key."""
-    impl, _, rest = key.partition(" ")
+    found = _AXES.search(key)
+    impl, rest = (key[: found.start()], key[found.start() :]) if found else (key, "")
     return impl, dict(word.partition("=")[::2] for word in rest.split() if "=" in word)
 
 

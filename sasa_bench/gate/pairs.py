@@ -8,6 +8,7 @@ import os
 import random
 import secrets
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -15,8 +16,9 @@ from typing import Any
 
 from sasa_bench.case import Case
 from sasa_bench.gate import clock
-from sasa_bench.gate.arms import Arm, ArmError, verify
+from sasa_bench.gate.arms import Arm, verify
 from sasa_bench.gate.layout import Layout
+from sasa_bench.gate.sources import ArmError
 from sasa_bench.results.environment import EXPORTS, WORKER_ENVIRONMENT
 from sasa_bench.timing import host
 from sasa_bench.timing.process import Worker, WorkerDied, WorkerRefused
@@ -63,6 +65,12 @@ class Counts:
     calls: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    def take(self, found: Mapping[str, Sequence[float]]) -> None:
+        """Add what a calibration found of the cases that are not known yet."""
+        for key, (calls, seconds) in found.items():
+            if key not in self.calls:
+                self.calls[key], self.seconds[key] = int(calls), float(seconds)
+
 
 Spin = Callable[[Counts], Mapping[str, float]]
 """Seconds to add to each call of head, by key, from the calibrated times: a slow-down made on purpose."""
@@ -93,17 +101,41 @@ class Pair:
 
 
 def exact_rows(
-    arms: Sequence[Arm], points: Sequence[Point], timeout_s: float, layout: Layout | None = None
+    arms: Sequence[Arm],
+    points: Sequence[Point],
+    timeout_s: float,
+    layout: Layout | None = None,
+    until: float = math.inf,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Arm -> key -> fields of a Record, with `operator_count` and `allocated_bytes`, checked against the reference.
 
+    No case starts after `until`, by the monotonic clock: it gets an error row in every arm.
+
     Runs in a fresh process of each arm at once, which also compiles what needs compiling. A case that kills one, or
-    that an arm does not know, gets an error row there.
+    that an arm does not know, gets an error row there. One that failed in an arm and not in another is tried again
+    there, in a process of its own: two arms at once may need more memory than there is.
     """
+    rows = _exact_rows(arms, points, timeout_s, layout, until)
+    for arm in arms:
+        failed = [point for point in points if rows[arm.name][point.key]["status"] in ("error", "timeout")]
+        others = [rows[other.name] for other in arms if other is not arm]
+        if again := [p for p in failed if not others or any(of[p.key]["status"] == "ok" for of in others)]:
+            rows[arm.name] |= _exact_rows([arm], again, timeout_s, layout, until)[arm.name]
+    return rows
+
+
+def _exact_rows(
+    arms: Sequence[Arm], points: Sequence[Point], timeout_s: float, layout: Layout | None, until: float
+) -> dict[str, dict[str, dict[str, Any]]]:
     rows: dict[str, dict[str, dict[str, Any]]] = {arm.name: {} for arm in arms}
     workers: dict[str, Worker] = {}
     try:
         for point in points:
+            if time.monotonic() > until:
+                late = {"status": "error", "reason": "the time budget ended before it was built; --budget allows more"}
+                for arm in arms:
+                    rows[arm.name][point.key] = late
+                continue
             fresh = [arm for arm in arms if arm.name not in workers]
             for arm in fresh:
                 workers[arm.name] = start(arm, timeout_s, layout)
@@ -153,14 +185,14 @@ def measure_pair(
             for key, row in answer().items():
                 if row["status"] != "ok":
                     raise WorkerDied("error", f"{key}: {row['reason']}", None, "build")
-        _calibrate(workers["base"], [key for key in cases if key not in counts.calls], counts)
-        for name in ("head", "copy"):
-            workers[name].ask("calibrate", keys=cases, block_s=BLOCK_S)
-        fill = round(PAIR_S / (len(cases) * len(arms) * BLOCK_S))
-        blocks = blocks or min(MOST_BLOCKS, max(BLOCKS, fill))
+        for name, worker in workers.items():  # which also warms every arm alike
+            found = worker.ask("calibrate", limit_s=timeout_s * len(cases), keys=cases, block_s=BLOCK_S)
+            if name == "base":
+                counts.take(found)
+        blocks = blocks or _blocks([counts.seconds[key] for key in cases], len(arms))
         own = [worker.process.pid for worker in workers.values()]
         before = host.read(own)
-        pair = _interleave_blocks(workers, cases, counts, blocks, spin(counts))
+        pair = _interleave_blocks(workers, cases, counts, blocks, spin(counts), timeout_s)
         return replace(pair, disturbed=host.between(before, host.read(own)).total)
     finally:
         for worker in workers.values():
@@ -170,7 +202,12 @@ def measure_pair(
 
 
 def _interleave_blocks(
-    workers: Mapping[str, Worker], keys: list[str], counts: Counts, blocks: int, spin: Mapping[str, float]
+    workers: Mapping[str, Worker],
+    keys: list[str],
+    counts: Counts,
+    blocks: int,
+    spin: Mapping[str, float],
+    timeout_s: float,
 ) -> Pair:
     times: dict[str, dict[str, list[float]]] = {key: {name: [] for name in workers} for key in keys}
     order = list(workers)
@@ -179,7 +216,8 @@ def _interleave_blocks(
             random.shuffle(order)
             for name in order:
                 spin_s = spin.get(key, 0.0) if name == "head" else 0.0
-                seconds = workers[name].ask("block", key=key, count=counts.calls[key], spin_s=spin_s)
+                count = counts.calls[key]
+                seconds = workers[name].ask("block", limit_s=timeout_s, key=key, count=count, spin_s=spin_s)
                 if not (isinstance(seconds, float) and 0 < seconds < math.inf):
                     raise WorkerDied(
                         "error", f"{key} took {seconds!r} s in the {name} arm: no time at all", None, "time"
@@ -198,10 +236,10 @@ def _log_ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     return [math.log(a / b) for a, b in zip(over, under, strict=True)]
 
 
-def _calibrate(worker: Worker, keys: list[str], counts: Counts) -> None:
-    if keys:
-        for key, (calls, seconds) in worker.ask("calibrate", keys=keys, block_s=BLOCK_S).items():
-            counts.calls[key], counts.seconds[key] = int(calls), float(seconds)
+def _blocks(seconds: Sequence[float], arms: int) -> int:
+    """How many blocks of each case a pair gets; `seconds` per call of the cases."""
+    once_s = arms * sum(max(BLOCK_S, each) for each in seconds)
+    return min(MOST_BLOCKS, max(BLOCKS, round(PAIR_S / once_s)))
 
 
 def survey(arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
@@ -245,7 +283,9 @@ def start(arm: Arm, timeout_s: float, layout: Layout | None = None) -> Worker:
     """A fresh process of an arm. Hash seed and size of the environment differ each time; native code as in `layout`."""
     beside = [os.path.dirname(kernel.path) for kernel in arm.kernels.values()]
     environment = ENVIRONMENT | {
-        "PYTHONPATH": os.pathsep.join([str(arm.package_folder), *dict.fromkeys(beside)]),
+        "PYTHONPATH": str(arm.package_folder),
+        clock.BESIDE: os.pathsep.join(dict.fromkeys(beside)),
+        "TORCH_EXTENSIONS_DIR": str(arm.extensions),
         "PYTHONHASHSEED": str(random.randrange(1 << 32)),
         EXPORTS: str(arm.exports),
         "SASA_BENCH_PADDING": secrets.token_hex(random.randrange(1, 2048)),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import Case
-from sasa_bench.gate.arms import Source, places
 from sasa_bench.gate.pairs import Point
+from sasa_bench.gate.sources import Source, places
 from sasa_bench.suite import Suite, SuiteError, from_data, load
 from sasa_bench.timing.probe import available_cores
 

@@ -32,6 +32,9 @@ OBJECTS, SEED = "SASA_BENCH_OBJECTS", "SASA_BENCH_LAYOUT"
 LARGEST_GAP = 512
 """Bytes between two functions are a random multiple of 16 below this."""
 
+FORMAT = 2
+"""Of the lists of files beside the objects."""
+
 _SECTION = re.compile(r"\]\s+(\.text\S*)\s+PROGBITS")
 
 
@@ -93,8 +96,10 @@ def compiled(words: Sequence[str], source: str, store: Path) -> Path:
             return found
         fresh, depends = Path(scratch) / "fresh.o", Path(scratch) / "depends"
         subprocess.run([*command, "-MD", "-MF", str(depends), "-o", str(fresh)], check=True)
-        text = depends.read_text(encoding="utf-8").replace("\\\n", " ").partition(": ")[2]
-        named = {_named(path, source, folder) for path in text.split()}
+        named = {_named(path, source, folder) for path in prerequisites(os.fsdecode(depends.read_bytes()))}
+        named.add(Path(source).resolve().name)
+        if unread := [name for name in named if not (folder / name).exists()]:
+            raise OSError(f"{source} was compiled from {unread[0]}, which is not there")
         # Of another revision that reads other files too, so that neither displaces the other's objects.
         known = json.loads(read.read_text(encoding="utf-8")) if read.exists() else []
         (Path(scratch) / "read").write_text(json.dumps(sorted(named.union(known))), encoding="utf-8")
@@ -105,12 +110,18 @@ def compiled(words: Sequence[str], source: str, store: Path) -> Path:
     return found
 
 
+def prerequisites(rule: str) -> list[str]:
+    """The files that a rule of -MD names, as make reads it: a space or # in a name is behind a backslash, $ is $$."""
+    words = re.findall(r"(?:\\.|[^\\\s])+", rule.replace("\\\n", " ").partition(": ")[2])
+    return [re.sub(r"\\(.)", r"\1", word).replace("$$", "$") for word in words]
+
+
 def _key(words: Sequence[str], source: str, folder: Path) -> str:
     """A name for the command, wherever its folder lies, and for the names of the files there: a new header may hide one
     of the same name elsewhere."""
     named = [word.replace(os.path.dirname(source), ".") if os.path.dirname(source) else word for word in words]
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.h*"))
-    return hashlib.sha256(repr((named, files)).encode()).hexdigest()[:24]
+    return hashlib.sha256(repr((FORMAT, named, files)).encode()).hexdigest()[:24]
 
 
 def _named(path: str, source: str, folder: Path) -> str:
@@ -180,6 +191,9 @@ def main(words: list[str]) -> int:
         found = compiled(words, source, Path(os.environ[OBJECTS]))
     except subprocess.CalledProcessError as failed:
         return failed.returncode
+    except OSError as error:
+        print(f"{LAUNCHER}: {error}", file=sys.stderr)
+        return 1
     return link(words, source, found, os.environ[SEED])
 
 

@@ -31,7 +31,7 @@ from sasa_bench.gate.pairs import (
 from sasa_bench.gate.relink import BUILT
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.results.file import append_line
-from sasa_bench.timing.process import WorkerDied
+from sasa_bench.timing.process import WorkerDied, WorkerRefused
 
 MOST_LOST = 3
 """Pairs that may be lost to a dying process before the run stops."""
@@ -113,7 +113,7 @@ class _Measurement:
             surveys = list(pool.map(lambda arm: survey(arm, impls, gate.timeout_s), arms))
             require_known([unknown for _, unknown in surveys[:2]])
             loaded = {arm.name: found for arm, (found, _) in zip(arms, surveys, strict=True)}
-        exact = exact_rows(arms[:2], gate.points, gate.timeout_s, self.layout)
+        exact = exact_rows(arms[:2], gate.points, gate.timeout_s, self.layout, self.started + gate.budget_s)
         gate.say("exact figures", 2, 2)
         return Evidence([point.key for point in gate.points], loaded, exact)
 
@@ -160,7 +160,7 @@ class _Measurement:
                 return False
             try:
                 pair = measure_pair(gate.arms, points, self.counts, gate.timeout_s, spin=gate.spin, layout=self.layout)
-            except WorkerDied as death:
+            except (WorkerDied, WorkerRefused) as death:
                 self.lost += 1
                 self.notes.append(f"a {phase} pair was lost: {death}")
                 continue
@@ -181,7 +181,7 @@ class _Measurement:
 
     def why_stopped(self) -> str:
         if self.lost > MOST_LOST:
-            return f"{self.lost} pairs were lost because a process died"
+            return f"{self.lost} pairs were lost because a process died or a case failed in it"
         return f"the time budget of {self.gate.budget_s:g} s ended first; --budget allows more"
 
     def write(self, phase: str, pair: Pair) -> None:

@@ -15,7 +15,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True)
 class Reading:
-    """Counters at one moment, in seconds; those of processors are summed over all of them.
+    """Counters at one moment, in seconds; those of processors are summed over all that this process may use.
 
     at       by the monotonic clock
     busy     of any process of this system
@@ -33,7 +33,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Shares of all processors between two readings: `stolen` by the hypervisor, `others` by unrelated processes."""
+    """Shares of those processors between two readings: `stolen` by the hypervisor, `others` by unrelated processes."""
 
     stolen: float
     others: float
@@ -56,7 +56,7 @@ def probe() -> float:
 
 
 def stolen_s() -> float:
-    """Seconds that the hypervisor has given to others, over all processors."""
+    """Seconds that the hypervisor has given to others, over the processors that this process may use."""
     return _processor_times()[1]
 
 
@@ -71,8 +71,8 @@ def read(own: Iterable[int] = ()) -> Reading:
 
 
 def between(before: Reading, after: Reading, processors: int | None = None) -> Disturbance:
-    """What happened between two readings, as shares of the time of all processors."""
-    whole = (after.at - before.at) * (processors or os.cpu_count() or 1)
+    """What happened between two readings, as shares of the time of the processors that this process may use."""
+    whole = (after.at - before.at) * (processors or len(os.sched_getaffinity(0)))
     if whole <= 0:
         return Disturbance(0.0, 0.0)
     others = (after.busy - before.busy) - (after.own - before.own)
@@ -83,10 +83,12 @@ def between(before: Reading, after: Reading, processors: int | None = None) -> D
 
 
 def _processor_times() -> tuple[float, float, float]:
-    """(busy, stolen, idle) seconds of the first line of /proc/stat; see proc(5)."""
+    """(busy, stolen, idle) seconds of the lines of these processors in /proc/stat; see proc(5)."""
+    usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     try:
-        fields = (PROC / "stat").read_text().partition("\n")[0].split()[1:]
-        user, nice, system, idle, waiting, irq, softirq, steal = (int(value) for value in fields[:8])
+        lines = [line.split() for line in (PROC / "stat").read_text().splitlines()]
+        own = [[int(value) for value in line[1:9]] for line in lines if line and line[0] in usable]
+        user, nice, system, idle, waiting, irq, softirq, steal = (sum(column) for column in zip(*own, strict=True))
     except (OSError, ValueError):
         return 0.0, 0.0, 0.0
     tick = os.sysconf("SC_CLK_TCK")

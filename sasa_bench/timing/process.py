@@ -94,13 +94,18 @@ class Worker:
     def measure(self, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
         """(implementation, its Record fields) for each one of the request. Raises WorkerDied."""
         message = asdict(request) | {"case": request.case.to_dict(), "do": "measure"}
-        for event in self._ask(message):
+        self._write(message)
+        for event in self._events():
             if event["event"] == "row":
                 yield event["impl"], event["row"]
 
-    def ask(self, do: str, **values: Any) -> Any:
-        """The answer to a question. Raises WorkerDied, or WorkerRefused with the child's reason."""
-        return self._answer(do, self._ask({"do": do} | values))
+    def ask(self, do: str, *, limit_s: float | None = None, **values: Any) -> Any:
+        """The answer to a question. Raises WorkerDied, also after `limit_s`, or WorkerRefused with the child's reason.
+
+        Without a limit, it may take as long as a build.
+        """
+        self._write({"do": do} | values)
+        return self._answer(do, self._events(limit_s))
 
     def send(self, do: str, **values: Any) -> Callable[[], Any]:
         """Send a question now; the call that comes back waits for its answer and raises as `ask` does."""
@@ -128,10 +133,6 @@ class Worker:
             return answer
         raise WorkerDied("error", f"the worker returned no answer to {do!r}", None, "start")
 
-    def _ask(self, message: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        self._write(message)
-        yield from self._events()
-
     def _write(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         try:
@@ -140,10 +141,11 @@ class Worker:
         except BrokenPipeError:
             raise self._death(None, "start") from None
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def _events(self, limit_s: float | None = None) -> Iterator[dict[str, Any]]:
         impl, stage = None, "start"
         while True:
-            limit = max(self.timeout_s, BUILD_TIMEOUT_S) if stage in ("start", "build") else self.timeout_s
+            longest = max(self.timeout_s, BUILD_TIMEOUT_S) if stage in ("start", "build") else self.timeout_s
+            limit = longest if limit_s is None else limit_s
             since = time.monotonic()
             line = self._line(since + limit)
             self.spent_s[stage] += time.monotonic() - since

@@ -15,9 +15,10 @@ from checkouts import PACKAGE, checkout
 import sasa_bench
 from sasa_bench.case import Case
 from sasa_bench.cli import main
-from sasa_bench.gate.arms import INSTALLED, Arm, ArmError, resolve, set_up, untracked, verify
+from sasa_bench.gate.arms import INSTALLED, Arm, set_up, verify
 from sasa_bench.gate.git import GitError, Repository, find
 from sasa_bench.gate.pairs import Point, exact_rows, survey
+from sasa_bench.gate.sources import ArmError, merge_base, resolve, untracked
 
 KERNEL = "from helper import FACTOR\n"
 
@@ -191,6 +192,10 @@ def test_the_merge_base_is_found_where_there_is_one(repository: Path) -> None:
     found = find(repository)
     assert found is not None
     assert found.merge_base("main", "topic") == git(repository, "rev-parse", "topic")
+    # On main, a topic is compared with where it left main, and the working tree with its own last commit.
+    git(repository, "commit", "--allow-empty", "-qm", "later on main")
+    assert merge_base("main", "topic") == git(repository, "rev-parse", "topic")
+    assert merge_base("main", ".") == git(repository, "rev-parse", "main")
 
 
 def test_a_commit_with_a_link_to_elsewhere_is_checked_out_with_it(repository: Path, tmp_path: Path) -> None:
@@ -199,6 +204,64 @@ def test_a_commit_with_a_link_to_elsewhere_is_checked_out_with_it(repository: Pa
     git(repository, "commit", "-qm", "link")
     base, _, _ = arms_of(tmp_path, "HEAD", ".")
     assert Path(base.impl("src/kern.py")).with_name("data").readlink() == Path("/no/such/folder")
+
+
+@pytest.mark.parametrize("head", [".", "HEAD"])
+def test_links_beside_a_kernel_lead_to_the_files_of_the_same_revision(
+    repository: Path, tmp_path: Path, head: str
+) -> None:
+    (repository / "shared/csrc").mkdir(parents=True)
+    (repository / "shared/csrc/a.h").write_text("one\n")
+    (repository / "shared/common.py").write_text("X = 1\n")
+    (repository / "src/common.py").symlink_to("../shared/common.py")
+    (repository / "src/csrc").symlink_to("../shared/csrc")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "links")
+    (repository / "shared/csrc/a.h").write_text("two\n")
+    (repository / "shared/common.py").write_text("X = 2\n")
+    git(repository, "commit", "-qam", "behind them")
+    folders = [Path(arm.impl("src/kern.py")).parent for arm in arms_of(tmp_path, "HEAD~1", head)]
+    assert [(folder / "common.py").read_text() for folder in folders] == ["X = 1\n", "X = 2\n", "X = 1\n"]
+    assert [(folder / "csrc/a.h").read_text() for folder in folders] == ["one\n", "two\n", "one\n"]
+    digests = [arm.kernels["src/kern.py"].digest for arm in arms_of(tmp_path, "HEAD~1", head)]
+    assert digests[0] == digests[2] != digests[1]
+
+
+def test_a_kernel_that_is_a_link_is_that_of_each_revision(repository: Path, tmp_path: Path) -> None:
+    for version in (1, 2):
+        (repository / f"src/v{version}.py").write_text(f"VERSION = {version}\n")
+    (repository / "src/kern.py").unlink()
+    (repository / "src/kern.py").symlink_to("v1.py")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "v1")
+    (repository / "src/kern.py").unlink()
+    (repository / "src/kern.py").symlink_to("v2.py")
+    git(repository, "commit", "-qam", "v2")
+    base, head, _ = arms_of(tmp_path, "HEAD~1", ".")
+    assert [Path(arm.impl("src/kern.py")).read_text() for arm in (base, head)] == ["VERSION = 1\n", "VERSION = 2\n"]
+
+
+def test_what_git_leaves_out_of_archives_is_part_of_an_arm(repository: Path, tmp_path: Path) -> None:
+    (repository / ".gitattributes").write_text("src/ export-ignore\n")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "attributes")
+    base, head, _ = arms_of(tmp_path, "HEAD~1", "HEAD")
+    assert all(Path(arm.impl("src/kern.py")).is_file() for arm in (base, head))
+
+
+@pytest.mark.parametrize("absolute", [True, False])
+def test_a_kernel_outside_of_both_revisions_would_be_compared_with_itself(
+    repository: Path, tmp_path: Path, absolute: bool
+) -> None:
+    (tmp_path / "kern.py").write_text("IMPL = None\n")
+    with pytest.raises(ArmError, match=r"kern\.py lies in neither 'HEAD~1' nor '\.'"):
+        arms_of(tmp_path, "HEAD~1", ".", str(tmp_path / "kern.py") if absolute else "../kern.py")
+
+
+def test_a_suite_that_is_not_utf_8_is_named(repository: Path) -> None:
+    (repository / "mine.toml").write_bytes('title = "d\xe9j\xe0"\n'.encode("latin-1"))
+    with pytest.raises(ArmError, match=r"mine\.toml of '\.' is not UTF-8"):
+        resolve(".").read("mine.toml")
 
 
 def test_the_checkout_of_another_owner_is_refused_in_the_words_of_git(

@@ -15,8 +15,10 @@ from sasa_bench.case import Case
 from sasa_bench.gate.bisect import PAIRS, Answer, Belief, BisectError, Bisection, Slowdown, search
 from sasa_bench.gate.decision import Result
 from sasa_bench.gate.git import find
-from sasa_bench.gate.pairs import Counts, Point
+from sasa_bench.gate.pairs import Counts, Pair, Point
+from sasa_bench.gate.run import MOST_LOST
 from sasa_bench.gate.verdicts import CaseVerdict, Rules
+from sasa_bench.timing.process import WorkerDied
 
 JOURNAL = Path(__file__).parents[2] / "reports" / "reference" / "gate" / "aa.jsonl"
 COMMITS = 32
@@ -68,7 +70,8 @@ def test_the_probability_that_is_printed_is_the_rate_at_which_it_is_right() -> N
 def test_commits_that_do_not_build_are_skipped_and_stay_possible() -> None:
     slowdown = Slowdown(0.10, 0.01)
     belief, _ = found(10, slowdown, lambda: random.gauss(0, 0.01), skipped=frozenset({8, 9, 10}))
-    assert belief.skipped == {8, 9, 10} & belief.skipped
+    assert belief.skipped
+    assert belief.skipped <= {8, 9, 10}
     assert set(belief.candidates(0.95)) == {8, 9, 10, 11}
     assert sum(belief.p[[8, 9, 10, 11]]) > 0.95
 
@@ -140,8 +143,12 @@ def test_a_search_that_was_stopped_goes_on_and_names_what_it_skipped(
     assert {result.subjects[place] for place in result.candidates} <= {"commit 4", "commit 5"}
     assert "skipped" in result.text()
     assert f"{len(Played.asked)} questions" in result.text()
-    with pytest.raises(BisectError, match="belongs to another search"):
+    with pytest.raises(BisectError, match=r"belongs to another search \(good"):
         search("HEAD~7").run()
+    points = [Point("unfold", Case(threads=7))]
+    with pytest.raises(BisectError, match=r"belongs to another search \(threads \[0\], here \[7\]\)"):
+        search().run()
+    points = [Point("unfold", Case())]
     journal = tmp_path / "out" / "journal.jsonl"
     header = journal.read_text().splitlines()[0]
     for text in ("[]\n", "[1]\n", "no journal\n", header + '\n{"commit": "x"}\n'):
@@ -184,6 +191,32 @@ def test_a_commit_that_cannot_be_imported_set_up_or_measured_is_skipped_with_its
         assert answer.reason
     monkeypatch.setattr("sasa_bench.gate.bisect.PAIRS", 1)
     assert len(search.ask(3, found[3], point, Counts()).ratios) == 1
+
+
+@pytest.mark.parametrize(("deaths", "measured"), [(MOST_LOST, True), (MOST_LOST + 1, False)])
+def test_a_process_that_dies_now_and_then_costs_a_pair_and_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: int, measured: bool
+) -> None:
+    found = commits(tmp_path, KERNEL, KERNEL + "# again\n")
+    monkeypatch.chdir(tmp_path)
+    repository = find(tmp_path)
+    assert repository is not None
+    point = Point("kern.py", Case())
+    died: list[int] = []
+
+    def measure_pair(*arguments: object, **options: object) -> Pair:
+        if len(died) < deaths:
+            died.append(1)
+            raise WorkerDied("error", "killed by SIGKILL", None, "time")
+        return Pair({point.key: 0.1}, {point.key: 0.0}, {point.key: 1.0}, {})
+
+    monkeypatch.setattr("sasa_bench.gate.bisect.measure_pair", measure_pair)
+    monkeypatch.setattr("sasa_bench.gate.bisect.exact_rows", lambda *a, **o: {"head": {point.key: {"status": "ok"}}})
+    search = Bisection(repository, found[0], found[1], [point], tmp_path / "out", Rules(), 600.0, 60.0,
+                       impls=["kern.py"])  # fmt: skip
+    answer = search.ask(0, found[1], point, Counts())
+    assert (len(answer.ratios) == PAIRS) == measured
+    assert bool(answer.reason) != measured
 
 
 def test_ends_that_a_contaminated_run_compared_are_not_searched(

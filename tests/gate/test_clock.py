@@ -52,6 +52,28 @@ def test_a_clock_that_stands_still_is_refused(monkeypatch: pytest.MonkeyPatch) -
         blocks.REQUESTS["calibrate"](keys=["a"], block_s=0.01)
 
 
+def test_a_file_beside_a_kernel_hides_no_module_of_python(tmp_path: Path) -> None:
+    timing, beside = tmp_path / "arm/sasa_bench/timing", tmp_path / "kernels"
+    timing.mkdir(parents=True)
+    beside.mkdir()
+    for folder in (timing, timing.parent):
+        (folder / "__init__.py").touch()
+    (timing / "blocks.py").write_text("REQUESTS = {'prepare_cases': None, 'calibrate': None, 'block': None}\n")
+    (timing.parent / "worker.py").write_text("import helper, profile\nprint(helper.X, profile.__file__)\n")
+    (beside / "profile.py").write_text("raise SystemExit('a profile of a kernel, not that of Python')\n")
+    (beside / "helper.py").write_text("X = 'found'\n")
+    done = subprocess.run(
+        [sys.executable, "-c", inspect.getsource(clock)],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path / "arm"), clock.BESIDE: str(beside)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("found ")
+    assert str(beside) not in done.stdout
+
+
 INSTALLED = """
 import sys
 

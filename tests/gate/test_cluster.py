@@ -22,11 +22,12 @@ from sasa_bench.case import Case
 from sasa_bench.gate import cluster as gate_slurm
 from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
-from sasa_bench.gate.arms import Arm, ArmError
+from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.cluster import Plan, Task, load, prepare, require_room
 from sasa_bench.gate.decision import Result, decide
 from sasa_bench.gate.evidence import Evidence
 from sasa_bench.gate.pairs import Pair, Point
+from sasa_bench.gate.sources import ArmError
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.sweep import cluster as through
 from sasa_bench.sweep.cluster import Options, SlurmError
@@ -303,7 +304,7 @@ def test_the_command_spreads_a_suite_and_ends_with_the_status_of_the_whole(
 ) -> None:
     monkeypatch.setattr(gate_slurm, "_ops", lambda arms, impls, timeout_s: dict.fromkeys(impls, ""))
     monkeypatch.setattr("sasa_bench.gate.arms.set_up", lambda *arguments: ARMS)
-    monkeypatch.setattr("sasa_bench.gate.arms.sources", lambda base, head: ())
+    monkeypatch.setattr("sasa_bench.gate.sources.sources", lambda base, head: ())
     cluster.shift = {Point("conv3x3", Case(channels=16)).key: shift}
     suite = tmp_path / "s.toml"
     suite.write_text('title = "?"\nimpls = ["unfold", "conv3x3"]\n[axes]\nchannels = [16, 32]\n')

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sasa_bench.case import Case
 from sasa_bench.gate.decision import Result
-from sasa_bench.gate.names import shared_axes, short_names
+from sasa_bench.gate.names import shared_axes, short_names, split
 from sasa_bench.gate.outputs import MOST_ROWS, junit, markdown, run_link, text
 from sasa_bench.gate.pairs import Point
 from sasa_bench.gate.verdicts import CaseVerdict, Rules
@@ -33,6 +33,19 @@ def test_short_names_stay_unique_and_hold_only_what_differs(points: list[Point])
             assert not any(f" {axis}=" in name for name in names.values())
         else:
             assert f"{axis}=" not in shared_axes(keys)
+
+
+@pytest.mark.parametrize("impl", ["unfold", "my kernels/a.py", "k=1/b.py"])
+@given(case=CASES)
+def test_a_key_is_split_into_implementation_and_axes_whatever_the_path(impl: str, case: Case) -> None:
+    found, axes = split(Point(impl, case).key)
+    assert found == impl
+    plain = Case()
+    assert axes == {
+        name: str(getattr(case, name))
+        for name in ("kernel_size", "channels", "mode")
+        if getattr(case, name) != getattr(plain, name)
+    }
 
 
 def test_a_comment_on_a_pull_request_is_short_and_links_to_the_rest() -> None:

@@ -12,7 +12,7 @@ import pytest
 from checkouts import POINTS, SIZES, TINY, checkout, substitute
 
 from sasa_bench.gate.arms import Arm, set_up
-from sasa_bench.gate.pairs import Counts, Point, exact_rows, measure_pair, start
+from sasa_bench.gate.pairs import BLOCKS, MOST_BLOCKS, Counts, Point, _blocks, exact_rows, measure_pair, start
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def test_threads_of_an_arm_that_waits_leave_the_cores_to_the_others(arms: list[A
 
     try:
         worker.ask("prepare_cases", cases={point.key: [point.impl, point.case.to_dict()]}, seed=1, exact=False)
+        assert busy_s() > 0, "the system shows no time of threads"
         waited = []
         for _ in range(9):
             worker.ask("block", key=point.key, count=3, spin_s=0.0)
@@ -85,6 +86,33 @@ def test_a_head_that_broke_is_seen_in_its_exact_figures(
     rows = exact_rows([head], [POINTS[0], POINTS[2]], 60.0)["head"]
     assert rows[POINTS[0].key]["status"] == status
     assert rows[POINTS[2].key]["status"] == "ok"
+
+
+def test_a_case_that_died_in_one_arm_alone_is_tried_again_there(tmp_path: Path) -> None:
+    mark = tmp_path / "died"
+    dies = f"    import os\n    import pathlib\n\n    mark = pathlib.Path({str(mark)!r})\n"
+    dies += "    if not mark.exists():\n        mark.touch()\n        os.kill(os.getpid(), 9)\n"
+    edit = substitute("impls/unfold.py", SIZES, dies + SIZES)
+    arms = set_up(str(checkout(tmp_path / "b")), str(checkout(tmp_path / "h", edit)), tmp_path / "out")
+    rows = exact_rows(arms[:2], POINTS[:2], 60.0)
+    assert mark.exists()
+    assert {row["status"] for arm in rows.values() for row in arm.values()} == {"ok"}
+
+
+def test_no_case_starts_after_the_budget(arms: list[Arm]) -> None:
+    rows = exact_rows(arms[:2], POINTS, 60.0, until=time.monotonic() - 1)
+    assert all("--budget allows more" in row["reason"] for of_arm in rows.values() for row in of_arm.values())
+
+
+def test_calls_longer_than_a_block_get_fewer_blocks() -> None:
+    assert _blocks([0.001], 3) == MOST_BLOCKS
+    assert _blocks([0.001] * 54, 3) == _blocks([0.4], 3) == BLOCKS
+    assert BLOCKS < _blocks([0.05], 3) < MOST_BLOCKS
+
+
+def test_each_arm_builds_extensions_of_torch_for_itself(arms: list[Arm]) -> None:
+    base, head, copy = (arm.extensions for arm in arms)
+    assert base == copy != head
 
 
 def test_a_head_whose_own_clock_shows_half_the_time_is_timed_by_the_clock_of_the_gate(tmp_path: Path) -> None:

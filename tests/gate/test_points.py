@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sasa_bench.gate.arms import resolve
 from sasa_bench.gate.points import points
+from sasa_bench.gate.sources import resolve
 from sasa_bench.suite import SuiteError
 
 SUITE = 'title = "t"\nimpls = ["unfold", "blocked"]\n[axes]\nkernel_size = {sizes}\n[fixed]\nthreads = 1\n'

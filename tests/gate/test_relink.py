@@ -79,6 +79,33 @@ def value_of(source: Path, store: Path) -> int:
     return int(ctypes.CDLL(str(source.with_suffix(".so"))).function())
 
 
+@pytest.mark.parametrize("top", ["my projects", "#1 $HOME"])
+def test_a_path_with_a_space_or_a_sign_of_make_hides_no_file_that_was_read(tmp_path: Path, top: str) -> None:
+    store = tmp_path / top / "objects"
+    found = []
+    for name in ("base", "head"):
+        source = tmp_path / top / name / "csrc/a.cpp"
+        source.parent.mkdir(parents=True)
+        (source.parent / "value.h").write_text(f"#define VALUE {len(found)}\n")
+        source.write_text('#include "value.h"\nextern "C" int function() { return VALUE; }\n')
+        found.append(value_of(source, store))
+    assert found == [0, 1]
+
+
+def test_the_files_of_a_rule_are_read_as_make_reads_them() -> None:
+    rule = "fresh.o: /usr/include/a.h \\\n /home/me/my\\ work/b.h \\\n c\\#.h $$d.h\n"
+    assert relink.prerequisites(rule) == ["/usr/include/a.h", "/home/me/my work/b.h", "c#.h", "$d.h"]
+
+
+def test_where_the_cache_cannot_be_written_objects_are_kept_for_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file, where the folder of the cache should be")
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "cache"))
+    with laid_out(relink.PAIR, tmp_path) as layout:
+        assert layout.environment("head")[relink.OBJECTS] == str(layout.folder / "objects")
+
+
 @pytest.mark.parametrize("header", ["beside.h", "operators/below.h", "operators/part.inc", "../elsewhere/above.h"])
 def test_checkouts_share_an_object_until_a_file_that_it_read_differs(tmp_path: Path, header: str) -> None:
     store = tmp_path / "objects"

@@ -20,13 +20,14 @@ from sasa_bench.cli import gating, main
 from sasa_bench.gate import outputs as gate_report
 from sasa_bench.gate import run as gate
 from sasa_bench.gate import verdicts
-from sasa_bench.gate.arms import Arm, ArmError
+from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.decision import Result
 from sasa_bench.gate.evidence import environment_difference
 from sasa_bench.gate.layout import Layout
 from sasa_bench.gate.names import short_names
 from sasa_bench.gate.pairs import Counts, Pair, Point
 from sasa_bench.gate.profiles import Profile
+from sasa_bench.gate.sources import ArmError
 from sasa_bench.gate.verdicts import Rules
 from sasa_bench.timing.process import WorkerDied
 
@@ -67,7 +68,7 @@ class Played:
         return loaded, self.unknown.get(arm.name, {})
 
     def exact(
-        self, arms: Sequence[Arm], points: Sequence[Point], timeout_s: float, layout: Layout
+        self, arms: Sequence[Arm], points: Sequence[Point], timeout_s: float, layout: Layout, until: float
     ) -> dict[str, dict[str, dict[str, Any]]]:
         rows = {p.key: dict(ROW) for p in points}
         return {arm.name: rows | self.head_rows if arm.name == "head" else dict(rows) for arm in arms}

@@ -110,7 +110,7 @@ ROUNDS: tuple[tuple[SlowDown, ...], ...] = (
             "    row_steps, column_steps, outside = at\n",
             "    row_steps, column_steps, outside = tables(window, q.shape[2], q.shape[3], q)\n",
         ),
-        SlowDown("vectors of half the width", "fused", "impls/_native.py", "or runnable[0]", 'or "avx2"'),
+        SlowDown("the AVX2 build instead of the best", "fused", "impls/_native.py", "or runnable[0]", 'or "avx2"'),
         _convolution(
             "a change of layout in each call",
             "F.conv2d(x.contiguous(memory_format=torch.channels_last), weight, None, 1, padding).contiguous()",

@@ -47,8 +47,14 @@ def test_a_system_without_counters_shows_no_disturbance(monkeypatch: pytest.Monk
     assert between(before, host.read()).total == 0.0
 
 
-def test_steal_is_the_eighth_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    (tmp_path / "stat").write_text("cpu  100 0 100 9000 0 0 0 300 0 0\ncpu0 1 1 1\n")
+def test_steal_is_the_eighth_field_and_other_processors_do_not_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = ["cpu 9 9 9 9 9 9 9 9 0 0", *(f"cpu{n} {n}00 0 {n}00 9000 0 0 0 {n}50 0 0" for n in range(4)), "intr 7"]
+    (tmp_path / "stat").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr(host, "PROC", tmp_path)
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: {1, 3})
     found = host.read()
-    assert found.stolen == pytest.approx(1.5 * found.busy)
+    tick = host.os.sysconf("SC_CLK_TCK")
+    assert (found.busy, found.stolen) == (pytest.approx(800 / tick), pytest.approx(500 / tick))
+    assert between(Reading(0.0, 0, 0, 0), Reading(1.0, 1.0, 0, 0)).others == 0.5
