@@ -1,6 +1,7 @@
 """Renew what is generated in the documentation: python docs/tables.py
 
-Suites, axes and implementations, from the package; whole networks and the answer of the README, from committed results.
+Suites, axes and implementations, from the package; networks, stems, ONNX files and the answer of the README, from
+committed results.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from sasa_bench.suite import load, shipped
 
 DOCS = Path(__file__).parent
 ANSWER = runpy.run_path(str(DOCS / "answer.py"))
+SUITES = DOCS.parent / "reports" / "reference" / "sapphire-rapids-suites.jsonl"
 BASELINE = "convolutions"
 """The network that tests/studies/time_networks.py compares the others with."""
 
@@ -29,8 +31,9 @@ def renewed() -> Iterator[tuple[Path, str]]:
         "implementations.md": {"implementation": listing.implementations()},
         "paper.md": {
             "network": networks(DOCS.parent / "reports" / "reference" / "networks"),
-            "stem": stems(DOCS.parent / "reports" / "reference" / "sapphire-rapids-suites.jsonl"),
+            "stem": stems(SUITES),
         },
+        "onnx.md": {"layer": exported(SUITES)},
     }
     for name, found in tables.items():
         text = (DOCS / name).read_text()
@@ -77,6 +80,22 @@ def stems(file: Path) -> str:
         each = found.set_index("mode")
         lines.append(f"| `{stem}` | " + " | ".join(ANSWER["cell"](each.loc[mode]) for mode in modes) + " |")
     return "\n".join(lines)
+
+
+def exported(file: Path) -> str:
+    """Markdown: time of each layer of the suite `onnx` over the fastest 3 x 3 convolution, by size and position."""
+    rows = frame(read([file]))
+    rows = rows[(rows["suite"] == "onnx") & (rows["scope"] == "layer") & (rows["op"] == "local_attention")]
+    points = list(rows.groupby(["channels", "resolution", "position"], sort=False).groups)
+    lines = ["| layer | " + " | ".join(_size(*point) for point in points) + " |", "|---" * (len(points) + 1) + "|"]
+    for impl, found in rows.groupby("impl", sort=False):
+        each = found.set_index(["channels", "resolution", "position"])
+        lines.append(f"| `{impl}` | " + " | ".join(ANSWER["cell"](each.loc[point]) for point in points) + " |")
+    return "\n".join(lines)
+
+
+def _size(channels: int, resolution: str, position: str) -> str:
+    return f"{channels} ch, {resolution}², {'no positions' if position == 'none' else position}"
 
 
 def _answer(text: str) -> str:

@@ -46,7 +46,7 @@ def lines() -> Iterator[str]:
     yield f"python           {machine.python}"
     for name in probe.LIBRARIES:
         version = machine.libraries.get(name)
-        yield f"{name:16} {version or 'not installed; what needs it says how, below'}"
+        yield f"{name:16} {version or 'not installed; the lines below have the command'}"
     yield from ("", *_variables(machine), "")
     for info in _described(details=True):
         yield f"{info['name']:18} {'ready' if info['missing'] is None else info['missing']}"

@@ -62,7 +62,7 @@ class Asked:
 @click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Measure this one instead; repeatable.")
 @CASE
 @click.option("--out", type=click.Path(path_type=Path), help="Results file; under reports/ by default.")
-@click.option("--resume", is_flag=True, help="Continue the file of --out; rows in it are not measured again.")
+@click.option("--resume", is_flag=True, help="Continue the file of --out; complete cases in it are not measured again.")
 @click.option(
     "--budget", "budget_s", callback=seconds, default=0.6, show_default=True, help="Seconds of samples for each row."
 )

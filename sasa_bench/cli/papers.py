@@ -25,7 +25,9 @@ from sasa_bench.cli.progress import progress
     show_default=True,
     help="Seconds a stage of a row may take.",
 )
-@click.option("--results", type=click.Path(path_type=Path), help="Times of an earlier --time, instead of new ones.")
+@click.option(
+    "--results", type=click.Path(path_type=Path), help="A results file with times of the networks, instead of new ones."
+)
 @click.option("--format", "form", default="text", help="text, markdown or csv.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write to a file instead of the terminal.")
 def paper(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sasa_bench.cli.options import CASE, FILES, overrides, page, share, warn, write_or_print
+from sasa_bench.cli.options import FILES, overrides, page, share, warn, write_or_print
 
 if TYPE_CHECKING:
     from sasa_bench.results.record import Results
@@ -115,7 +115,9 @@ def index(folder: Path) -> None:
 @click.command()
 @click.argument("places", metavar="FOLDER|FILE...", nargs=-1, required=True, type=EXISTING)
 @click.option("--impl", "impls", multiple=True, metavar="NAME", help="Only this implementation; repeatable.")
-@CASE
+@click.option(
+    "-c", "pairs", multiple=True, metavar="FIELD=VALUE[,VALUE]", help="Only cases with these values of an axis."
+)
 @click.option(
     "--repository", type=EXISTING, help="Where the commits are known, besides that of sasa-bench; git runs there."
 )

@@ -20,8 +20,9 @@ from sasa_bench.impls import Attend
 def attend(case: Case) -> Attend:
     """Prepare what depends on the case alone, untimed; the function that comes back is what is timed.
 
-    A case says kernel_size K, channels C, heads N, head_dim d = C / N, height H, width W, batch B, radius = K // 2,
-    position, border, dtype, device, mode, threads. Masks, index tables, compiled code and buffers belong here.
+    The fields of a case: kernel_size K, channels C, heads N, head_dim d = C / N, height H, width W, batch B,
+    radius = K // 2, position, border, dtype, device, mode, threads. Masks, index tables, compiled code and buffers
+    belong here.
     """
     half = case.head_dim // 2
 
@@ -35,7 +36,7 @@ def attend(case: Case) -> Attend:
         # Your kernel goes here. q, k, v are [B, C, H, W] in the dtype and on the device of the case; channel c is
         # channel c % d of head c // d. rel_row [N, d // 2, K] and rel_col [N, d - d // 2, K] are None unless position
         # is "relative". What it returns is [B, C, H, W]. A compiled kernel is called from here like any other function;
-        # for gradients wrap it in a torch.autograd.Function, or say in `supports` that it has none.
+        # for gradients wrap it in a torch.autograd.Function, or return a reason in `supports`.
         q, k, v = (t.unflatten(1, (case.heads, case.head_dim)) for t in (q, k, v))
         logits = torch.einsum("bndhw,bndhwij->bnhwij", q, windows(k))
         if rel_row is not None and rel_col is not None:
@@ -52,7 +53,7 @@ def attend(case: Case) -> Attend:
 
 
 def supports(case: Case) -> str | None:
-    """None, or why this kernel cannot do a case: its row is then "skipped" and says so.
+    """None, or the reason why this kernel cannot run a case: its row is then "skipped", with this reason.
 
     For a kernel without a backward pass: `if case.mode != "forward": return "this kernel has no backward pass"`.
     """

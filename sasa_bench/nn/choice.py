@@ -128,7 +128,7 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
     """Store the order of implementations in rows of this machine; returns the file.
 
     In each case the time of each is divided by that of the fastest; the order is that of the geometric means, over the
-    cases where most of them ran. Raises UserError where no row is a time of local attention at scope layer or core.
+    cases where most of them ran. Raises UserError where no row is a time of local attention without a stem.
     """
     times: dict[tuple[str, str], dict[object, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -144,7 +144,9 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
         order = sorted(ratios, key=lambda name: statistics.mean(ratios[name]))
         found.append((device, mode, " ".join(order)))
     if not found:
-        raise UserError("no row is a time of local attention on this machine: run a suite such as window here first")
+        raise UserError(
+            "no row is a time of local attention on this machine: run a suite such as kernel_size here first"
+        )
     file = file or own_file()
     text = io.StringIO()
     csv.writer(text).writerows([("device", "mode", "implementations"), *found])
