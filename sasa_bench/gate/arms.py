@@ -6,13 +6,15 @@ import hashlib
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import sasa_bench
-from sasa_bench.gate.sources import LEFT_OUT, PACKAGE, ArmError, Source, places, sources, untracked
+from sasa_bench.gate.git import Repository
+from sasa_bench.gate.sources import LEFT_OUT, PACKAGE, ArmError, Source, copy_around, places, sources, untracked
 
 INSTALLED = Path(sasa_bench.__file__).resolve().parent
 """The sasa-bench that runs."""
@@ -126,16 +128,22 @@ def set_up(
                     "start the gate in the repository of the kernel"
                 )
     arms = []
-    for name, which in (("base", 0), ("head", 1), ("copy", 0)):
-        source, folder = both[which], copies / name
-        if folder.exists():
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        if own[0]:
-            _copy_package(source, folder)
-        kernels = {file: _kernel(source, file, found[file][which], folder / "kernels") for file in files}
-        package = str(at_hand) if at_hand else ""
-        arms.append(Arm(name, folder, source.text, pythons[which], package, source.commit, kernels))
+    with tempfile.TemporaryDirectory(dir=copies) as scratch:
+        trees = [source.checked_out(Path(scratch) / str(n)) for n, source in enumerate(both)] if files else []
+        for name, which in (("base", 0), ("head", 1), ("copy", 0)):
+            source, folder = both[which], copies / name
+            if folder.exists():
+                shutil.rmtree(folder)
+            folder.mkdir(parents=True)
+            if own[0]:
+                _copy_package(source, folder)
+            own_repository = source.repository if source.folder else None  # a commit holds no more than it tracks
+            kernels = {
+                file: _kernel(trees[which], file, found[file][which], folder / "kernels", own_repository)
+                for file in files
+            }
+            package = str(at_hand) if at_hand else ""
+            arms.append(Arm(name, folder, source.text, pythons[which], package, source.commit, kernels))
     for file in files:
         if not any(Path(arm.kernels[file].path).is_file() for arm in arms):
             raise ArmError(f"{file} is in neither {base!r} nor {head!r}: give the path of a kernel file in them")
@@ -177,11 +185,11 @@ def _copy_package(source: Source, folder: Path) -> None:
         source.repository.extract(source.commit, PACKAGE, folder)
 
 
-def _kernel(source: Source, file: str, place: str | None, folder: Path) -> Kernel:
+def _kernel(tree: Path, file: str, place: str | None, folder: Path, repository: Repository | None) -> Kernel:
     if place is None:  # in no source: used where it is, by every arm
         path = Path(file).resolve()
         return Kernel(str(path), _digest(path, [path]) if path.is_file() else "")
-    path = source.copy_around(place, folder)
+    path = copy_around(tree, place, folder, repository)
     around = sorted(p for p in folder.rglob("*") if p.is_file())
     return Kernel(str(path), _digest(folder, around) if path.is_file() else "")
 

@@ -51,14 +51,18 @@ class BisectError(UserError):
 
 @dataclass(frozen=True)
 class Slowdown:
-    """What is searched for: the log ratio of bad over good, and the standard deviation of one pair."""
+    """What is searched for: the log ratio of bad over good, and the standard deviation of one pair of the ends."""
 
     size: float
     scatter: float
 
     def log_odds(self, ratios: Sequence[float]) -> float:
-        """log P(ratios | the slow-down is in) - log P(ratios | it is not), for head over both bases, one a pair."""
-        spread = math.hypot(self.scatter * math.sqrt(math.pi / 3 / len(ratios)), LEAST_SCATTER)
+        """log P(ratios | the slow-down is in) - log P(ratios | it is not), for head over both bases, one a pair.
+
+        Pairs that scatter more than those of the ends count for less.
+        """
+        scatter = max(self.scatter, float(stats.median_abs_deviation(ratios, scale="normal")))
+        spread = math.hypot(scatter * math.sqrt(math.pi / 3 / len(ratios)), LEAST_SCATTER)
         found = location(ratios)
         slow, fast = (stats.norm.pdf(found, loc=centre, scale=spread) for centre in (self.size, 0.0))
         flat = 1 / max(4 * abs(self.size), 8 * spread)

@@ -39,9 +39,14 @@ class Repository:
         return not _git(self.root, "cat-file", "-e", f"{commit}:{path}").returncode
 
     def read(self, commit: str, path: str) -> bytes | None:
-        """A file of a commit; None where it has none."""
-        found = _git(self.root, "show", f"{commit}:{path}")
-        return None if found.returncode else found.stdout
+        """A file of a commit, by links that lead to others of it; None where it has none."""
+        given = f"{commit}:{path}\n".encode()
+        found = _git(self.root, "cat-file", "--batch", "--follow-symlinks", given=given).stdout
+        header, _, content = found.partition(b"\n")
+        match header.split():
+            case [_, b"blob", size]:
+                return content[: int(size)]
+        return None
 
     def extract(self, commit: str, path: str, folder: Path) -> None:
         """Write what a commit has below `path` (relative to the root) into `folder`, as a checkout has it.

@@ -19,6 +19,7 @@ from sasa_bench.gate import clock
 from sasa_bench.gate.arms import Arm, verify
 from sasa_bench.gate.layout import Layout
 from sasa_bench.gate.sources import ArmError
+from sasa_bench.gate.verdicts import LATE
 from sasa_bench.results.environment import EXPORTS, WORKER_ENVIRONMENT
 from sasa_bench.timing import host
 from sasa_bench.timing.process import Worker, WorkerDied, WorkerRefused
@@ -109,18 +110,19 @@ def exact_rows(
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Arm -> key -> fields of a Record, with `operator_count` and `allocated_bytes`, checked against the reference.
 
-    No case starts after `until`, by the monotonic clock: it gets an error row in every arm.
+    No case starts after `until`, by the monotonic clock: its status is LATE in every arm.
 
     Runs in a fresh process of each arm at once, which also compiles what needs compiling. A case that kills one, or
     that an arm does not know, gets an error row there. One that failed in an arm and not in another is tried again
     there, in a process of its own: two arms at once may need more memory than there is.
     """
     rows = _exact_rows(arms, points, timeout_s, layout, until)
-    for arm in arms:
+    for arm in arms if time.monotonic() <= until else ():
         failed = [point for point in points if rows[arm.name][point.key]["status"] in ("error", "timeout")]
         others = [rows[other.name] for other in arms if other is not arm]
         if again := [p for p in failed if not others or any(of[p.key]["status"] == "ok" for of in others)]:
-            rows[arm.name] |= _exact_rows([arm], again, timeout_s, layout, until)[arm.name]
+            found = _exact_rows([arm], again, timeout_s, layout, until)[arm.name]
+            rows[arm.name] |= {key: row for key, row in found.items() if row["status"] != LATE}
     return rows
 
 
@@ -132,7 +134,7 @@ def _exact_rows(
     try:
         for point in points:
             if time.monotonic() > until:
-                late = {"status": "error", "reason": "the time budget ended before it was built; --budget allows more"}
+                late = {"status": LATE, "reason": "the time budget ended before it was built; --budget allows more"}
                 for arm in arms:
                     rows[arm.name][point.key] = late
                 continue

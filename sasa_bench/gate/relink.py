@@ -33,7 +33,7 @@ LARGEST_GAP = 512
 """Bytes between two functions are a random multiple of 16 below this."""
 
 FORMAT = 2
-"""Of the lists of files beside the objects."""
+"""Which lists of files beside the objects are valid; it changes when what they name does."""
 
 _SECTION = re.compile(r"\]\s+(\.text\S*)\s+PROGBITS")
 
@@ -85,7 +85,7 @@ def compiled(words: Sequence[str], source: str, store: Path) -> Path:
     Raises subprocess.CalledProcessError where the compiler fails.
     """
     command = compile_words(words, source)
-    folder = Path(source).resolve().parent
+    folder = Path(source).parent.resolve()
     read = store / f"{_key(command, source, folder)}.json"
     if (found := _object(read, folder)) and found.exists():
         return found
@@ -97,7 +97,7 @@ def compiled(words: Sequence[str], source: str, store: Path) -> Path:
         fresh, depends = Path(scratch) / "fresh.o", Path(scratch) / "depends"
         subprocess.run([*command, "-MD", "-MF", str(depends), "-o", str(fresh)], check=True)
         named = {_named(path, source, folder) for path in prerequisites(os.fsdecode(depends.read_bytes()))}
-        named.add(Path(source).resolve().name)
+        named.add(os.path.basename(source))
         if unread := [name for name in named if not (folder / name).exists()]:
             raise OSError(f"{source} was compiled from {unread[0]}, which is not there")
         # Of another revision that reads other files too, so that neither displaces the other's objects.

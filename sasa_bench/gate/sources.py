@@ -13,9 +13,6 @@ from sasa_bench.gate.git import Repository, find
 
 PACKAGE = "sasa_bench"
 
-LINKS = 8
-"""How often links are followed that lead to further links."""
-
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".git", ".venv", "*.egg-info")
 _UNTRACKED = "*\n"
 """The .gitignore of a folder that holds copies: neither git nor a later copy of what is around it takes them."""
@@ -64,33 +61,13 @@ class Source:
         except UnicodeDecodeError as error:
             raise ArmError(f"{place} of {self.text!r} is not UTF-8 ({error.reason}): save it as UTF-8") from None
 
-    def copy_around(self, place: str, folder: Path) -> Path:
-        """Copy the folder of a kernel file, and what links in it lead to, into `folder`.
-
-        Returns the path of the copy, which may hold no such file.
-        """
-        around = os.path.dirname(place) or "."
-        if self._holds(place):
-            self._copy(around, folder)
-            for _ in range(LINKS):
-                for target in _dangling(folder):
-                    self._copy(target, folder)
-        return folder / place
-
-    def _holds(self, place: str) -> bool:
+    def checked_out(self, scratch: Path) -> Path:
+        """A folder with all files of this source: its own, or one at `scratch`, which then holds the commit."""
         if self.folder:
-            return (self.folder / place).is_file()
+            return self.folder
         assert self.repository is not None
-        return self.repository.holds(self.commit, place)
-
-    def _copy(self, place: str, folder: Path) -> None:
-        """Copy a file, or a folder with what lies below it, to the same place in `folder`, if it is there."""
-        if self.folder:
-            _copy_below(self.folder, place, folder, self.repository)
-            return
-        assert self.repository is not None
-        if place == "." or self.repository.holds(self.commit, place):
-            self.repository.extract(self.commit, place, folder)
+        self.repository.extract(self.commit, ".", scratch)
+        return scratch
 
     @property
     def top(self) -> Path:
@@ -127,8 +104,8 @@ def merge_base(revision: str, head: str) -> str:
     repository = find(Path.cwd())
     if repository is None:
         raise ArmError(f"--merge-base needs a repository, and {Path.cwd()} is in none")
-    source = resolve(head)
-    return repository.merge_base(revision, source.commit if source.repository == repository else "HEAD")
+    own = resolve(head).commit
+    return repository.merge_base(revision, own if own and repository.commit(own) else "HEAD")
 
 
 def resolve(text: str) -> Source:
@@ -165,32 +142,45 @@ def untracked(folder: Path) -> Path:
     return folder
 
 
-def _copy_below(top: Path, place: str, target: Path, repository: Repository | None) -> None:
-    """Copy the file or folder `place` of the folder `top` into `target`, links as links, as a commit holds them."""
-    source = top / place
-    if not source.is_dir():
-        files = [source] if source.is_file() else []
-    elif repository is None:
-        shutil.copytree(source, target / place, symlinks=True, ignore=_left_out, dirs_exist_ok=True)
-        return
-    else:
-        files = repository.files(source)
-    for path in files:
-        copy = target / path.relative_to(top)
-        if not copy.is_symlink():
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, copy, follow_symlinks=False)
+def copy_around(tree: Path, place: str, folder: Path, repository: Repository | None) -> Path:
+    """Copy the folder of a kernel file of `tree` into `folder`; the path of the copy, which may hold no such file.
+
+    What the `repository` of the tree ignores is left out. Relative links are replaced by what they lead to in `tree`,
+    so that each revision has its own; a kernel that is a link is copied with the folder of the file that it leads to.
+    """
+    if not (tree / place).is_file():
+        return folder / place
+    whole, real = tree.resolve(), (tree / place).resolve()
+    if real.is_relative_to(whole):
+        place = real.relative_to(whole).as_posix()
+    around = Path(place).parent
+    for path in _files(tree / around, repository):
+        _copy_file(path, folder / around / path.relative_to(tree / around))
+    return folder / place
 
 
-def _dangling(folder: Path) -> list[str]:
-    """Where links below `folder` lead that point to nothing there, as paths from it; none that lead out of it."""
+def _files(folder: Path, repository: Repository | None) -> list[Path]:
+    """The files and links below a folder that git does not ignore, or all but what is never part of a kernel."""
+    if repository:
+        return repository.files(folder)
     found = []
-    for link in folder.rglob("*"):
-        if link.is_symlink() and not link.exists():
-            place = os.path.normpath(os.path.join(link.parent.relative_to(folder), os.readlink(link)))
-            if not os.path.isabs(place) and not place.startswith(".."):
-                found.append(place)
+    for where, names, files in os.walk(folder):
+        out = _left_out(where, [*names, *files])
+        links = [name for name in names if Path(where, name).is_symlink()]
+        names[:] = [name for name in names if name not in out and name not in links]
+        found += [Path(where, name) for name in [*files, *links] if name not in out]
     return found
+
+
+def _copy_file(path: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_symlink() and (os.path.isabs(os.readlink(path)) or not path.exists()):
+        copy.unlink(missing_ok=True)
+        copy.symlink_to(os.readlink(path))
+    elif path.is_dir():
+        shutil.copytree(path, copy, ignore=_left_out, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+    else:
+        shutil.copy2(path, copy)
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:

@@ -17,6 +17,8 @@ REGRESSION, IMPROVED, EQUIVALENT = "REGRESSION", "IMPROVED", "EQUIVALENT"
 INCONCLUSIVE, NEW, MISSING, WRONG = "INCONCLUSIVE", "NEW", "MISSING", "WRONG"
 NOT_RUN = "NOT RUN"
 SKIPPED = "SKIPPED"
+LATE = "late"
+"""Status of a case for whose exact figures there was no time."""
 CONTAMINATED, PASS = "CONTAMINATED", "PASS"
 
 FAILING = (WRONG, MISSING, REGRESSION)
@@ -88,6 +90,8 @@ def exact_verdict(
     """
     base_status = base["status"] if base else "absent"
     head_status = head["status"] if head else "absent"
+    if LATE in (base_status, head_status):
+        return CaseVerdict(key, INCONCLUSIVE, (head or base or {}).get("reason", ""))
     if head_status == "wrong":
         return CaseVerdict(key, WRONG, head["reason"] if head else "")
     if head_status != "ok":

@@ -83,11 +83,15 @@ def between(before: Reading, after: Reading, processors: int | None = None) -> D
 
 
 def _processor_times() -> tuple[float, float, float]:
-    """(busy, stolen, idle) seconds of the lines of these processors in /proc/stat; see proc(5)."""
+    """(busy, stolen, idle) seconds of the lines of these processors in /proc/stat; see proc(5).
+
+    Of all processors, the first line, where a container shows them by other numbers.
+    """
     usable = {f"cpu{number}" for number in os.sched_getaffinity(0)}
     try:
         lines = [line.split() for line in (PROC / "stat").read_text().splitlines()]
-        own = [[int(value) for value in line[1:9]] for line in lines if line and line[0] in usable]
+        found = [line for line in lines if line and line[0] in usable]
+        own = [[int(value) for value in line[1:9]] for line in (found if len(found) == len(usable) else lines[:1])]
         user, nice, system, idle, waiting, irq, softirq, steal = (sum(column) for column in zip(*own, strict=True))
     except (OSError, ValueError):
         return 0.0, 0.0, 0.0

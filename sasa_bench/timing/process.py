@@ -105,7 +105,7 @@ class Worker:
         Without a limit, it may take as long as a build.
         """
         self._write({"do": do} | values)
-        return self._answer(do, self._events(limit_s))
+        return self._answer(do, self._events(do, limit_s))
 
     def send(self, do: str, **values: Any) -> Callable[[], Any]:
         """Send a question now; the call that comes back waits for its answer and raises as `ask` does."""
@@ -118,7 +118,7 @@ class Worker:
                 raise lost
 
             return raise_it
-        return lambda: self._answer(do, self._events())
+        return lambda: self._answer(do, self._events(do))
 
     def _answer(self, do: str, events: Iterator[dict[str, Any]]) -> Any:
         answer, refusal = None, None
@@ -141,7 +141,7 @@ class Worker:
         except BrokenPipeError:
             raise self._death(None, "start") from None
 
-    def _events(self, limit_s: float | None = None) -> Iterator[dict[str, Any]]:
+    def _events(self, do: str = "", limit_s: float | None = None) -> Iterator[dict[str, Any]]:
         impl, stage = None, "start"
         while True:
             longest = max(self.timeout_s, BUILD_TIMEOUT_S) if stage in ("start", "build") else self.timeout_s
@@ -151,7 +151,8 @@ class Worker:
             self.spent_s[stage] += time.monotonic() - since
             if line is None:
                 self.kill()
-                reason = f"stage {stage!r} took longer than {limit:g} s and was stopped; --timeout allows more"
+                what = f"request {do!r}" if do else f"stage {stage!r}"
+                reason = f"{what} took longer than {limit:g} s and was stopped; --timeout allows more"
                 raise WorkerDied("timeout", reason, impl, stage)
             if not line:
                 raise self._death(impl, stage)

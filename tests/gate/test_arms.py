@@ -196,6 +196,8 @@ def test_the_merge_base_is_found_where_there_is_one(repository: Path) -> None:
     git(repository, "commit", "--allow-empty", "-qm", "later on main")
     assert merge_base("main", "topic") == git(repository, "rev-parse", "topic")
     assert merge_base("main", ".") == git(repository, "rev-parse", "main")
+    git(repository, "worktree", "add", "-q", "../tree", "topic")
+    assert merge_base("main", "../tree") == git(repository, "rev-parse", "topic")
 
 
 def test_a_commit_with_a_link_to_elsewhere_is_checked_out_with_it(repository: Path, tmp_path: Path) -> None:
@@ -220,7 +222,11 @@ def test_links_beside_a_kernel_lead_to_the_files_of_the_same_revision(
     (repository / "shared/csrc/a.h").write_text("two\n")
     (repository / "shared/common.py").write_text("X = 2\n")
     git(repository, "commit", "-qam", "behind them")
+    (repository / "src/again.h").symlink_to("csrc/a.h")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "--amend", "--no-edit")
     folders = [Path(arm.impl("src/kern.py")).parent for arm in arms_of(tmp_path, "HEAD~1", head)]
+    assert (folders[1] / "again.h").read_text() == "two\n"
     assert [(folder / "common.py").read_text() for folder in folders] == ["X = 1\n", "X = 2\n", "X = 1\n"]
     assert [(folder / "csrc/a.h").read_text() for folder in folders] == ["one\n", "two\n", "one\n"]
     digests = [arm.kernels["src/kern.py"].digest for arm in arms_of(tmp_path, "HEAD~1", head)]
@@ -239,6 +245,50 @@ def test_a_kernel_that_is_a_link_is_that_of_each_revision(repository: Path, tmp_
     git(repository, "commit", "-qam", "v2")
     base, head, _ = arms_of(tmp_path, "HEAD~1", ".")
     assert [Path(arm.impl("src/kern.py")).read_text() for arm in (base, head)] == ["VERSION = 1\n", "VERSION = 2\n"]
+
+
+@pytest.mark.parametrize("head", [".", "HEAD"])
+def test_a_kernel_that_leads_to_another_folder_brings_what_lies_beside_the_file(
+    repository: Path, tmp_path: Path, head: str
+) -> None:
+    (repository / "entry").mkdir()
+    (repository / "entry/kern.py").symlink_to("../src/kern.py")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "an entry")
+    base, new, _ = arms_of(tmp_path, "HEAD~1", head, "entry/kern.py")
+    assert not Path(base.impl("entry/kern.py")).exists()
+    assert Path(new.impl("entry/kern.py")).with_name("helper.py").read_text() == "FACTOR = 2\n"
+
+
+def test_folders_outside_of_git_share_what_their_links_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version in ("old", "new"):
+        (tmp_path / version / "k/deep").mkdir(parents=True)
+        (tmp_path / version / "shared").mkdir()
+        (tmp_path / version / "shared/common.py").write_text(f"# {version}\n")
+        (tmp_path / version / "k/common.py").symlink_to("../shared/common.py")
+        (tmp_path / version / "k/csrc").symlink_to("../shared")
+        for name in ("a.py", "b.py", "deep/c.py"):
+            (tmp_path / version / "k" / name).write_text("IMPL = None\n")
+    monkeypatch.chdir(tmp_path)
+    kernels = ["k/a.py", "k/b.py", "k/deep/c.py"]
+    arms = set_up("./old", "./new", tmp_path / "out", impls=kernels)
+    for arm, version in zip(arms, ("old", "new", "old"), strict=True):
+        folder = Path(arm.impl("k/a.py")).parent
+        assert (folder / "common.py").read_text() == (folder / "csrc/common.py").read_text() == f"# {version}\n"
+        assert all(Path(arm.impl(kernel)).is_file() for kernel in kernels)
+    # A link that leads out of the folder that was given.
+    arms = set_up("./old/k", "./new/k", tmp_path / "out", impls=["a.py"])
+    assert [Path(arm.impl("a.py")).with_name("common.py").read_text() for arm in arms[:2]] == ["# old\n", "# new\n"]
+
+
+def test_a_suite_that_is_a_link_is_read_from_a_commit(repository: Path) -> None:
+    (repository / "suites").mkdir()
+    (repository / "suites/mine.toml").write_text("title = 'mine'\n")
+    (repository / "mine.toml").symlink_to("suites/mine.toml")
+    git(repository, "add", ".")
+    git(repository, "commit", "-qm", "suite")
+    assert resolve("HEAD").read("mine.toml") == resolve(".").read("mine.toml") == "title = 'mine'\n"
+    assert resolve("HEAD").read("none.toml") is None
 
 
 def test_what_git_leaves_out_of_archives_is_part_of_an_arm(repository: Path, tmp_path: Path) -> None:

@@ -89,6 +89,13 @@ def test_one_misleading_answer_does_not_settle_the_search() -> None:
     assert int(belief.p.argmax()) == 20
 
 
+def test_pairs_that_scatter_more_than_those_of_the_ends_count_for_less() -> None:
+    slowdown = Slowdown(0.0245, 0.0132)
+    # Pairs of a live search whose answer was wrong, and such that scatter as those of the ends did.
+    assert -2 < slowdown.log_odds([-0.0156, 0.0083, 0.0139, 0.0267, -0.106]) < 0
+    assert slowdown.log_odds([-0.005, 0.0083, 0.001, -0.0067, 0.006]) < -3
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_few_commits_are_searched_too(count: int) -> None:
     belief = Belief(count)

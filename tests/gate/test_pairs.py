@@ -13,6 +13,7 @@ from checkouts import POINTS, SIZES, TINY, checkout, substitute
 
 from sasa_bench.gate.arms import Arm, set_up
 from sasa_bench.gate.pairs import BLOCKS, MOST_BLOCKS, Counts, Point, _blocks, exact_rows, measure_pair, start
+from sasa_bench.gate.verdicts import INCONCLUSIVE, LATE, Rules, exact_verdict
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,26 @@ def test_a_case_that_died_in_one_arm_alone_is_tried_again_there(tmp_path: Path) 
 
 def test_no_case_starts_after_the_budget(arms: list[Arm]) -> None:
     rows = exact_rows(arms[:2], POINTS, 60.0, until=time.monotonic() - 1)
-    assert all("--budget allows more" in row["reason"] for of_arm in rows.values() for row in of_arm.values())
+    assert {row["status"] for of_arm in rows.values() for row in of_arm.values()} == {LATE}
+    assert exact_verdict("a", rows["base"][POINTS[0].key], rows["head"][POINTS[0].key], Rules()).verdict == INCONCLUSIVE
+
+
+def test_a_case_that_failed_when_the_budget_had_ended_keeps_its_reason(
+    arms: list[Arm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    until = time.monotonic() + 1000.0
+    asked: list[int] = []
+
+    def once(arms: list[Arm], points: list[Point], *rest: object) -> dict[str, dict[str, dict[str, str]]]:
+        asked.append(len(points))
+        monkeypatch.setattr(time, "monotonic", lambda: until + 1)
+        rows = {"base": {"status": "ok"}, "head": {"status": "timeout", "reason": "it hung"}}
+        return {arm.name: {point.key: rows[arm.name] for point in points} for arm in arms}
+
+    monkeypatch.setattr("sasa_bench.gate.pairs._exact_rows", once)
+    rows = exact_rows(arms[:2], POINTS[:1], 60.0, until=until)
+    assert rows["head"][POINTS[0].key]["reason"] == "it hung"
+    assert asked == [1]
 
 
 def test_calls_longer_than_a_block_get_fewer_blocks() -> None:
@@ -111,8 +131,15 @@ def test_calls_longer_than_a_block_get_fewer_blocks() -> None:
 
 
 def test_each_arm_builds_extensions_of_torch_for_itself(arms: list[Arm]) -> None:
-    base, head, copy = (arm.extensions for arm in arms)
-    assert base == copy != head
+    found = {}
+    for arm in arms:
+        worker = start(arm, 60.0)
+        try:
+            environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")
+        finally:
+            worker.close()
+        (found[arm.name],) = [value for value in environment if value.startswith(b"TORCH_EXTENSIONS_DIR=")]
+    assert found["base"] == found["copy"] != found["head"]
 
 
 def test_a_head_whose_own_clock_shows_half_the_time_is_timed_by_the_clock_of_the_gate(tmp_path: Path) -> None:

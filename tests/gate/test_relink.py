@@ -92,6 +92,19 @@ def test_a_path_with_a_space_or_a_sign_of_make_hides_no_file_that_was_read(tmp_p
     assert found == [0, 1]
 
 
+def test_a_source_that_is_a_link_is_compiled_with_the_headers_beside_the_link(tmp_path: Path) -> None:
+    for name in ("shared", "csrc"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "shared/real.cpp").write_text('#include "value.h"\nextern "C" int function() { return VALUE; }\n')
+    (tmp_path / "csrc/a.cpp").symlink_to("../shared/real.cpp")
+    for value in (1, 2):
+        (tmp_path / "csrc/value.h").write_text(f"#define VALUE {value}\n")
+        relink.compiled(
+            ["g++", "-shared", "-fPIC", str(tmp_path / "csrc/a.cpp")], str(tmp_path / "csrc/a.cpp"), tmp_path
+        )
+    assert len(list(tmp_path.glob("*.o"))) == 2
+
+
 def test_the_files_of_a_rule_are_read_as_make_reads_them() -> None:
     rule = "fresh.o: /usr/include/a.h \\\n /home/me/my\\ work/b.h \\\n c\\#.h $$d.h\n"
     assert relink.prerequisites(rule) == ["/usr/include/a.h", "/home/me/my work/b.h", "c#.h", "$d.h"]

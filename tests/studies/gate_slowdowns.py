@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 import shutil
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from sasa_bench.gate.sources import PACKAGE
 from sasa_bench.gate.statistics import location
 from sasa_bench.gate.verdicts import FAILING, Rules
 from sasa_bench.suite import load
-from sasa_bench.timing.probe import available_cores
+from sasa_bench.timing.probe import available_cores, detect
 
 ROOT = Path(__file__).parents[2]
 SLOWER = 0.03
@@ -217,7 +216,7 @@ def main() -> int:
         for case in suite.cases
         if (case.channels, case.resolution, case.kernel_size) in SHAPES
     ]
-    about: dict[str, object] = {"machine": platform.processor() or platform.machine(), "threads": threads}
+    about: dict[str, object] = {"machine": detect().hardware_id, "threads": threads}
     about["beside"] = given.beside
 
     def keep(kind: str, new: Sequence[Apart] | Sequence[Found]) -> None:

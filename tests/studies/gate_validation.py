@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import random
 import statistics
@@ -42,7 +43,7 @@ class Comparison:
     """One comparison of base with head by one tool.
 
     of: what is compared on which machine, in words; comparisons of other things are not counted together.
-    slowed: cases slowed on purpose in head by `ratio`; the rest are as in other_tools.Said.
+    slowed: cases slowed on purpose in head by `ratio`; the rest are as in other_tools.Outcome.
     """
 
     tool: str
@@ -210,8 +211,10 @@ def compared(points: Mapping[str, Point], slowed: int, ratio: float) -> str:
     """What is compared, by which rules and where, in words."""
     rules = Rules()
     threads = next(iter(points.values())).case.threads
+    keys = hashlib.sha256("\n".join(point.key for point in points.values()).encode()).hexdigest()[:6]
     return (
-        f"{len(points)} cases with {threads} threads, {slowed} of them {ratio - 1:.0%} slower in every second one; "
+        f"{len(points)} cases ({keys}) with {threads} threads, {slowed} of them {ratio - 1:.0%} slower in every second "
+        "comparison; "
         f"the gate takes {rules.screen_pairs} + {rules.confirm_pairs} pairs, the others let {THRESHOLD} % pass; "
         f"on {detect().hardware_id}"
     )
@@ -248,7 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--slowed: 1 to {len(points)}; --ratio: more than 1")
     journal = given.out.with_suffix(".jsonl")
     journal.parent.mkdir(parents=True, exist_ok=True)
-    done = read(journal)
+    try:
+        done = read(journal)
+    except ValidationError as error:
+        parser.error(str(error))
     of = compared(points, given.slowed, given.ratio)
     if other := next((one.of for one in done if one.of != of), None):
         parser.error(f"{journal} compares something else ({other}; here {of}): give another --out")

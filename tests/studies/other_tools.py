@@ -38,7 +38,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Said:
+class Outcome:
     """What a tool found: the cases it calls slower, and whether a CI job with it would have failed.
 
     settings   in words
@@ -192,7 +192,7 @@ class Checkout(Environment):
 """
 
 
-def by_gate(job: Job) -> Said:
+def by_gate(job: Job) -> Outcome:
     """This package in every arm; what is slowed waits for a share of its calibrated time, in every call."""
     source = job.folder / "source"
     shutil.copytree(ROOT / PACKAGE, source / PACKAGE, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -205,13 +205,15 @@ def by_gate(job: Job) -> Said:
     rules = Rules()
     points = list(job.points.values())
     result = gate.Gate(arms, points, rules, job.seconds, 120.0, spin=spin, layout=PAIR).run()
-    # A run that says of itself that it cannot be trusted flags nothing.
+    # A contaminated run flags nothing.
     flagged = {case.key for case in result.cases if case.verdict == REGRESSION and not result.contaminated}
     settings = f"{rules.screen_pairs} + {rules.confirm_pairs} pairs, margin {rules.margin:.1%}, level {rules.alpha:.0%}"
-    return Said([name for name, point in job.points.items() if point.key in flagged], result.verdict != PASS, settings)
+    return Outcome(
+        [name for name, point in job.points.items() if point.key in flagged], result.verdict != PASS, settings
+    )
 
 
-def by_pytest_benchmark(job: Job) -> Said:
+def by_pytest_benchmark(job: Job) -> Outcome:
     """Base saved, then head compared; effort: --benchmark-max-time."""
     effort = max(0.05, job.effort or (job.seconds / 2 - 8) / len(job.points))
     arms = _write(job, "bench_steps.py", PYTEST)
@@ -230,7 +232,7 @@ def by_pytest_benchmark(job: Job) -> Said:
     )
     flagged = regressed(said)
     settings = f"--benchmark-compare-fail={fail}, max time {effort:.2g} s"
-    return Said(flagged, bool(flagged), settings, effort, 2 * len(job.points))
+    return Outcome(flagged, bool(flagged), settings, effort, 2 * len(job.points))
 
 
 def regressed(said: str) -> list[str]:
@@ -243,7 +245,7 @@ def regressed(said: str) -> list[str]:
     return sorted(set(found))
 
 
-def by_benchmatrix(job: Job) -> Said:
+def by_benchmatrix(job: Job) -> Outcome:
     """`benchmatrix collect-paired`, a fresh process an arm, base or head first; effort: --benchmark-max-time."""
     pairs = planned_pairs(len(job.points))
     effort = max(0.05, job.effort or (job.seconds / 2 / pairs - 4) / len(job.points))
@@ -263,7 +265,7 @@ def by_benchmatrix(job: Job) -> Said:
     said = _call([*tool, *compare], job.folder, known)
     words = f"collect-paired, {pairs} pairs, compare --threshold={THRESHOLD}%, max time {effort:.2g} s"
     # --fail-on-regression fails what is inconclusive too.
-    return Said(
+    return Outcome(
         paired(said, list(job.points)), not json.loads(said)["passed"], words, effort, 2 * pairs * len(job.points)
     )
 
@@ -286,7 +288,7 @@ def paired(said: str, names: Sequence[str]) -> list[str]:
     return sorted(name for name in names if cells[name] == "regressed")
 
 
-def by_asv(job: Job) -> Said:
+def by_asv(job: Job) -> Outcome:
     """`asv continuous`, two rounds interleaved over two commits; effort: seconds of samples a case, round and arm."""
     rounds = 2
     effort = max(0.02, job.effort or (job.seconds - 20) / 2 / rounds / len(job.points) - 0.5)
@@ -331,7 +333,7 @@ def by_asv(job: Job) -> Said:
     said = _call(command, job.folder, environment, allowed=(0, 1))
     words = f"continuous --interleave-rounds -f {1 + THRESHOLD / 100:g}, {rounds} rounds of {effort:.2g} s"
     flagged = worsened(said, list(job.points))
-    return Said(flagged, bool(flagged), words, effort, 2 * rounds * len(job.points))
+    return Outcome(flagged, bool(flagged), words, effort, 2 * rounds * len(job.points))
 
 
 def worsened(said: str, names: Sequence[str]) -> list[str]:
@@ -343,7 +345,7 @@ def worsened(said: str, names: Sequence[str]) -> list[str]:
     return sorted(name for name in names if marks[name] == "+")
 
 
-def by_pyperf(job: Job) -> Said:
+def by_pyperf(job: Job) -> Outcome:
     """Base, then head, then compare_to; effort: seconds of values a process, of two processes or more a case."""
     start_up = 3.5
     room = job.seconds / 2 / len(job.points)
@@ -369,7 +371,7 @@ def by_pyperf(job: Job) -> Said:
     words = f"compare_to --min-speed={THRESHOLD}, {processes} processes of {values} values of {length:.2g} s"
     flagged = slower(said, list(job.points))
     # One process more calibrates.
-    return Said(flagged, bool(flagged), words, effort, 2 * (processes + 1) * len(job.points))
+    return Outcome(flagged, bool(flagged), words, effort, 2 * (processes + 1) * len(job.points))
 
 
 def slower(said: str, names: Sequence[str]) -> list[str]:
@@ -381,7 +383,7 @@ def slower(said: str, names: Sequence[str]) -> list[str]:
     return sorted(name or names[0] for name in found)
 
 
-COMPARE: dict[str, Callable[[Job], Said]] = {
+COMPARE: dict[str, Callable[[Job], Outcome]] = {
     "gate": by_gate,
     "pytest-benchmark": by_pytest_benchmark,
     "benchmatrix": by_benchmatrix,

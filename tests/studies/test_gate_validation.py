@@ -143,7 +143,15 @@ def test_comparisons_of_something_else_are_not_added_to_a_journal(
     (tmp_path / "v.jsonl").write_text(json.dumps(vars(ONE)) + "\n")
     with pytest.raises(SystemExit):
         validation.main(["--out", str(tmp_path / "v"), "--cases", "2"])
-    assert "compares something else (two cases; here 2 cases with" in capsys.readouterr().err
+    assert "compares something else (two cases; here 2 cases (" in capsys.readouterr().err
+    points = validation.choose(validation.ROOT / "suites" / "gate.toml", 4)
+    some, others = dict(list(points.items())[:2]), dict(list(points.items())[2:])
+    assert validation.compared(some, 1, 1.1) != validation.compared(others, 1, 1.1)
+    assert validation.compared(some, 1, 1.1) == validation.compared(some, 1, 1.1)
+    (tmp_path / "v.jsonl").write_text("{}\n{}\n")
+    with pytest.raises(SystemExit):
+        validation.main(["--out", str(tmp_path / "v"), "--cases", "2"])
+    assert "is no comparison: move the file away" in capsys.readouterr().err
 
 
 def test_cases_are_spread_over_a_suite_and_too_many_are_refused() -> None:

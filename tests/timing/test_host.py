@@ -58,3 +58,5 @@ def test_steal_is_the_eighth_field_and_other_processors_do_not_count(
     tick = host.os.sysconf("SC_CLK_TCK")
     assert (found.busy, found.stolen) == (pytest.approx(800 / tick), pytest.approx(500 / tick))
     assert between(Reading(0.0, 0, 0, 0), Reading(1.0, 1.0, 0, 0)).others == 0.5
+    monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: {1, 7})
+    assert host.read().stolen == pytest.approx(9 / tick), "of all processors where not all of these are shown"

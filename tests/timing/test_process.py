@@ -224,7 +224,7 @@ def test_a_question_to_a_worker_that_is_gone_raises_where_its_answer_is_asked_fo
 def test_a_question_may_have_a_shorter_limit_than_a_build() -> None:
     worker = Worker(60.0, (sys.executable, "-c", "import time; time.sleep(60)"))
     try:
-        with pytest.raises(WorkerDied, match=r"took longer than 0\.2 s") as died:
+        with pytest.raises(WorkerDied, match=r"request 'block' took longer than 0\.2 s") as died:
             worker.ask("block", limit_s=0.2)
         assert died.value.status == "timeout"
     finally:
