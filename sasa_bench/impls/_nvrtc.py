@@ -36,7 +36,7 @@ def no_device() -> str | None:
     if not torch.cuda.is_available():
         return (
             f"torch {torch.__version__}, built for CUDA {torch.version.cuda}, finds no NVIDIA GPU: install the NVIDIA "
-            "driver (nvidia-smi must list the device, and a CUDA version that is not older than that)."
+            f"driver (nvidia-smi must list the device, and CUDA {torch.version.cuda} or newer)."
         )
     return None
 
@@ -73,7 +73,7 @@ def missing() -> str | None:
 
 
 def driver_version() -> str:
-    """The newest CUDA that the NVIDIA driver runs, such as ``13.0``; the compiler's where the driver does not say."""
+    """The newest CUDA that the NVIDIA driver runs, such as ``13.0``; the compiler's where it cannot be read."""
     from cuda.bindings import driver
 
     status, version = driver.cuDriverGetVersion()

@@ -51,6 +51,7 @@ READ = {
     KEEP_MODELS: "folder where exported models are kept; `run --keep-models` sets it",
     EXPORTS: "folder of exported models that processes share; the gate sets it",
     "CXX": "compiler of the native kernels",
+    "CC": "compiler with which Triton builds its launcher",
     "ONNXRUNTIME_INCLUDE_DIR": "headers of ONNX Runtime, for its custom operators",
     "CUDA_VISIBLE_DEVICES": "which GPUs there are",
 }

@@ -16,7 +16,6 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 import torch
 
 from sasa_bench.timing import nvml
+from sasa_bench.timing.graphs import capture
 from sasa_bench.timing.sampling import Samples, interleave
 from sasa_bench.timing.settings import Settings
 from sasa_bench.timing.timers import Step
@@ -34,17 +34,11 @@ COOL_DOWN_S = 0.1
 FLUSH_FACTOR = 2
 """The buffers that are written and read between cold samples, in sizes of the L2 cache each."""
 
-WARM_CALLS = 3
-"""Calls on a stream of its own before a graph is captured (PyTorch, "CUDA Graphs")."""
-
-SAME = 0.05
-"""By how much a replay may differ from the call, relative to its norm: atomic sums in 16 bits do not repeat."""
-
 EAGER_SHARE = 0.25
 """Budget of the eager samples, as a share of that of the hot ones."""
 
 SHORT_S, MANY = 1e-4, 10
-"""A replay takes some microseconds whatever the graph holds: of eager calls shorter than this it holds so many."""
+"""A graph holds MANY calls where an eager call is shorter than SHORT_S, because a replay itself takes microseconds."""
 
 PAUSE_FACTOR, LEAST_PAUSE_S = 4.0, 2e-4
 """The pause before a cold call, in times that it takes to queue a call, and at least."""
@@ -103,61 +97,6 @@ def current() -> Device:
         return torch.cuda.Event(enable_timing=True)
 
     return Device(event, flush, pause, capture, torch.cuda.synchronize, watch)
-
-
-def capture(step: Step) -> Step:
-    """What replays the work that `step` queues, as a CUDA graph.
-
-    Raises RuntimeError where it cannot be captured, or where a replay does not write what the call returns: work that
-    ran on another stream is not in the graph.
-    """
-    before, stream = torch.cuda.current_stream(), torch.cuda.Stream()
-    stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_CALLS):
-            step()
-    before.wait_stream(stream)
-    torch.cuda.synchronize()
-    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    try:
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            kept = step()  # the outputs live in the graph's memory as long as the graph
-    except RuntimeError:
-        _abandon(before, pool)
-        raise
-    if not _writes(graph.replay, kept, step()):
-        raise RuntimeError("a replay of the captured graph does not write what the call returns")
-
-    def replay(kept: object = kept) -> None:
-        graph.replay()
-
-    return replay
-
-
-def _abandon(before: Any, pool: Any) -> None:
-    """Undo what a capture that failed leaves behind in torch: its stream, and an allocator that still captures.
-
-    Without that, every later capture and every torch.cuda.empty_cache of this process would fail (torch 2.8 to 2.12).
-    """
-    torch.cuda.set_stream(before)
-    with suppress(RuntimeError):  # where torch has done it itself
-        torch._C._cuda_endAllocateToPool(before.device_index, pool)
-
-
-def _writes(replay: Callable[[], object], kept: object, expected: object) -> bool:
-    """Whether `replay` fills the tensors `kept` with those of `expected`, but for the order of sums."""
-    pairs = list(zip(_floating(kept), _floating(expected), strict=True))
-    for tensor, _ in pairs:
-        tensor.fill_(math.nan)
-    replay()
-    errors = [float((a.float() - b.float()).norm()) <= SAME * float(b.float().norm()) for a, b in pairs if b.numel()]
-    return all(errors)
-
-
-def _floating(outputs: object) -> list[torch.Tensor]:
-    """The tensors of floating-point numbers that a step returned."""
-    found = outputs if isinstance(outputs, tuple | list) else [outputs]
-    return [one.detach() for one in found if isinstance(one, torch.Tensor) and one.is_floating_point()]
 
 
 def broken(device: str) -> bool:
@@ -251,10 +190,8 @@ def sample(
     replays: dict[str, Step] = {}
     for name, step in steps.items() if graphs else ():
         before_sample(name)
-        try:
-            replays[name] = device.capture(step)
-        except RuntimeError:
-            device.synchronize()  # an error of the device itself shows here, and counts
+        if replay := _captured(device, step):
+            replays[name] = replay
 
     def rounds(running: Mapping[str, Step], seen: dict[str, _Seen], cold: bool = False, eager: bool = False) -> Any:
         timer = _Watched(device, cold, seen, eager)
@@ -277,8 +214,8 @@ def sample(
     for name in replays:
         if eager[name].seconds and statistics.median(eager[name].seconds) < SHORT_S:
             before_sample(name)
-            with suppress(RuntimeError):
-                many[name] = device.capture(partial(_repeated, steps[name]))
+            if replay := _captured(device, partial(_repeated, steps[name])):
+                many[name] = replay
     hot = rounds(best | many, seen)
     for name in many:
         hot[name] = _of_one_call(hot[name])
@@ -288,7 +225,9 @@ def sample(
     for name in steps:
         if name in fine:
             before_sample(name)
-            row = _row(device, best[name], settings, hot[name], cold[name], seen[name])
+            row = _row(
+                device, (best | many)[name], MANY if name in many else 1, settings, hot[name], cold[name], seen[name]
+            )
             row["extra"]["replayed"] = MANY if name in many else int(name in replays)
             if eager[name].seconds:
                 row["extra"]["eager_s"] = statistics.median(eager[name].seconds)
@@ -305,6 +244,15 @@ def sample(
     return rows
 
 
+def _captured(device: Device, step: Step) -> Step | None:
+    """What replays the step; None where it cannot be captured."""
+    try:
+        return device.capture(step)
+    except RuntimeError:
+        device.synchronize()  # an error of the device itself shows here, and counts
+        return None
+
+
 def _repeated(step: Step) -> object:
     """What the last of MANY calls returns."""
     for _ in range(MANY - 1):
@@ -317,24 +265,28 @@ def _of_one_call(samples: Samples) -> Samples:
     return replace(samples, inner_count=samples.inner_count * MANY, seconds=seconds)
 
 
-def _row(device: Device, step: Step, settings: Settings, hot: Samples, cold: Samples, seen: _Seen) -> dict[str, Any]:
+def _row(
+    device: Device, step: Step, calls: int, settings: Settings, hot: Samples, cold: Samples, seen: _Seen
+) -> dict[str, Any]:
+    """Fields of a Record; `step` makes so many calls."""
     extra: dict[str, Any] = {"queue_s": statistics.median(seen.queue_s)}
     if device.watch is not None and device.watch.throttling() is not None:
         extra |= {"throttled_samples": hot.discarded + cold.discarded, "power_limited_samples": seen.capped}
     if seen.clocks_mhz:
         extra["sm_clock_mhz"] = statistics.median(seen.clocks_mhz)
-    if settings.energy_s and (joules := energy(device, step, settings.energy_s, statistics.median(hot.seconds))):
-        extra["energy_j"] = joules
+    step_s = calls * statistics.median(hot.seconds)
+    if settings.energy_s and (joules := energy(device, step, settings.energy_s, step_s)):
+        extra["energy_j"] = joules / calls
     kept = [] if cold.hopeless(settings) else cold.seconds
     return {"samples_s": hot.seconds, "inner_count": hot.inner_count, "cold_samples_s": kept, "extra": extra}
 
 
-def energy(device: Device, step: Step, block_s: float, call_s: float) -> float | None:
-    """Joules of one call, the GPU's idle power included: NVML's counter over a block of calls of at least block_s.
+def energy(device: Device, step: Step, block_s: float, step_s: float) -> float | None:
+    """Joules of one step, the GPU's idle power included: NVML's counter over a block of steps of at least block_s.
 
     The counter moves in steps of up to 0.1 s, so a block of 2 s is known to some per cent. None without the counter.
     """
-    count = max(1, math.ceil(block_s / call_s))
+    count = max(1, math.ceil(block_s / step_s))
     device.synchronize()
     before = None if device.watch is None else device.watch.energy_j()
     if device.watch is None or before is None:

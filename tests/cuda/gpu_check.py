@@ -10,11 +10,13 @@ into FOLDER.tar.gz.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -101,11 +103,11 @@ def steps(folder: Path, of: str = "") -> list[Step]:
         return Step(f"numerics-{name}", limit_s, (python, *tests, file, f"--junitxml={junit}"), UNMEASURED, junit)
 
     return [
-        Step("versions", 20, (python, here, "--step", "versions")),
-        Step("compile", 120, (python, here, "--step", "compile")),
+        Step("versions", 40, (python, here, "--step", "versions")),
+        Step("compile", 110, (python, here, "--step", "compile")),
         numerics("cuda", 60),
         numerics("triton", 50),
-        Step("times", 190, (python, *run)),
+        Step("times", 180, (python, *run)),
         Step("choices", 30, (python, here, "--step", "choices", str(folder))),
         Step("sanitizer", 70, sanitizer, UNMEASURED | SEPARATE),
     ]
@@ -146,21 +148,18 @@ def run(folder: Path, wanted: Sequence[Step], of: str = "") -> list[dict[str, An
         began = time.monotonic()
         with open(folder / f"{step.name}.txt", "w") as output:
             try:
-                done = subprocess.run(
+                running = subprocess.Popen(
                     step.command,
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     cwd=ROOT,
-                    timeout=step.limit_s,
                     env=os.environ | {"PYTHONUNBUFFERED": "1"} | dict(step.environment),
+                    start_new_session=True,
                 )
-                status = "ok" if done.returncode == 0 else f"exit status {done.returncode}"
-                if status == "ok" and step.junit and none_passed(step.junit):
-                    status = "no test ran"
-            except subprocess.TimeoutExpired:
-                status = f"stopped after {step.limit_s} s"
             except FileNotFoundError:
                 status = f"{step.command[0]} is not installed"
+            else:
+                status = ended(running, step)
         seconds = round(time.monotonic() - began, 1)
         known[step.name] = {"name": step.name, "status": status, "seconds": seconds, "of": of}
         record.write_text(json.dumps(list(known.values()), indent=1))
@@ -174,6 +173,21 @@ def keep_tunables(folder: Path) -> None:
 
     for file in cache_directory().glob("tunables-*.json"):
         shutil.copy(file, folder)
+
+
+def ended(running: subprocess.Popen[bytes], step: Step) -> str:
+    """How a step ended; at its limit, or where this is stopped, it is killed with all processes that it started."""
+    try:
+        code = running.wait(step.limit_s)
+    except subprocess.TimeoutExpired:
+        return f"stopped after {step.limit_s} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+    if code:
+        return f"exit status {code}"
+    return "no test ran" if step.junit and none_passed(step.junit) else "ok"
 
 
 def pack(folder: Path) -> Path:
@@ -259,6 +273,8 @@ def compile_all(arch: str = "") -> None:
         with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context) as pool:
             failures = [failure for failure in pool.map(compile_triton, problems) if failure]
         print("\n".join([f"{len(problems) - len(failures)} of {len(problems)} problems of triton", *failures]))
+        if len(failures) == len(problems):
+            sys.exit("no kernel of triton runs")
 
 
 def triton_problems() -> list[Any]:
@@ -359,8 +375,9 @@ def main(arguments: Sequence[str]) -> None:
         of = subject()
         first, *others = steps(folder, of)
         found = run(folder, [first], of)
-        if found[0]["status"] != "ok":  # the others would fail for the same reason
-            sys.exit((folder / "versions.txt").read_text())
+        said = (folder / "versions.txt").read_text()
+        if found[0]["status"] != "ok" and "missing:" in said:  # the others would fail for the same reason
+            sys.exit(said)
         found += run(folder, others, of)
         if (times := times_file(folder, of)).exists():
             table = [sys.executable, "-m", "sasa_bench", "table", str(times)]

@@ -41,6 +41,13 @@ def test_a_step_that_fails_hangs_or_is_absent_costs_only_itself(tmp_path):
     assert (tmp_path / "out" / "fails.txt").read_text() == "why\n"
 
 
+def test_a_step_that_is_stopped_leaves_no_process_behind(tmp_path):
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(61.5)'])"
+    gpu_check.run(tmp_path / "out", [step("hangs", code, limit_s=2)])
+    commands = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(b"time.sleep(61.5)" in command for command in commands)
+
+
 def test_what_succeeded_is_not_run_again(tmp_path):
     counter = tmp_path / "count"
     counting = f"open({str(counter)!r}, 'a').write('x')"

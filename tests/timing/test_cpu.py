@@ -30,7 +30,7 @@ def test_every_step_has_samples_cold_calls_and_what_the_host_did() -> None:
 def test_each_sample_follows_an_untimed_call_of_its_own() -> None:
     calls: list[str] = []
     steps = {name: lambda name=name: calls.append(name) for name in "ab"}
-    cpu.sample(steps, {}, Settings(warmup_s=0, sample_s=1e-9, budget_s=0.001, least=3, most=3))  # type: ignore[arg-type]
+    cpu.sample(steps, {}, Settings(warmup_s=0, sample_s=1e-9, budget_s=10.0, least=3, most=3))  # type: ignore[arg-type]
     rounds = calls[2 : -2 * cpu.COLD_CALLS]  # a call of each calibrates, and cold ones end it
     assert len(rounds) == 2 * 2 * 3
     assert all(rounds[i] == rounds[i + 1] for i in range(0, len(rounds), 2))

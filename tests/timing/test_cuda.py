@@ -6,11 +6,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import ClassVar
 
 import pytest
 import torch
@@ -164,57 +162,13 @@ def test_a_step_that_cannot_be_captured_is_timed_eagerly() -> None:
     assert row["samples_s"] == pytest.approx([0.002] * len(row["samples_s"]))
 
 
-class FakeGraph:
-    """A captured graph that computes what it is told to when it is replayed."""
-
-    work: Callable[[], object] = staticmethod(lambda: None)
-    undone: ClassVar[list[object]] = []
-
-    def replay(self) -> None:
-        FakeGraph.work()
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> type[FakeGraph]:
-    """torch.cuda without a device: streams do nothing, a graph is a FakeGraph."""
-    stream = SimpleNamespace(wait_stream=lambda other: None, device_index=0)
-    for name, value in {
-        "Stream": lambda: stream,
-        "current_stream": lambda: stream,
-        "stream": lambda other: nullcontext(),
-        "synchronize": lambda: None,
-        "graph": lambda graph, **options: nullcontext(),
-        "CUDAGraph": FakeGraph,
-        "graph_pool_handle": lambda: (0, 1),
-        "set_stream": lambda other: FakeGraph.undone.append("stream"),
-    }.items():
-        monkeypatch.setattr(torch.cuda, name, value)
-    monkeypatch.setattr(FakeGraph, "undone", [])
-    end = lambda device, pool: FakeGraph.undone.append(pool)  # noqa: E731
-    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
-    return FakeGraph
-
-
-def test_a_capture_that_fails_leaves_the_stream_and_the_allocator_as_they_were(graphs: type[FakeGraph]) -> None:
-    calls: list[int] = []
-
-    def step() -> tuple[torch.Tensor, ...]:
-        calls.append(1)
-        if len(calls) > gpu.WARM_CALLS:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        return (torch.zeros(1),)
-
-    with pytest.raises(RuntimeError, match="not permitted"):
-        gpu.capture(step)
-    assert graphs.undone == ["stream", (0, 1)]
-
-
-def test_a_backward_pass_alone_is_not_captured() -> None:
+@pytest.mark.parametrize(("mode", "replayed"), [("forward", 1), ("training", 1), ("backward", 0)])
+def test_a_backward_pass_alone_is_not_captured(mode: str, replayed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream()
-    captured: list[Step] = []
-    device = replace(stream.device(), capture=lambda step: captured.append(step) or step)
-    row = gpu.sample(device, {"a": stream.step("a", 0.002, 0.005)}, SETTINGS, graphs=False)["a"]
-    assert (captured, row["extra"]["replayed"]) == ([], 0)
+    monkeypatch.setattr(gpu, "current", stream.device)
+    case = Case(device="cuda", mode=mode)
+    row = worker._sample(case, {"a": stream.step("a", 0.002, 0.005)}, {}, SETTINGS, lambda name: None, 0)["a"]
+    assert row["extra"]["replayed"] == replayed
 
 
 def test_a_graph_of_short_calls_holds_many_so_that_its_replay_does_not_count() -> None:
@@ -236,43 +190,6 @@ def test_a_graph_of_short_calls_holds_many_so_that_its_replay_does_not_count() -
     assert statistics.median(row["samples_s"]) == pytest.approx(call_s + replay_s / gpu.MANY)
     assert row["inner_count"] % gpu.MANY == 0
     assert statistics.median(row["cold_samples_s"]) == pytest.approx(call_s + replay_s)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("written", "factor", "right"),
-    [(2, 2.0, True), (1, 2.0, False), (0, 2.0, False), (2, 3.0, False)],
-    ids=["all", "first output only", "nothing", "another value"],
-)
-def test_a_graph_is_timed_only_where_a_replay_writes_what_the_call_returns(
-    graphs: type[FakeGraph],
-    dtype: torch.dtype,
-    written: int,
-    factor: float,
-    right: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    x = torch.randn(4, 8, dtype=dtype)
-    returned: list[tuple[torch.Tensor, ...]] = []
-
-    def step() -> tuple[torch.Tensor, ...]:
-        returned.append((2 * x, 4 * x))
-        return returned[-1]
-
-    def work() -> None:
-        for output, value in list(zip(returned[gpu.WARM_CALLS], (x, 2 * x), strict=True))[:written]:
-            output.copy_(factor * value)
-
-    monkeypatch.setattr(graphs, "work", staticmethod(work))
-    if not right:
-        with pytest.raises(RuntimeError, match="does not write what the call returns"):
-            gpu.capture(step)
-        return
-    replay = gpu.capture(step)
-    kept = returned[gpu.WARM_CALLS]
-    kept[0].zero_()
-    replay()
-    assert torch.equal(kept[0], 2 * x)
 
 
 def test_the_pause_before_a_cold_call_outlasts_its_queuing() -> None:
