@@ -182,7 +182,8 @@ def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
 
 
 def _stopped(asked: Asked, path: Path, summary: Summary) -> int:
-    click.echo(f"stopped: {summary.done} of {summary.total} rows are in {path}", err=True)
+    cut = f", {summary.phase}: cases that it had not reached are measured again" if summary.phase else ""
+    click.echo(f"stopped: {summary.done} of {summary.total} rows are in {path}{cut}", err=True)
     words = " ".join(str(suite) for suite in asked.suites)
     click.echo(f"resume with: sasa-bench run {words} --out {path} --resume (and the same options)", err=True)
     return ERROR

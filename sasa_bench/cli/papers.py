@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sasa_bench.case import CHOICES
 from sasa_bench.cli.options import require_cuda, seconds, stamped, warn, write_or_print
 from sasa_bench.cli.progress import progress
+
+if TYPE_CHECKING:
+    from sasa_bench.paper.tables import Cell
 
 
 @click.command()
@@ -41,9 +45,10 @@ def paper(
     out: Path | None,
 ) -> None:
     """Print the paper's tables next to ours: FLOPs (B) and parameters (M), and with --time seconds per image."""
-    from sasa_bench.paper.tables import TABLES, cells, render, timed
-    from sasa_bench.results.file import read
+    from sasa_bench.paper.tables import TABLES, cells, render
 
+    if with_time and results is not None:
+        raise click.UsageError("--time measures the networks, --results takes their times from a file: give one")
     if not with_time and (impls or device != "cpu"):
         raise click.UsageError("--impl and --device say what --time measures: add --time")
     wanted = tables or TABLES
@@ -52,8 +57,21 @@ def paper(
     if with_time and results is None:
         results = _time(wanted, impls, device, timeout_s)
     if results is not None:
-        found += timed(wanted, read([results]).rows)
+        found += _times(wanted, results)
     write_or_print(render(found, form).encode(), out)
+
+
+def _times(tables: Sequence[str], file: Path) -> list[Cell]:
+    """The times of the networks of these tables in a results file; a warning where it has none."""
+    from sasa_bench.paper.tables import timed
+    from sasa_bench.results.file import read
+
+    results = read([file])
+    found = timed(tables, results)
+    warn(
+        [*results.warnings, *([] if found else [f"{file} has no row of these networks: `run networks` measures them"])]
+    )
+    return found
 
 
 def _time(tables: Sequence[str], impls: Sequence[str], device: str, timeout_s: float) -> Path:

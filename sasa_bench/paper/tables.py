@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from importlib import resources
@@ -15,7 +15,7 @@ from tabulate import tabulate
 from sasa_bench import ops
 from sasa_bench.case import AXES, Case, from_dict
 from sasa_bench.results.file import ResultsError
-from sasa_bench.results.record import Record
+from sasa_bench.results.record import Record, Results
 from sasa_bench.suite import Suite
 
 TABLES = ("T1", "T2", "T3", "T4", "T5", "T6", "T7")
@@ -102,18 +102,29 @@ def suite(tables: Sequence[str], impls: Sequence[str], device: str) -> Suite:
     return Suite("paper", "What do the networks of the paper take in time?", tuple(impls), tuple(cases), AXES)
 
 
-def timed(tables: Sequence[str], records: Sequence[Record]) -> list[Cell]:
-    """Median seconds per image of the rows in `records` that measure the networks of these tables."""
+def timed(tables: Sequence[str], results: Results) -> list[Cell]:
+    """Median seconds per image of the rows that measure the networks of these tables.
+
+    Where they differ in device, threads or machine, the quantity names these too.
+    """
     found = []
+    measured = [record for record in results.rows if record.case.scope == "network"]
+    ways: tuple[Callable[[Record], str], ...] = (
+        lambda record: record.case.device,
+        lambda record: f"{record.case.threads} threads",
+        lambda record: record.machine,
+    )
+    several = [way for way in ways if len({way(record) for record in measured}) > 1]
     for given in published():
         if given.table not in tables or given.quantity != "flops":
             continue
         for quantity, mode in MODES.items():
-            for record in records:
+            for record in measured:
                 case = record.case
                 if case.with_(mode="forward", threads=0, device="cpu") == given.case and case.mode == mode:
                     ours = statistics.median(record.samples_s) / case.batch if record.samples_s else None
-                    found.append(Cell(given.table, given.row, f"{quantity}:{record.impl}", "", ours))
+                    who = ", ".join([record.impl, *(way(record) for way in several)])
+                    found.append(Cell(given.table, given.row, f"{quantity}:{who}", "", ours))
     return found
 
 

@@ -14,22 +14,31 @@ NOTABLE = 0.02
 
 @dataclass(frozen=True)
 class Match:
-    """One operator in both traces, per call; None where a trace does not have it."""
+    """One operator in both traces, per call; None where a trace does not have it.
+
+    gpu: whether its time is that of the kernels that it launched, and not its self time on the host
+    """
 
     name: str
     shapes: str
     before: Operator | None
     after: Operator | None
+    gpu: bool = False
 
     @property
     def before_s(self) -> float:
-        """Self time in the first trace."""
-        return self.before.self_s if self.before else 0.0
+        """Time in the first trace."""
+        return self._time(self.before)
 
     @property
     def after_s(self) -> float:
-        """Self time in the second trace."""
-        return self.after.self_s if self.after else 0.0
+        """Time in the second trace."""
+        return self._time(self.after)
+
+    def _time(self, operator: Operator | None) -> float:
+        if operator is None:
+            return 0.0
+        return operator.gpu_s if self.gpu else operator.self_s
 
     @property
     def growth_s(self) -> float:
@@ -38,9 +47,10 @@ class Match:
 
 
 def match(before: Sequence[Operator], after: Sequence[Operator]) -> list[Match]:
-    """Every operator of either trace, the largest change first."""
+    """Every operator of either trace, the largest change first; by GPU time where both have kernels."""
     first, second = ({(o.name, o.shapes): o for o in operators} for operators in (before, after))
-    found = [Match(*key, first.get(key), second.get(key)) for key in {**first, **second}]
+    gpu = all(any(o.gpu_s for o in operators) for operators in (before, after))
+    found = [Match(*key, first.get(key), second.get(key), gpu) for key in {**first, **second}]
     return sorted(found, key=lambda m: (-abs(m.growth_s), m.name, m.shapes))
 
 
@@ -51,11 +61,14 @@ def sentences(matches: Sequence[Match], before: str, after: str) -> list[str]:
         empty = before if not whole else after
         return [f"{empty} holds no operator, so there is nothing to compare."]
     change, times = others - whole, others / whole
-    if abs(times - 1) < NOTABLE:
-        said = [f"Operators take as long in {after} ({seconds(others)}) as in {before} ({seconds(whole)})."]
+    what = "Kernels of the operators" if any(m.gpu for m in matches) else "Operators"
+    spans = f"in {after} ({seconds(others)}) as in {before} ({seconds(whole)})"
+    if not any(m.before and m.after for m in matches):
+        said = [f"{what} take {ratio(times)} times as long {spans}. The traces have no operator in common."]
+    elif abs(times - 1) < NOTABLE:
+        said = [f"{what} take as long {spans}."]
     else:
-        spans = f"in {after} ({seconds(others)}) as in {before} ({seconds(whole)})"
-        said = [f"Operators take {ratio(times)} times as long {spans}: {_cause(matches, change)}."]
+        said = [f"{what} take {ratio(times)} times as long {spans}: {_cause(matches, change)}."]
     for only, other, name in ((True, after, before), (False, before, after)):
         alone = [m for m in matches if (m.after if only else m.before) is None]
         if alone:

@@ -12,6 +12,7 @@ import pandas as pd
 from sasa_bench.profiling import breakdown, compared
 from sasa_bench.profiling.bounds import Roof, best_rates, bound, flops_per_s
 from sasa_bench.profiling.breakdown import Operator
+from sasa_bench.profiling.events import TraceError
 from sasa_bench.profiling.trace import ANNOTATION, Trace, read
 from sasa_bench.report import page
 from sasa_bench.report.charts import profile as charts
@@ -53,8 +54,15 @@ def open_traces(paths: Sequence[Path]) -> list[Opened]:
 
 
 def html(traces: Sequence[Opened], against: Opened | None = None) -> str:
-    """The page; with `against`, the first of `traces` is set beside it, each divided by its number of steps."""
+    """The page; with `against`, the first of `traces` is set beside it, each divided by its number of steps.
+
+    Raises TraceError where one of these two has marked its steps and the other has not.
+    """
     if against:
+        steps = {opened.name: len(opened.trace.steps) for opened in (against, traces[0])}
+        if min(steps.values()) == 0 < max(steps.values()):
+            words = " and ".join(f"{name} {count or 'no'} steps" for name, count in steps.items())
+            raise TraceError(f"{words}: a step cannot be compared with a whole trace; record both with profiler.step()")
         traces = [_per_step(against), _per_step(traces[0])]
     made = [make(traces) for make in ([_compared] if against else []) + SECTIONS]
     return page.render(

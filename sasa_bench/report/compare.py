@@ -124,8 +124,7 @@ def html(runs: Sequence[Run]) -> str:
 
 
 def _machine(run: Run) -> dict[str, str]:
-    machines = [page.describe(machine) for machine in run.results.machines.values()]
-    return {key: " / ".join(dict.fromkeys(machine[key] for machine in machines)) for key in machines[0]}
+    return page.describe_all(run.results.used_machines())
 
 
 def keyed(results: Results) -> dict[tuple[str, str, Case], Record]:
@@ -180,7 +179,7 @@ def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
                 f"A, {unit}": _digits(pair.a.median_s / in_s),
                 f"{other.letter}, {unit}": _digits(pair.b.median_s / in_s),
                 "ratio": _digits(found.value),
-                "low": _digits(found.low),
+                "low": _digits(found.low) if np.isfinite(found.high) else float("nan"),
                 "high": _digits(found.high),
                 "verdict": _verdict(found),
             }
@@ -191,12 +190,14 @@ def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
 def _within(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
     """Unlike hardware: each run's time over its own baseline."""
     base = {
-        run.label: {(r.suite, r.case): r for r in run.results.rows if r.impl == BASELINE and r.status == "ok"}
+        run.label: {
+            (r.machine, r.suite, r.case): r for r in run.results.rows if r.impl == BASELINE and r.status == "ok"
+        }
         for run in (first, other)
     }
     rows = []
     for pair, words in zip(pairs, _case_columns(pairs), strict=True):
-        a, b = (base[run.label].get((r.suite, r.case)) for run, r in ((first, pair.a), (other, pair.b)))
+        a, b = (base[run.label].get((r.machine, r.suite, r.case)) for run, r in ((first, pair.a), (other, pair.b)))
         if a and b and pair.a.impl != BASELINE:
             rows.append(words | {"A": _digits(ratio(pair.a, a).value), other.letter: _digits(ratio(pair.b, b).value)})
     return pd.DataFrame(rows)
@@ -215,8 +216,10 @@ def _verdict(found: Ratio) -> str:
     return "slower" if found.low > 1 else "faster" if found.high < 1 else "too close to call"
 
 
-def _words_of(record: Record) -> str:
-    return record.case.describe({"threads": record.case.threads})
+def _words_of(record: Record, run: Run) -> str:
+    """The case in words; its threads where they are not every core of the machine."""
+    machine = run.results.machines.get(record.machine)
+    return record.case.describe({"threads": machine.cores} if machine else {})
 
 
 def _said(pairs: Sequence[Pair], first: Run, other: Run) -> Iterator[str]:
@@ -234,7 +237,7 @@ def _said(pairs: Sequence[Pair], first: Run, other: Run) -> Iterator[str]:
     decided = [(pair, r) for pair, r in zip(pairs, ratios, strict=True) if r.decided]
     decided.sort(key=lambda item: -abs(float(np.log(item[1].value))))
     for pair, found in decided[:MOST_ROWS]:
-        yield f"`{pair.a.impl}` in {pair.a.suite} ({_words_of(pair.a)}): {found} times its time in A."
+        yield f"`{pair.a.impl}` in {pair.a.suite} ({_words_of(pair.a, first)}): {found} times its time in A."
     if len(decided) > MOST_ROWS:
         yield f"{len(decided) - MOST_ROWS} smaller changes are in the table."
     yield "Machines drift between runs: a change of a few percent between two files is no evidence."
@@ -257,7 +260,7 @@ def _status_changes(first: Run, other: Run, alike: bool) -> Iterator[dict[str, s
     for a, b in _matches(first, other, alike):
         if a.status != b.status:
             yield {
-                "row": f"{a.suite}, {a.impl}, {_words_of(a)}",
+                "row": f"{a.suite}, {a.impl}, {_words_of(a, first)}",
                 "a": f"{a.status}: {a.reason}" if a.reason else a.status,
                 "b": f"{b.status}: {b.reason}" if b.reason else b.status,
             }

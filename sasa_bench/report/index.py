@@ -30,7 +30,10 @@ def write(folder: Path) -> list[Path]:
     for file in files:
         results = read([file])
         out = file.with_suffix(".html")
-        report.write(results, out)
+        try:
+            report.write(results, out)
+        except ResultsError as error:
+            raise ResultsError(f"{file}: {error}") from None
         written.append(out)
         cases.update(compare.keyed(results).keys())
         table = frame(results)

@@ -157,6 +157,12 @@ def describe(machine: Machine) -> dict[str, str]:
     }
 
 
+def describe_all(machines: Sequence[Machine]) -> dict[str, str]:
+    """Machines of one kind of hardware in words; where software or revision differ, every value."""
+    found = [describe(machine) for machine in machines]
+    return {key: " / ".join(dict.fromkeys(each[key] for each in found)) for key in found[0]}
+
+
 def moment(found: Conditions) -> dict[str, str]:
     """What a machine was set to and busy with when a run began or ended, in words: what -> value, "–" for unknown."""
     shown: dict[str, tuple[object, Callable[[Any], str]]] = {

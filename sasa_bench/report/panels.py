@@ -61,9 +61,18 @@ def ticks(rows: pd.DataFrame, x: str, coupled: Sequence[str]) -> pd.Series:
 
 
 def places(axis: str, values: Sequence[Any]) -> dict[Any, float]:
-    """Value of an axis -> where it lies: a number as it is, a resolution by its side, a choice by its turn."""
+    """Value of an axis -> where it lies: a number as it is, a resolution by its side, a choice by its turn.
+
+    Resolutions with as many pixels lie beside each other.
+    """
     if axis == "resolution":
-        return {value: _side(value) for value in values}
+        found: dict[Any, float] = {}
+        for value in values:
+            place = _side(value)
+            while place in found.values():
+                place *= 1.02
+            found[value] = place
+        return found
     if axis in NUMERIC:
         return {value: float(value) for value in values}
     return {value: float(i) for i, value in enumerate(values)}

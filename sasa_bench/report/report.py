@@ -33,7 +33,7 @@ def html(results: Results, name: str = "results") -> str:
     given = Inputs(results, table, shown, styles, answers(results, table), name)
     return page.render(
         "report.html",
-        machines=[page.describe(machine) for machine in hardware.values()],
+        machines=[page.describe_all(results.used_machines())],
         answers=given.answers,
         warnings=results.warnings,
         counts=table["status"].value_counts().to_dict(),

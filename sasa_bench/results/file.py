@@ -93,11 +93,18 @@ def _naming(path: Path) -> Iterator[None]:
 
 def _holds_results(path: Path) -> bool:
     """Whether a file begins as `run` or pytest-benchmark begin theirs."""
-    if not path.is_file():
-        return False
+    return path.is_file() and (_head(path).startswith(b'{"kind":') or is_of_pytest_benchmark(path))
+
+
+def is_of_pytest_benchmark(path: Path) -> bool:
+    """Whether a file begins as pytest-benchmark begins its own."""
+    return _head(path).startswith(b'{"machine_info":')
+
+
+def _head(path: Path) -> bytes:
+    """How a file begins, without spaces between its words."""
     with path.open("rb") as file:
-        head = file.read(64).lstrip(b"\xef\xbb\xbf")
-    return head.startswith(b'{"kind":') or head.replace(b" ", b"").replace(b"\n", b"").startswith(b'{"machine_info":')
+        return file.read(64).lstrip(b"\xef\xbb\xbf").translate(None, b" \r\n\t")
 
 
 def replace_text(path: Path, text: str) -> None:

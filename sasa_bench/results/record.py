@@ -125,8 +125,12 @@ class Record:
             raise ValueError(f"extra has {wrong}")
         if row.worker_samples and sum(row.worker_samples) != len(row.samples_s):
             raise ValueError(f"worker_samples = {list(row.worker_samples)} of {len(row.samples_s)} samples")
+        if any(count <= 0 for count in row.worker_samples):
+            raise ValueError(f"worker_samples = {list(row.worker_samples)} has a worker without samples")
         if any(seconds <= 0 for seconds in (*row.samples_s, *row.cold_samples_s)):
             raise ValueError("samples_s has a time of 0 s or less")
+        if bool(row.samples_s) != (row.status == "ok"):
+            raise ValueError(f"status = {row.status!r} with {len(row.samples_s)} samples")
         return row
 
 

@@ -38,9 +38,12 @@ def revision(path: Path) -> tuple[str, bool] | None:
     return commit, bool(_git(folder, "status", "--porcelain", "--untracked-files=no", "--", place))
 
 
+def git_environment() -> dict[str, str]:
+    """The environment without GIT_DIR and its like, by which a hook or a CI job would point to another repository."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+
 def _git(folder: Path, *words: str) -> str:
-    # A hook or a CI job sets GIT_DIR and its like, which would point to another repository.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *words],
@@ -49,7 +52,7 @@ def _git(folder: Path, *words: str) -> str:
             errors="replace",
             timeout=30,
             check=True,
-            env=environment,
+            env=git_environment(),
         )
     except (OSError, subprocess.SubprocessError):
         return ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sasa_bench.case import Case, UserError
-from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.file import ResultsError, is_of_pytest_benchmark, read
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Results
 from sasa_bench.suite import Suite
@@ -94,8 +94,7 @@ def plan(
     tasks, done, beside = [], 0, 0
     for suite in suites:
         wanted = tuple(impls) or suite.impls
-        for case in suite.cases:
-            resolved = case if case.threads else case.with_(threads=cores)
+        for resolved in dict.fromkeys(case if case.threads else case.with_(threads=cores) for case in suite.cases):
             found = [have.get((suite.name, infos[impl].name, resolved)) for impl in wanted]
             if found == [infos[impl].digest for impl in wanted]:
                 done += len(wanted)
@@ -127,6 +126,8 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
         raise ResultsError(f"{out} is a device or a pipe: name a results file, such as results.jsonl")
     if not resume:
         raise ResultsError(f"{out} already exists: pass --resume to continue it, or another --out to start a new one")
+    if is_of_pytest_benchmark(out):
+        raise ResultsError(f"{out} is a file of pytest-benchmark, to which no rows can be added: give another --out")
     results = read([out])
     others = [hardware for hardware in results.hardware() if hardware != machine.hardware_id]
     if others:
@@ -136,6 +137,11 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
         )
     before = results.used_machines()
     require_same_software(out, before, machine)
+    if added := sorted(machine.libraries.keys() - {name for found in before for name in found.libraries}):
+        results.warnings.append(f"{out} was measured without {', '.join(added)}: skipped rows are tried again")
+        kept = [row.status != "skipped" for row in results.rows]
+        results.files = [file for file, keep in zip(results.files, kept, strict=True) if keep]
+        results.rows = [row for row, keep in zip(results.rows, kept, strict=True) if keep]
     for what, then, now in (
         ("sasa-bench", {found.revision for found in before}, machine.revision),
         ("Python", {found.python for found in before}, machine.python),

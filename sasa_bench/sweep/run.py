@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sasa_bench.case import Case
 from sasa_bench.results.environment import EXPORTS, require_free_threads
 from sasa_bench.results.fields import printable
 from sasa_bench.results.file import UNUSABLE, Writer
@@ -51,6 +52,18 @@ class Summary:
     counts: Counter[str] = field(default_factory=Counter)
     spent_s: Counter[str] = field(default_factory=Counter)
     noisy: int = 0
+    _last: dict[tuple[str, str, Case], Record] = field(default_factory=dict)
+
+    def take(self, rows: Sequence[Record]) -> None:
+        """Count these rows, in place of what an earlier worker found of them."""
+        for row in rows:
+            if before := self._last.get(row.key):
+                self.counts[before.status] -= 1
+                self.noisy -= is_noisy(before.samples_s)
+            self._last[row.key] = row
+            self.counts[row.status] += 1
+            self.noisy += is_noisy(row.samples_s)
+        self.counts += Counter()  # which drops what is 0
 
     @property
     def done(self) -> int:
@@ -115,10 +128,9 @@ def run(
             make_ahead(work, seeds, workers, say)
             for turn, rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
                 summary.phase, summary.detail = f"again, by worker {turn} of {chosen.rounds}" if turn > 1 else "", ""
-                summary.counts.update(row.status for row in rows)
                 summary.spent_s = workers.spent_s
-                summary.noisy += sum(is_noisy(row.samples_s) for row in rows)
-                watch(summary, rows)
+                summary.take(rows)
+                watch(summary, rows if turn == 1 else ())
             writer.conditions(conditions.after(began))
         summary.spent_s = workers.spent_s
     return summary
@@ -162,7 +174,7 @@ def _measure_all(
     known: Results | None,
     settings: Settings,
 ) -> Iterator[tuple[int, list[Record]]]:
-    """Measure the tasks of a plan; yields the number of the worker, from 1, and what the first one wrote of a task.
+    """Measure the tasks of a plan; yields the number of the worker, from 1, and the rows of a task as they are now.
 
     Every worker of `settings` goes over all tasks, so that what is measured of a case is spread over the run; rows are
     written again, whole, with what each worker adds, and a reader takes the last ones.
@@ -191,7 +203,7 @@ def _measure_all(
                     roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
                     writer.roof(roofs[roof])
             writer.rows(rows)
-            yield worker + 1, [] if worker else rows
+            yield worker + 1, rows
 
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import factory
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from sasa_bench.cli import cli
 from sasa_bench.paper.tables import FORMATS, TABLES, Cell, cells, published, render, suite, timed
 from sasa_bench.results.file import ResultsError
+from sasa_bench.results.record import Results
 
 EXPLAINED = {("T2", "attention, full attention backbone", "flops")}
 """Cells outside the target, with their arithmetic in docs/paper.md."""
@@ -78,7 +80,7 @@ def test_times_stand_beside_the_figures_of_their_row() -> None:
         for case in cases
         for impl, median in (("unfold", 2.0), ("conv3x3", 0.5))
     ]
-    found = timed(("T4",), records)
+    found = timed(("T4",), Results(records))
     assert {cell.quantity for cell in found} == {
         f"{kind}:{impl}" for kind in ("inference_s", "training_s") for impl in ("unfold", "conv3x3")
     }
@@ -87,6 +89,16 @@ def test_times_stand_beside_the_figures_of_their_row() -> None:
         assert cell.ours == pytest.approx(2.0 if cell.quantity.endswith("unfold") else 0.5, rel=0.1)
         assert (cell.paper, cell.difference, cell.within_rounding) == ("", None, None)
     assert "inference, s, unfold" in render([*cells(("T4",)), *found], "text")
+    one = [replace(record, case=record.case.with_(threads=1)) for record in records]
+    both = {cell.quantity for cell in timed(("T4",), Results([*records, *one]))}
+    assert {"inference_s:unfold, 1 threads", "inference_s:unfold, 2 threads"} <= both
+
+
+def test_a_file_without_networks_and_two_sources_of_times_are_named(tmp_path: Path) -> None:
+    file = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    said = CliRunner().invoke(cli, ["paper", "--table", "T4", "--results", str(file)])
+    assert "has no row of these networks" in said.output
+    assert CliRunner().invoke(cli, ["paper", "--time", "--results", str(file)]).exit_code == 2
 
 
 def test_the_verb_prints_and_writes_the_tables(tmp_path: Path) -> None:

@@ -224,3 +224,39 @@ def test_what_cannot_be_shown_is_refused_in_words(arguments: list[str], message:
     said = CliRunner().invoke(cli, ["profile", *arguments])
     assert said.exit_code
     assert message in said.output + str(said.exception)
+
+
+def kernel(correlation: int, at: float, length: float) -> list[dict[str, object]]:
+    """A launch on the host and the kernel that it started."""
+    args = {"correlation": correlation, "External id": correlation, "stream": 7, "device": 0}
+    launch = {"ph": "X", "cat": "cuda_runtime", "name": "cudaLaunchKernel", "ts": at + 1, "dur": 2, "pid": 1, "tid": 1}
+    run = {"ph": "X", "cat": "kernel", "name": "gemm", "ts": at + 10, "dur": length, "pid": 0, "tid": 7}
+    return [launch | {"args": args}, run | {"args": args}]
+
+
+def test_traces_with_kernels_are_compared_by_the_time_of_the_gpu(tmp_path: Path) -> None:
+    for name, length in (("before.json", 1000.0), ("after.json", 3000.0)):
+        (operator,) = events(("aten::mm", 0, 20))
+        rows = [operator | {"args": {"External id": 1}}, *kernel(1, 0, length)]
+        (tmp_path / name).write_text(json.dumps(rows))
+    earlier, later = open_traces([tmp_path / "before.json", tmp_path / "after.json"])
+    said = html([later], earlier)
+    assert "Kernels of the operators take 3 times as long in after.json (3 ms) as in before.json (1 ms)" in said
+
+
+def test_traces_that_share_no_operator_have_no_cause(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(events(("aten::conv2d", 0, 100))))
+    (tmp_path / "b.json").write_text(json.dumps(events(("Conv", 0, 300))))
+    earlier, later = open_traces([tmp_path / "a.json", tmp_path / "b.json"])
+    said = html([later], earlier)
+    assert "3 times as long in b.json (300 µs) as in a.json (100 µs). The traces have no operator in common." in said
+    assert "of the difference" not in said
+
+
+def test_a_step_is_not_compared_with_a_whole_trace(tmp_path: Path) -> None:
+    step = {"ph": "X", "cat": "user_annotation", "name": "ProfilerStep#1", "ts": 0, "dur": 50, "pid": 1, "tid": 1}
+    (tmp_path / "a.json").write_text(json.dumps([step, *events(("aten::mm", 0, 20))]))
+    (tmp_path / "b.json").write_text(json.dumps(events(("aten::mm", 0, 20))))
+    earlier, later = open_traces([tmp_path / "a.json", tmp_path / "b.json"])
+    with pytest.raises(TraceError, match=r"a\.json 1 steps and b\.json no steps: a step cannot be compared"):
+        html([later], earlier)

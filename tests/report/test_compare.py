@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import factory
@@ -13,7 +14,7 @@ from sasa_bench.cli import main
 from sasa_bench.report import compare, index, report
 from sasa_bench.report.findings import answers
 from sasa_bench.report.table import frame
-from sasa_bench.results.file import ResultsError, read
+from sasa_bench.results.file import ResultsError, Writer, read
 
 
 def test_more_files_than_letters_are_all_compared(tmp_path: Path) -> None:
@@ -91,3 +92,20 @@ def test_an_option_that_would_do_nothing_is_refused(
         main(arguments)
     assert stop.value.code == 1
     assert words in capsys.readouterr().err
+
+
+def test_a_baseline_of_another_environment_is_not_taken(tmp_path: Path) -> None:
+    """Rows of one file, made on one machine with two versions of torch."""
+    other = factory.machine(libraries={"torch": "2.14.0"})
+    paths = []
+    for name, cpu in (("a", "Test CPU"), ("b", "Another CPU")):
+        here, there = (replace(machine, cpu=cpu) for machine in (factory.machine(), other))
+        rows = [factory.record("unfold", machine=here.id), factory.record("conv3x3", machine=there.id)]
+        path = factory.results_file(tmp_path / f"{name}.jsonl", rows, here)
+        with Writer(path) as writer:
+            writer.machine(there)
+        paths.append(path)
+    said = compare.html(compare.load(paths))
+    assert "No case has `conv3x3` and another implementation ok in both files." in said or (
+        "No case has <code>conv3x3</code> and another implementation ok in both files." in said
+    )

@@ -12,6 +12,7 @@ from sasa_bench import ops
 from sasa_bench.case import Case
 from sasa_bench.paper.tables import published
 from sasa_bench.report.findings import FAILS, HOLDS, OPEN, PARTLY, Answers, answers, ratio, times
+from sasa_bench.report.panels import places
 from sasa_bench.report.report import html
 from sasa_bench.report.table import frame
 from sasa_bench.results.file import read
@@ -248,3 +249,38 @@ def test_core_and_layer_are_never_in_one_range(tmp_path: Path) -> None:
     assert "1.5 times" in never["At scope layer"]
     assert "150 times" in never["At scope core"]
     assert "1.5 times" in told.verdict
+
+
+def test_the_verdict_names_no_fastest_where_the_rows_show_none(tmp_path: Path) -> None:
+    rows = [
+        factory.record("unfold", 0.020, noise=0.2),
+        factory.record("blocked", 0.0201, noise=0.2),
+        factory.record("conv3x3", 0.005),
+    ]
+    said = found(tmp_path, [replace(row, case=Case(kernel_size=7, threads=2)) for row in rows]).verdict
+    assert "times as long as the fastest 3×3 convolution" in said
+    assert said.endswith("Which implementation is the fastest is too close to call.")
+
+
+def test_claims_set_no_row_of_one_file_against_a_row_of_another(tmp_path: Path) -> None:
+    def file(name: str, position: str, window: int) -> Path:
+        case = Case(kernel_size=window, position=position, threads=2)
+        rows = [factory.record("unfold", 0.02 if position == "none" else 0.06, case=case)]
+        return factory.results_file(tmp_path / name, [*rows, factory.record("conv3x3", 0.01, case=case)])
+
+    apart = read([file("none.jsonl", "none", 3), file("relative.jsonl", "relative", 3), file("wide.jsonl", "none", 9)])
+    texts = [claim.text for claim in answers(apart, frame(apart)).claims]
+    assert not any("positions cost little" in text or "grows slowly" in text for text in texts)
+    rows = [row for name in ("none", "relative", "wide") for row in read([tmp_path / f"{name}.jsonl"]).rows]
+    together = read([factory.results_file(tmp_path / "all.jsonl", rows)])
+    texts = [claim.text for claim in answers(together, frame(together)).claims]
+    assert sum("positions cost little" in text or "grows slowly" in text for text in texts) == 2
+
+
+def test_maps_with_as_many_pixels_are_cases_of_their_own(tmp_path: Path) -> None:
+    rows = []
+    for resolution, slow in (("28x56", 1.0), ("56x28", 4.0)):
+        case = Case(kernel_size=7, resolution=resolution, threads=2)
+        rows += [factory.record("unfold", 0.02 * slow, case=case), factory.record("conv3x3", 0.01, case=case)]
+    assert "median of 2 cases; 2.0 to 8.0" in found(tmp_path, rows).verdict
+    assert len(set(places("resolution", ["28x56", "56x28", "14x112"]).values())) == 3

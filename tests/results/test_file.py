@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -257,3 +258,20 @@ def test_samples_that_are_not_those_of_its_workers_are_refused(tmp_path: Path) -
     path = factory.results_file(tmp_path / "a.jsonl", [factory.record(count=14, worker_samples=(0, 7, 6))])
     with pytest.raises(ResultsError, match="worker_samples"):
         read([path])
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"samples_s": []}, "status = 'ok' with 0 samples"),
+        ({"status": "error"}, "status = 'error' with 21 samples"),
+        ({"worker_samples": [21, 0]}, "a worker without samples"),
+    ],
+)
+def test_a_row_whose_status_and_samples_disagree_is_refused(
+    tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    row = factory.record("unfold").to_dict()
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | changes) + "\n" + json.dumps(row) + "\n")
+    with pytest.raises(ResultsError, match=re.escape(said)):
+        read([tmp_path / "a.jsonl"])

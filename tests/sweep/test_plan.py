@@ -102,3 +102,30 @@ def test_cases_that_also_have_rows_of_others_measured_earlier_are_counted() -> N
     names = list(INFOS)
     assert plan([replace(SUITE, cases=(case,))], names, INFOS, had).beside == ("conv1x1" not in names)
     assert plan([replace(SUITE, cases=(case,))], names, INFOS).beside == 0
+
+
+def test_rows_that_were_skipped_are_tried_again_once_a_package_was_added(tmp_path: Path) -> None:
+    rows = [*factory.sweep(), factory.failed("onnx", "skipped", "onnxruntime is not installed")]
+    out = factory.results_file(tmp_path / "a.jsonl", rows)
+    libraries = factory.machine().libraries | {"onnxruntime": "1.32"}
+    known = open_results(out, True, factory.machine(libraries=libraries))
+    assert known is not None
+    assert "skipped" not in {row.status for row in known.rows}
+    assert len(known.rows) == len(known.files) == len(rows) - 1
+    assert any("was measured without onnxruntime: skipped rows are tried again" in said for said in known.warnings)
+    unchanged = open_results(out, True, factory.machine())
+    assert unchanged is not None
+    assert len(unchanged.rows) == len(rows)
+
+
+def test_a_file_of_pytest_benchmark_is_not_appended_to(tmp_path: Path) -> None:
+    out = tmp_path / "b.json"
+    out.write_text('{\n  "machine_info": {},\n  "benchmarks": []\n}\n')
+    with pytest.raises(ResultsError, match="to which no rows can be added"):
+        open_results(out, True, factory.machine())
+
+
+def test_two_words_for_one_number_of_threads_are_one_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sasa_bench.sweep.plan.available_cores", lambda: 2)
+    suite = replace(SUITE, cases=tuple(SUITE.cases[0].with_(threads=threads) for threads in (0, 2, 1)))
+    assert [task.case.threads for task in plan([suite], (), INFOS).tasks] == [2, 1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import factory
@@ -11,7 +12,7 @@ from tasks import INFOS, SUITE
 
 from sasa_bench.results.record import Record
 from sasa_bench.sweep.plan import Plan, Task
-from sasa_bench.sweep.run import _record
+from sasa_bench.sweep.run import Summary, _record
 
 TASK = Task(SUITE.name, SUITE.cases[0], tuple(INFOS))
 
@@ -43,3 +44,13 @@ def test_what_no_reader_takes_is_a_row_with_that_reason(values: dict[str, Any], 
     assert found.reason.startswith("its figures cannot be stored: ")
     assert words in found.reason
     assert Record.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_what_a_later_worker_finds_replaces_what_the_first_one_counted() -> None:
+    summary = Summary(2, 0)
+    first = [factory.record("unfold"), factory.record("conv3x3")]
+    summary.take(first)
+    assert (dict(summary.counts), summary.done) == ({"ok": 2}, 2)
+    failed = first[0].joined({"status": "wrong", "reason": "another answer"})
+    summary.take([failed, replace(first[1], samples_s=(0.1, 1.0, 9.0) * 7)])
+    assert (dict(summary.counts), summary.done, summary.noisy) == ({"ok": 1, "wrong": 1}, 2, 1)

@@ -26,7 +26,8 @@ def changes(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     x = alt.X("ratio:Q", title=None, scale=scale, axis=alt.Axis(format="~r", grid=False))
     colour, shape = by_impl(names, styles, "colour"), by_impl(names, styles, "shape")
     fields = {"title": "datum.impl", "case": "datum.case", "ratio": "datum.ratio"}
-    shown = tooltip(fields | {"95 %": "datum.low + ' to ' + datum.high"})
+    interval = "isValid(datum.low) && isValid(datum.high) ? datum.low + ' to ' + datum.high : 'no interval'"
+    shown = tooltip(fields | {"95 %": interval})
     chart = (
         alt.layer(
             base.transform_aggregate(count="count()")

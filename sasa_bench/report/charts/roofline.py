@@ -31,6 +31,9 @@ from sasa_bench.results.record import Roof
 def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Style], most: int = 400) -> Spec | None:
     """FLOP/s against FLOPs per byte for a chosen case under the measured peak and bandwidth; None without a roof.
 
+    FLOPs are those that lie inside the map, and the bandwidth is that of the caches where it was measured, as for the
+    column `roofline_fraction`.
+
     Offers `most` cases at most, spread evenly over the table.
     """
     above = rows["above_roof"] if "above_roof" in rows else pd.Series(float("nan"), rows.index)
@@ -43,12 +46,13 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
     known = [known[i] for i in np.unique(np.linspace(0, len(known) - 1, min(most, len(known))).astype(int))]
     ok, cases = ok[cases.isin(known)], cases[cases.isin(known)]
     which = joined(ok, ["device", "dtype", "threads"], "/")
+    needed = ok["needed_flops"].astype("float64").fillna(ok["flops"].astype("float64"))
     data = pd.DataFrame(
         {
             "impl": ok["impl"],
             "case": cases,
-            "intensity": ok["flops"].astype("float64") / ok["min_bytes"].astype("float64"),
-            "flops_per_s": ok["flops_per_s"],
+            "intensity": needed / ok["min_bytes"].astype("float64"),
+            "flops_per_s": needed / ok["time_median_s"],
             "fraction": ok["roofline_fraction"],
             "time": ok["time_median_s"],
         }
@@ -61,7 +65,7 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
     roof_of = dict(zip(cases, which, strict=True))
     x = alt.X(
         "intensity:Q",
-        title="useful FLOPs per byte of least traffic",
+        title="FLOPs inside the map per byte of least traffic",
         scale=alt.Scale(type="log", nice=False),
         axis=alt.Axis(format="~r", tickCount=6, grid=False),
     )
@@ -89,7 +93,9 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
             .add_params(toggles(names), zoom()),
             points.mark_text(align="left", dx=10, fontSize=12).encode(x=x, y=y, text="impl:N"),
         )
-        .properties(width="container", height=360, autosize=FIT, title=title("useful FLOP/s under the measured roof"))
+        .properties(
+            width="container", height=360, autosize=FIT, title=title("FLOP/s inside the map, under the measured roof")
+        )
         .add_params(
             alt.param("roof_of", value=roof_of),
             select("chosen", " · ".join(COLUMNS[a].label for a in axes) or "case", known, known, first),
@@ -99,7 +105,7 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
 
 
 def _roof_line(roof: Roof, least: float, largest: float) -> list[dict[str, Any]]:
-    peak, bandwidth = roof.peak_flops_per_s, roof.bandwidth_bytes_per_s
+    peak, bandwidth = roof.peak_flops_per_s, max(roof.bandwidth_bytes_per_s, roof.cache_bytes_per_s)
     ridge = peak / bandwidth
     words = f"{peak / 1e9:.3g} GFLOP/s · {bandwidth / 1e9:.3g} GB/s, measured"
     at = sorted({min(least, ridge / 2), ridge, max(largest, ridge * 2)})

@@ -48,7 +48,7 @@ def sweep(rows: pd.DataFrame, styles: Mapping[str, Style]) -> Spec | None:
     x, y, shown = _x(axes), log_y("y:Q", _tick(quantities)), tooltip(_fields(axes, quantities, bool(runs)))
     marks = [
         *([_line_at_one(base)] if "time_vs_conv3x3" in quantities else []),
-        *_limits(base, x, quantities),
+        *_limits(base, x, quantities, bool(runs)),
         base.mark_rule(strokeWidth=2, opacity=0.45).encode(
             x=x, y=alt.Y("low:Q", title=None), y2="high:Q", color=by_impl(names, styles, "colour")
         ),
@@ -81,6 +81,9 @@ def _plotted(
     for name in quantities:
         for column in (name, *(QUANTITIES[name].bounds or ())):
             data[column] = data[column].astype("float64") / QUANTITIES[name].kind.plot
+        if bounds := QUANTITIES[name].bounds:  # the axis is logarithmic: 0 and infinity have no place on it
+            low, high = bounds
+            data.loc[~((data[low] > 0) & np.isfinite(data[high])), [low, high]] = float("nan")
     return data
 
 
@@ -177,7 +180,8 @@ def _fields(axes: Mapping[str, Sequence[str]], quantities: Sequence[str], runs: 
         if column.bounds:
             low, high = (column.kind.tick.of(f"datum.{bound}", 3) for bound in column.bounds)
             before, between = ("p20 ", ", p80 ") if column.kind is TIME else ("95 %: ", " to ")
-            words += f" + ' ({before}' + {low} + '{between}' + {high} + ')'"
+            interval = f"' ({before}' + {low} + '{between}' + {high} + ')'"
+            words += f" + (isValid(datum.{column.bounds[0]}) ? {interval} : ' (no interval)')"
         fields[column.label] = f"isValid(datum.{name}) ? {words} : '–'"
     return fields
 
@@ -189,12 +193,12 @@ LIMITS = {
 """Words -> the column that tells a limit of the time, and the limit in seconds."""
 
 
-def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str]) -> Iterator[alt.Chart]:
+def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str], runs: bool) -> Iterator[alt.Chart]:
     """Where the quantity is a time, dashed lines: the least by the roofline, and the strongest convolution.
 
-    The roofline of a point is the lowest of its implementations.
+    The roofline of a point is the lowest of its implementations. None where there are runs, of which each has its own.
     """
-    for words, (column, seconds) in LIMITS.items():
+    for words, (column, seconds) in LIMITS.items() if not runs else ():
         if column in quantities and "time_median_s" in quantities:
             # For other quantities the marks stay, unseen: without any, their scale would have no ends.
             timed = "quantity == 'time_median_s'"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,11 +12,11 @@ import pandas as pd
 from sasa_bench.case import AXES, Case
 from sasa_bench.report.baselines import apart
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
-from sasa_bench.report.findings.questions import Swept, crossings, flops_and_time, memory, others, which
+from sasa_bench.report.findings.questions import Swept, crossings, flops_and_time, memory, others, which, winner
 from sasa_bench.report.findings.ratios import ATTENTION, Point, against_strongest, case_of, middle, ratio, span, times
 from sasa_bench.report.panels import Panel, panels
 from sasa_bench.results.format import size
-from sasa_bench.results.record import Results
+from sasa_bench.results.record import Record, Results
 from sasa_bench.results.statistics import NOISY
 
 
@@ -97,9 +97,11 @@ def _by_scope(answer: Callable[[Swept], Iterator[str]], swept: Swept) -> Iterato
 def _points(panel: Panel, results: Results) -> list[Point]:
     """The points of a panel along its axis: of each file and machine id its own, since nothing else was interleaved."""
     found: dict[tuple[object, ...], Point] = {}
-    for position, place in zip(map(int, panel.data.index), panel.data["x_place"], strict=True):
-        row = results.rows[position]
-        found.setdefault((place, *apart(results, position)), {})[row.impl] = row
+    for position in map(int, panel.data.index):
+        row, of = results.rows[position], apart(results, position)
+        point = found.setdefault((row.case, *of), Point())
+        point.of = of
+        point[row.impl] = row
     return list(found.values())
 
 
@@ -125,8 +127,8 @@ def _usual(points: Sequence[Point]) -> list[Point]:
 def _verdict(paired: Sequence[Point]) -> str:
     usual = _usual(paired)
     judged = [(ratio(best, base), best, base) for best, base in against_strongest(usual)]
-    ranked = [(r, best) for r, best, _ in judged if r.decided or r.known]
-    clear = [r for r, _ in ranked]
+    clear = [r for r, _, _ in judged if r.decided or r.known]
+    unclear = [r for r, _, _ in judged if not (r.decided or r.known)]
     windows = {case_of(point).kernel_size for point in usual}
     where = "Over all windows" if len(windows) > 1 else f"With a {min(windows)}×{min(windows)} window"
     if windows == {PAPER.kernel_size}:
@@ -141,15 +143,33 @@ def _verdict(paired: Sequence[Point]) -> str:
         said = f"{where}, local attention takes {middle(clear)} times as long as the fastest 3×3 convolution"
     if len(clear) > 1:
         said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
-    if len(clear) < len(judged):
-        said += f", {len(judged) - len(clear)} more being too noisy to tell"
+    if unclear:
+        noisy = any(r.noisy or np.isfinite(r.high) for r in unclear)
+        said += f", {len(unclear)} more being too noisy to tell" if noisy else f", {len(unclear)} more with few samples"
     work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
     if work:
         said += f", for {span(work)} of its FLOPs"
-    name, wins = Counter(best.impl for _, best in ranked).most_common(1)[0]
-    if len({n for point in usual for n, r in point.items() if r.op == ATTENTION}) == 1:
-        return f"{said}, measured with `{name}`."
-    return f"{said}. The fastest is `{name}`" + (f" in {wins} of {len(ranked)} cases." if wins < len(ranked) else ".")
+    attention = [{n: r for n, r in point.items() if r.op == ATTENTION} for point in usual]
+    names = list(dict.fromkeys(name for rivals in attention for name in rivals))
+    if len(names) == 1:
+        return f"{said}, measured with `{names[0]}`."
+    first = Counter(
+        name
+        for rivals, (r, _, _) in zip(attention, judged, strict=True)
+        if (r.decided or r.known) and (name := _first(rivals))
+    )
+    if not first:
+        return f"{said}. Which implementation is the fastest is too close to call."
+    name, wins = first.most_common(1)[0]
+    return f"{said}. The fastest is `{name}`" + (f" in {wins} of {len(clear)} cases." if wins < len(clear) else ".")
+
+
+def _first(rivals: Mapping[str, Record]) -> str:
+    """The only one, or the one that is faster than every other beyond the uncertainty; "" for none."""
+    if len(rivals) == 1:
+        return next(iter(rivals))
+    won = winner(rivals)
+    return won[0] if won else ""
 
 
 def _tiles(found: Answers, paired: Sequence[Point]) -> None:
@@ -163,8 +183,9 @@ def _tiles(found: Answers, paired: Sequence[Point]) -> None:
         f"batch {case.batch}, {case.dtype}, {case.mode}"
     )
     note = f"95 %: {times(time.low)} to {times(time.high)}" if np.isfinite(time.high) else "too few samples for 95 %"
+    unknown = "too noisy" if time.noisy or np.isfinite(time.high) else "unknown"
     note = f"samples scatter: the 95 % interval of a median spans more than {NOISY:g}×" if time.noisy else note
-    found.tiles.append(Tile("time", f"{times(time.value)}×" if time.known else "too noisy", note))
+    found.tiles.append(Tile("time", f"{times(time.value)}×" if time.known else unknown, note))
     if best.flops and baseline.flops:
         found.tiles.append(Tile("FLOPs", f"{times(best.flops / baseline.flops)}×", "by the cost model"))
     if best.params and baseline.params:

@@ -109,7 +109,8 @@ def _equal_flops(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
     clock = [
         ratio(best, base)
         for point in points
-        if case_of(point).kernel_size == window
+        if _is_layer(case_of(point))
+        and case_of(point).kernel_size == window
         and case_of(point).channels == width
         and case_of(point).mode == "forward"
         and (best := fastest(point))
@@ -211,11 +212,11 @@ def _slower_networks(points: Sequence[Point]) -> Iterator[Claim]:
 
 def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
     """Growth from the smallest to the largest window of attention and of a convolution with that window."""
-    groups: dict[Case, list[Point]] = {}
+    groups: dict[tuple[object, ...], list[Point]] = {}
     for point in points:
         case = case_of(point)
         if _is_layer(case) and case.mode == "forward" and fastest(point):
-            groups.setdefault(case.with_(kernel_size=1), []).append(point)
+            groups.setdefault((case.with_(kernel_size=1), *point.of), []).append(point)
     group = max(groups.values(), key=len, default=[])
     ends = sorted(group, key=lambda point: case_of(point).kernel_size)
     if len(ends) < 2 or case_of(ends[0]).kernel_size == case_of(ends[-1]).kernel_size:
@@ -243,10 +244,10 @@ def _slow_growth(points: Sequence[Point], rows: Sequence[Record]) -> Claim | Non
 
 
 def _cheap_positions(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
-    by_case = {case_of(p): p for p in points if _is_layer(case_of(p)) and fastest(p)}
+    by_case = {(case_of(p), p.of): p for p in points if _is_layer(case_of(p)) and fastest(p)}
     work, clock = [], []
-    for case, point in by_case.items():
-        plain = by_case.get(case.with_(position="none"))
+    for (case, of), point in by_case.items():
+        plain = by_case.get((case.with_(position="none"), of))
         a, b = fastest(point), fastest(plain) if plain else None
         if case.position == "relative" and a and b:
             work.append(ops.get(ATTENTION).cost(case).flops / ops.get(ATTENTION).cost(b.case).flops)

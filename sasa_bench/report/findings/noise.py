@@ -65,7 +65,7 @@ def _causes(results: Results, rows: Sequence[Record]) -> Iterator[str]:
             f"{statistics.median(found):.2f} times the other: the clock or the core changes"
         )
     clock = statistics.median(row.extra.get("clock", 1.0) for row in rows)
-    if clock < 1 / DRIFT:
+    if 0 < clock < 1 / DRIFT:
         yield f"the clock: fixed work took {1 / clock:.2f} times its least in the median row"
 
 

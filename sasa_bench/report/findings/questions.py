@@ -22,7 +22,7 @@ from sasa_bench.report.findings.ratios import (
 )
 from sasa_bench.report.panels import Panel
 from sasa_bench.results.columns import COLUMNS
-from sasa_bench.results.record import DIFFERS, ImplInfo
+from sasa_bench.results.record import DIFFERS, ImplInfo, Record
 
 Swept = Sequence[tuple[Panel, list[Point]]]
 STRONGEST = "the fastest 3×3 convolution"
@@ -37,15 +37,15 @@ def which(swept: Swept) -> Iterator[str]:
         for point in points:
             rivals = {name: r for name, r in point.items() if r.op == ATTENTION}
             if len(rivals) > 1:
-                judged.append((panel, point, _winner(rivals)))
+                judged.append((panel, point, winner(rivals)))
     if not judged:
         return
-    wins = Counter(winner[0] for _, _, winner in judged if winner)
+    wins = Counter(won[0] for _, _, won in judged if won)
     if not wins:
         yield "No implementation of attention is faster than the others beyond the uncertainty."
         return
     name, count = wins.most_common(1)[0]
-    lead = span(winner[1] for _, _, winner in judged if winner and winner[0] == name)
+    lead = span(won[1] for _, _, won in judged if won and won[0] == name)
     if count == len(judged):
         yield f"`{name}` is the fastest at {_all(count)}, {lead} times as fast as the next."
         return
@@ -56,7 +56,7 @@ def which(swept: Swept) -> Iterator[str]:
     yield f"{said}; {', '.join(others)}."
     if len(swept) <= MOST_PANELS and len(wins) > 1:
         for panel, _ in swept:
-            regions = _regions([(point, winner) for p, point, winner in judged if p is panel], panel.x)
+            regions = _regions([(point, won) for p, point, won in judged if p is panel], panel.x)
             if len({name for name, _ in regions}) > 1:
                 words = ", ".join(f"`{name}` at {values}" for name, values in regions)
                 yield f"By {COLUMNS[panel.x].label}{_facet(panel)}: {words}."
@@ -70,7 +70,7 @@ def _facet(panel: Panel) -> str:
     return f" ({panel.facet})" if panel.facet else ""
 
 
-def _winner(rivals: Point) -> tuple[str, float] | None:
+def winner(rivals: Mapping[str, Record]) -> tuple[str, float] | None:
     """The implementation that is faster than every other beyond the uncertainty, and how many times; None for none."""
     ranked = sorted(rivals, key=lambda name: rivals[name].median_s)
     best = ranked[0]
@@ -81,14 +81,14 @@ def _winner(rivals: Point) -> tuple[str, float] | None:
 
 def _regions(judged: Sequence[tuple[Point, tuple[str, float] | None]], x: str) -> list[tuple[str, str]]:
     spans: list[tuple[str, list[object]]] = []
-    for point, winner in judged:
-        if winner is None:
+    for point, won in judged:
+        if won is None:
             continue
         value = getattr(case_of(point), x)
-        if spans and spans[-1][0] == winner[0]:
+        if spans and spans[-1][0] == won[0]:
             spans[-1][1].append(value)
         else:
-            spans.append((winner[0], [value]))
+            spans.append((won[0], [value]))
     return [(name, f"{v[0]} to {v[-1]}" if len(v) > 1 else str(v[0])) for name, v in spans]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,10 @@ class Ratio:
         return self.high < 2 * self.low
 
 
-Point = dict[str, Record]
-"""The ok rows of one case by implementation."""
+class Point(dict[str, Record]):
+    """The ok rows of one case by implementation; `of`: the file and the machine id that they all have."""
+
+    of: tuple[str, ...] = ()
 
 
 def times(value: float) -> str:
@@ -65,13 +67,13 @@ def ratio(a: Record, b: Record) -> Ratio:
     return Ratio(*ratio_of_times(a.by_worker, b.by_worker), noisy)
 
 
-def fastest(point: Point, op: str = ATTENTION) -> Record | None:
+def fastest(point: Mapping[str, Record], op: str = ATTENTION) -> Record | None:
     """The row of `op` with the least median time."""
     found = [record for record in point.values() if record.op == op]
     return min(found, key=lambda record: record.median_s, default=None)
 
 
-def strongest(point: Point) -> Record | None:
+def strongest(point: Mapping[str, Record]) -> Record | None:
     """The 3 x 3 convolution with the least median time: what attention has to beat."""
     found = [record for record in point.values() if is_conv3x3(record)]
     return min(found, key=lambda record: record.median_s, default=None)

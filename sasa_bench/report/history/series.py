@@ -15,6 +15,7 @@ from sasa_bench.results.file import ResultsError, read
 from sasa_bench.results.format import seconds
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record
+from sasa_bench.results.revision import git_environment
 from sasa_bench.results.statistics import interval_of_median
 
 RATIO, TIME = f"time / {BASELINE}", "time"
@@ -142,7 +143,7 @@ def _committed(commit: str, repository: Path | None) -> int | None:
         ]
         try:
             said = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=30, check=True
+                command, capture_output=True, text=True, errors="replace", timeout=30, check=True, env=git_environment()
             ).stdout
             return int(said.split()[0])
         except (OSError, subprocess.SubprocessError, ValueError, IndexError):
