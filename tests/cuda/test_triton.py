@@ -87,6 +87,16 @@ def test_without_triton_it_says_how_to_install_it(monkeypatch):
     assert triton.missing() == "triton is not installed: pip install 'sasa-bench[triton]'."
 
 
+@pytest.mark.parametrize(
+    ("version", "refused"), [("3.4.0", True), ("3.5.1", False), ("3.10.0", False), ("main", False)]
+)
+def test_a_triton_that_cannot_compile_the_kernels_is_named(version, refused, monkeypatch):
+    monkeypatch.setattr(triton.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(triton.metadata, "version", lambda name: version)
+    said = triton.missing() or ""
+    assert (said == "triton 3.4 does not compile the kernels: pip install 'triton>=3.5'.") == refused
+
+
 def test_maps_whose_channels_lie_together_are_not_copied():
     qkv = torch.randn(2, 3 * 8, 4, 5).contiguous(memory_format=torch.channels_last)
     thirds = qkv.chunk(3, 1)

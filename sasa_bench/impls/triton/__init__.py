@@ -14,6 +14,7 @@ import sysconfig
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from sasa_bench.impls.triton.launch import CHOICES, DTYPES, MOST_SLOTS, WIDEST_H
 
 SOURCE = Path(__file__).parent / "kernels.py"
 LEAST_CAPABILITY = (8, 0)
+LEAST_VERSION = (3, 5)
+"""Of Triton: earlier ones multiply no matrix with fewer than 16 columns."""
 
 
 @cache
@@ -86,18 +89,29 @@ def missing() -> str | None:
     """What keeps the kernels from running on this machine and what would unlock them; None if nothing."""
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install 'sasa-bench[triton]'."
+    if (found := _version()) and found < LEAST_VERSION:
+        least = ".".join(map(str, LEAST_VERSION))
+        return f"triton {'.'.join(map(str, found))} does not compile the kernels: pip install 'triton>={least}'."
     if reason := nvrtc.no_device():
         return reason
-    if torch.version.hip is None and (found := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
+    if torch.version.hip is None and (capability := torch.cuda.get_device_capability()) < LEAST_CAPABILITY:
         return (
-            f"this GPU has compute capability {found[0]}.{found[1]}: tensor cores have bfloat16 and tf32 from "
-            f"{LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} on."
+            f"this GPU has compute capability {capability[0]}.{capability[1]}: tensor cores have bfloat16 and tf32 "
+            f"from {LEAST_CAPABILITY[0]}.{LEAST_CAPABILITY[1]} on."
         )
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "Triton builds its launcher with a C compiler, and there is none: apt install gcc."
     if not (header := Path(sysconfig.get_path("include"), "Python.h")).exists():
         return f"Triton builds its launcher with {header}, which is not there: apt install python3-dev."
     return None
+
+
+def _version() -> tuple[int, ...]:
+    """The version of Triton to its second number; empty for a distribution of another name, as for AMD's GPUs."""
+    try:
+        return tuple(int(number) for number in metadata.version("triton").split(".")[:2])
+    except (metadata.PackageNotFoundError, ValueError):
+        return ()
 
 
 WIDEST_WINDOW = MOST_SLOTS - CHOICES[0].columns + 1
