@@ -284,3 +284,13 @@ def test_maps_with_as_many_pixels_are_cases_of_their_own(tmp_path: Path) -> None
         rows += [factory.record("unfold", 0.02 * slow, case=case), factory.record("conv3x3", 0.01, case=case)]
     assert "median of 2 cases; 2.0 to 8.0" in found(tmp_path, rows).verdict
     assert len(set(places("resolution", ["28x56", "56x28", "14x112"]).values())) == 3
+
+
+def test_the_verdict_says_in_how_many_cases_the_rows_show_a_fastest(tmp_path: Path) -> None:
+    rows = []
+    for channels, unfold in ((64, 0.004), (128, 0.00201)):
+        case = Case(kernel_size=7, channels=channels, threads=2)
+        times_of = {"blocked": 0.002, "unfold": unfold, "conv3x3": 0.0005}
+        rows += [factory.record(name, median, noise=0.1, case=case) for name, median in times_of.items()]
+    said = found(tmp_path, rows).verdict
+    assert said.endswith("`blocked` is the fastest beyond the uncertainty in 1 of 2 cases.")

@@ -161,7 +161,9 @@ def _verdict(paired: Sequence[Point]) -> str:
     if not first:
         return f"{said}. Which implementation is the fastest is too close to call."
     name, wins = first.most_common(1)[0]
-    return f"{said}. The fastest is `{name}`" + (f" in {wins} of {len(clear)} cases." if wins < len(clear) else ".")
+    if wins < len(clear):
+        return f"{said}. `{name}` is the fastest beyond the uncertainty in {wins} of {len(clear)} cases."
+    return f"{said}. The fastest is `{name}`."
 
 
 def _first(rivals: Mapping[str, Record]) -> str:
