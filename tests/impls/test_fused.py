@@ -142,15 +142,11 @@ def test_thread_count_does_not_change_a_bit(isa, shape):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def test_builds_agree():
+@pytest.mark.parametrize("build", _native.executable_isas())
+def test_every_build_that_runs_here_is_within_the_budget(build):
     tensors, g = inputs(2, 4, 8, 9, 9, 5, True)
-    results = []
-    for build in _native.executable_isas():
-        fused.load(build)
-        results.append(with_gradients(torch.ops.sasa_bench.fused_local_attention, tensors, g, 5, 4, False))
-    for other in results[1:]:
-        for a, b in zip(results[0], other, strict=True):
-            torch.testing.assert_close(a, b)
+    fused.load(build)
+    assert_matches(tensors, g, 5, 4, False)
 
 
 @pytest.mark.parametrize("scale", [1.0, 8.0])
