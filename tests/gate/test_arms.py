@@ -212,15 +212,15 @@ def test_a_commit_with_a_link_to_elsewhere_is_checked_out_with_it(repository: Pa
 def test_links_beside_a_kernel_lead_to_the_files_of_the_same_revision(
     repository: Path, tmp_path: Path, head: str
 ) -> None:
-    (repository / "shared/csrc").mkdir(parents=True)
-    (repository / "shared/csrc/a.h").write_text("one\n")
-    (repository / "shared/common.py").write_text("X = 1\n")
-    (repository / "src/common.py").symlink_to("../shared/common.py")
-    (repository / "src/csrc").symlink_to("../shared/csrc")
+    (repository / "library/csrc").mkdir(parents=True)
+    (repository / "library/csrc/a.h").write_text("one\n")
+    (repository / "library/common.py").write_text("X = 1\n")
+    (repository / "src/common.py").symlink_to("../library/common.py")
+    (repository / "src/csrc").symlink_to("../library/csrc")
     git(repository, "add", ".")
     git(repository, "commit", "-qm", "links")
-    (repository / "shared/csrc/a.h").write_text("two\n")
-    (repository / "shared/common.py").write_text("X = 2\n")
+    (repository / "library/csrc/a.h").write_text("two\n")
+    (repository / "library/common.py").write_text("X = 2\n")
     git(repository, "commit", "-qam", "behind them")
     (repository / "src/again.h").symlink_to("csrc/a.h")
     git(repository, "add", ".")
@@ -263,10 +263,10 @@ def test_a_kernel_that_leads_to_another_folder_brings_what_lies_beside_the_file(
 def test_folders_outside_of_git_share_what_their_links_lead_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for version in ("old", "new"):
         (tmp_path / version / "k/deep").mkdir(parents=True)
-        (tmp_path / version / "shared").mkdir()
-        (tmp_path / version / "shared/common.py").write_text(f"# {version}\n")
-        (tmp_path / version / "k/common.py").symlink_to("../shared/common.py")
-        (tmp_path / version / "k/csrc").symlink_to("../shared")
+        (tmp_path / version / "library").mkdir()
+        (tmp_path / version / "library/common.py").write_text(f"# {version}\n")
+        (tmp_path / version / "k/common.py").symlink_to("../library/common.py")
+        (tmp_path / version / "k/csrc").symlink_to("../library")
         for name in ("a.py", "b.py", "deep/c.py"):
             (tmp_path / version / "k" / name).write_text("IMPL = None\n")
     monkeypatch.chdir(tmp_path)

@@ -93,10 +93,10 @@ def test_a_path_with_a_space_or_a_sign_of_make_hides_no_file_that_was_read(tmp_p
 
 
 def test_a_source_that_is_a_link_is_compiled_with_the_headers_beside_the_link(tmp_path: Path) -> None:
-    for name in ("shared", "csrc"):
+    for name in ("library", "csrc"):
         (tmp_path / name).mkdir()
-    (tmp_path / "shared/real.cpp").write_text('#include "value.h"\nextern "C" int function() { return VALUE; }\n')
-    (tmp_path / "csrc/a.cpp").symlink_to("../shared/real.cpp")
+    (tmp_path / "library/real.cpp").write_text('#include "value.h"\nextern "C" int function() { return VALUE; }\n')
+    (tmp_path / "csrc/a.cpp").symlink_to("../library/real.cpp")
     for value in (1, 2):
         (tmp_path / "csrc/value.h").write_text(f"#define VALUE {value}\n")
         relink.compiled(
