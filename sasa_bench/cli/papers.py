@@ -68,9 +68,9 @@ def _times(tables: Sequence[str], file: Path) -> list[Cell]:
 
     results = read([file])
     found = timed(tables, results)
-    warn(
-        [*results.warnings, *([] if found else [f"{file} has no row of these networks: `run networks` measures them"])]
-    )
+    warn(results.warnings)
+    if not found:
+        warn([f"{file} has no row of these networks: `sasa-bench run networks` measures them"])
     return found
 
 

@@ -166,10 +166,14 @@ class Roof:
             cache_bytes_per_s=max(self.cache_bytes_per_s, other.cache_bytes_per_s),
         )
 
+    @property
+    def hot_bytes_per_s(self) -> float:
+        """Of data that is hot in the caches where that was measured, else of a large copy."""
+        return max(self.bandwidth_bytes_per_s, self.cache_bytes_per_s)
+
     def least_s(self, flops: float, bytes_moved: float) -> float:
         """Seconds that so much work takes at the least, with data that is hot in the caches where that is known."""
-        bandwidth = max(self.bandwidth_bytes_per_s, self.cache_bytes_per_s)
-        return max(flops / self.peak_flops_per_s, bytes_moved / bandwidth)
+        return max(flops / self.peak_flops_per_s, bytes_moved / self.hot_bytes_per_s)
 
 
 @dataclass(frozen=True, kw_only=True)

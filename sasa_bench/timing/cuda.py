@@ -216,7 +216,8 @@ def sample(
             before_sample(name)
             if replay := _captured(device, partial(_repeated, steps[name])):
                 many[name] = replay
-    hot = rounds(best | many, seen)
+    repeated = best | many
+    hot = rounds(repeated, seen)
     for name in many:
         hot[name] = _of_one_call(hot[name])
     fine = {name: step for name, step in best.items() if not hot[name].hopeless(settings)}
@@ -225,10 +226,9 @@ def sample(
     for name in steps:
         if name in fine:
             before_sample(name)
-            row = _row(
-                device, (best | many)[name], MANY if name in many else 1, settings, hot[name], cold[name], seen[name]
-            )
-            row["extra"]["replayed"] = MANY if name in many else int(name in replays)
+            calls = MANY if name in many else 1
+            row = _row(device, repeated[name], calls, settings, hot[name], cold[name], seen[name])
+            row["extra"]["replayed"] = calls if name in replays else 0
             if eager[name].seconds:
                 row["extra"]["eager_s"] = statistics.median(eager[name].seconds)
             rows[name] = row

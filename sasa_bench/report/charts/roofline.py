@@ -105,7 +105,7 @@ def roofline(rows: pd.DataFrame, roofs: Sequence[Roof], styles: Mapping[str, Sty
 
 
 def _roof_line(roof: Roof, least: float, largest: float) -> list[dict[str, Any]]:
-    peak, bandwidth = roof.peak_flops_per_s, max(roof.bandwidth_bytes_per_s, roof.cache_bytes_per_s)
+    peak, bandwidth = roof.peak_flops_per_s, roof.hot_bytes_per_s
     ridge = peak / bandwidth
     words = f"{peak / 1e9:.3g} GFLOP/s · {bandwidth / 1e9:.3g} GB/s, measured"
     at = sorted({min(least, ridge / 2), ridge, max(largest, ridge * 2)})
