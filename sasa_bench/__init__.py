@@ -5,7 +5,21 @@ of results files; `measure` times a function of your own in this process. `local
 `Impl`, of a kernel; `LocalAttention2d` and `network` are torch modules that any implementation runs.
 """
 
-import lazy_loader
+import ast
+from importlib import import_module
+from pathlib import Path
 
 # Torch takes seconds to import, and readers of results do without it: the stub names what is imported on first use.
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+_MODULES = {name.name: part.module for part in _STUB.body if isinstance(part, ast.ImportFrom) for name in part.names}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -59,10 +59,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With `-m gpu`, leave out files without such tests: a machine with a GPU need not have what those import."""
-    if config.getoption("-m") == "gpu" and collection_path.name.startswith("test_"):
-        return "mark.gpu" not in collection_path.read_text() or None
-    return None
+    """With `-m gpu`, leave out what has no such tests: a machine with a GPU need not have what the rest imports."""
+    if config.getoption("-m") != "gpu":
+        return None
+    if collection_path.is_dir():
+        files = list(collection_path.rglob("test_*.py"))
+    else:
+        files = [collection_path] if collection_path.name.startswith("test_") else []
+    return (bool(files) and not any("mark.gpu" in file.read_text() for file in files)) or None
 
 
 @pytest.fixture(scope="session")

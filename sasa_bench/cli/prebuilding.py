@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from sasa_bench.case import Case, UserError
-from sasa_bench.cli.options import CASE, SUITES, load_suites
+from sasa_bench.cli.options import CASE, SUITES, load_suites, warn
 from sasa_bench.results.cache import cache_directory
 
 
@@ -34,11 +34,11 @@ def prebuild(suites: tuple[Path, ...], pairs: tuple[str, ...], arch: str | None,
         raise UserError(reason)
     cases = [case for suite in load_suites(suites, pairs, "cuda") for case in suite.cases]
     kernels = _kernels(cases)
-    try:
-        count = nvrtc.prebuild(kernels, arch, threads or os.cpu_count() or 1)
-    except RuntimeError as error:
-        raise UserError(str(error)) from None
-    click.echo(f"{count} kernels for {arch} are in {cache_directory() / 'cubin'}")
+    count, failures = nvrtc.prebuild(kernels, arch, threads or os.cpu_count() or 1)
+    if count and len(failures) == count:
+        raise UserError(failures[0])
+    warn(failures)  # a run leaves a candidate out that does not compile
+    click.echo(f"{count - len(failures)} kernels for {arch} are in {cache_directory() / 'cubin'}")
 
 
 def _arch_here() -> str:

@@ -6,6 +6,7 @@ build of torch and ``pip install 'sasa-bench[cuda]'``.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
@@ -143,18 +144,27 @@ def cached_cubin(source: str, expression: str, arch: str) -> Cubin:
         if code.startswith(b"\x7fELF") and size == str(len(code)).encode():
             return Cubin(code, symbol.decode())
     cubin = compile_cubin(source, expression, arch)
-    write_atomically(path, f"{len(cubin.code)} {cubin.symbol}\n".encode() + cubin.code)
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the kernel
+        write_atomically(path, f"{len(cubin.code)} {cubin.symbol}\n".encode() + cubin.code)
     return cubin
 
 
-def prebuild(kernels: Iterable[tuple[str, str]], arch: str, threads: int) -> int:
-    """Compiles (source, expression) pairs into the disk cache, `threads` at a time; returns how many there are.
+def prebuild(kernels: Iterable[tuple[str, str]], arch: str, threads: int) -> tuple[int, list[str]]:
+    """Compiles (source, expression) pairs into the disk cache, `threads` at a time.
 
-    Raises RuntimeError as `compile_cubin` does.
+    Returns how many there are, and a sentence for each that does not compile.
     """
+
+    def failure(kernel: tuple[str, str]) -> str:
+        try:
+            cached_cubin(*kernel, arch)
+        except RuntimeError as error:
+            return f"{kernel[1]} does not compile for {arch}: {error}"
+        return ""
+
     wanted = list(dict.fromkeys(kernels))
     with ThreadPoolExecutor(threads) as pool:
-        return len(list(pool.map(lambda kernel: cached_cubin(kernel[0], kernel[1], arch), wanted)))
+        return len(wanted), [said for said in pool.map(failure, wanted) if said]
 
 
 class Runtime:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 
-import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -95,7 +95,7 @@ def run(
 def _memory(device: str) -> int:
     if device == "cuda" and torch.cuda.is_available():
         return torch.cuda.get_device_properties(0).total_memory
-    return psutil.virtual_memory().total
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _too_large(

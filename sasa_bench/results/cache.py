@@ -6,12 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
-import platformdirs
-
 
 def cache_directory() -> Path:
-    """$SASA_BENCH_CACHE, else `sasa-bench` in the user's cache."""
-    return Path(os.environ.get("SASA_BENCH_CACHE") or platformdirs.user_cache_dir("sasa-bench"))
+    """$SASA_BENCH_CACHE, else `sasa-bench` in the user's cache, by the XDG Base Directory Specification."""
+    if own := os.environ.get("SASA_BENCH_CACHE"):
+        return Path(own)
+    caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # The specification says to ignore a relative one.
+    return (caches if caches.is_absolute() else Path.home() / ".cache") / "sasa-bench"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

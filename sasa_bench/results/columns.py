@@ -181,6 +181,7 @@ EXTRAS: dict[str, Column] = {
     "cudnn_benchmark": Column("cuDNN chooses by time"),
     "build_s": Column("time to build", TIME, "s"),
     "queue_s": Column("time to queue a call", TIME, "s"),
+    "not_replayed": Column("why calls are queued by the host", SENTENCE),
     "sm_clock_mhz": Column("SM clock", FLOAT, "MHz"),
     "energy_j": Column("energy of a call", FLOAT, "J"),
     "throttled_samples": Column("samples dropped for throttling", COUNT),

@@ -93,9 +93,10 @@ def is_noisy(samples: Sequence[float]) -> bool:
 @lru_cache(maxsize=1024)
 def _rank(count: int, confidence: float) -> int:
     """The largest k for which 2 P(fewer than k samples below the median) <= 1 - confidence; 0 for none."""
-    from scipy.stats import binom  # half a second, which every process of a gate would pay
-
-    k = 0
-    while 2 * binom.cdf(k, count, 0.5) <= 1 - confidence:
+    k, ways, fewer = 0, 1, 1  # C(count, k) and the sum of these up to it, in whole numbers: exact for any count
+    everything = 2**count
+    while 2 * fewer / everything <= 1 - confidence:
+        ways = ways * (count - k) // (k + 1)
         k += 1
+        fewer += ways
     return k

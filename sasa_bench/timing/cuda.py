@@ -22,6 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
+from sasa_bench.results.fields import first_line
 from sasa_bench.timing import nvml
 from sasa_bench.timing.graphs import capture
 from sasa_bench.timing.sampling import Samples, interleave
@@ -182,16 +183,21 @@ def sample(
 
     `extra` gets eager_s, the median time of calls that are queued one by one; queue_s, the host's seconds to queue one
     of these; replayed, how many calls the graph holds whose replays are the hot samples (a cold sample is a replay of
-    one call), or 0 where the step cannot be captured, whose hot time is its eager time; and, where NVML is read,
+    one call), or 0 where the step cannot be captured, whose hot time is its eager time, with the reason in
+    not_replayed; and, where NVML is read,
     throttled_samples (thrown away), power_limited_samples (kept), sm_clock_mhz (median right after hot samples) and,
     with settings.energy_s, energy_j of a hot call. Where half of the samples or more were throttled, and not just a
     few, the row has status "error" and the reason.
     """
     replays: dict[str, Step] = {}
+    refused: dict[str, str] = {}
     for name, step in steps.items() if graphs else ():
         before_sample(name)
-        if replay := _captured(device, step):
+        replay, reason = _captured(device, step)
+        if replay:
             replays[name] = replay
+        else:
+            refused[name] = reason
 
     def rounds(running: Mapping[str, Step], seen: dict[str, _Seen], cold: bool = False, eager: bool = False) -> Any:
         timer = _Watched(device, cold, seen, eager)
@@ -214,7 +220,7 @@ def sample(
     for name in replays:
         if eager[name].seconds and statistics.median(eager[name].seconds) < SHORT_S:
             before_sample(name)
-            if replay := _captured(device, partial(_repeated, steps[name])):
+            if replay := _captured(device, partial(_repeated, steps[name]))[0]:
                 many[name] = replay
     repeated = best | many
     hot = rounds(repeated, seen)
@@ -229,6 +235,8 @@ def sample(
             calls = MANY if name in many else 1
             row = _row(device, repeated[name], calls, settings, hot[name], cold[name], seen[name])
             row["extra"]["replayed"] = calls if name in replays else 0
+            if name in refused:
+                row["extra"]["not_replayed"] = refused[name]
             if eager[name].seconds:
                 row["extra"]["eager_s"] = statistics.median(eager[name].seconds)
             rows[name] = row
@@ -244,13 +252,13 @@ def sample(
     return rows
 
 
-def _captured(device: Device, step: Step) -> Step | None:
-    """What replays the step; None where it cannot be captured."""
+def _captured(device: Device, step: Step) -> tuple[Step | None, str]:
+    """What replays the step; None where it cannot be captured, and why."""
     try:
-        return device.capture(step)
-    except RuntimeError:
+        return device.capture(step), ""
+    except RuntimeError as error:
         device.synchronize()  # an error of the device itself shows here, and counts
-        return None
+        return None, first_line(error)
 
 
 def _repeated(step: Step) -> object:

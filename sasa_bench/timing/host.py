@@ -8,8 +8,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 PROC = Path("/proc")
 
 
@@ -100,8 +98,10 @@ def _processor_times() -> tuple[float, float, float]:
 
 
 def _used_by(pid: int) -> float:
+    """Seconds of a process and the children it has waited for: utime, stime, cutime, cstime of /proc/PID/stat."""
     try:
-        times = psutil.Process(pid).cpu_times()
-    except psutil.Error:
+        # The second field is the program's name in parentheses, which may hold spaces and parentheses itself.
+        fields = (PROC / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()
+        return sum(int(value) for value in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
         return 0.0
-    return float(times.user + times.system + times.children_user + times.children_system)

@@ -34,12 +34,15 @@ class Gpu:
 
     def __init__(self, library: Any, handle: Any) -> None:
         self.library, self.handle = library, handle
-        self._bits = {reason: getattr(library, name) for reason, name in THROTTLING.items()}
+        try:
+            self._bits = {reason: getattr(library, name) for reason, name in THROTTLING.items()}
+        except AttributeError:
+            raise NvmlAbsentError(f"nvidia-ml-py is too old to name why clocks are low: {INSTALL} --upgrade") from None
 
     def _read(self, name: str, *arguments: Any) -> Any:
         try:
             return getattr(self.library, name)(self.handle, *arguments)
-        except self.library.NVMLError:
+        except (self.library.NVMLError, AttributeError):  # an old nvidia-ml-py lacks some functions
             return None
 
     @property

@@ -9,9 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import cpuinfo
-import psutil
-
 from sasa_bench.results.environment import recorded, worker_environment
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.revision import code_digest, revision
@@ -23,24 +20,22 @@ ISA = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_
 
 def detect() -> Machine:
     """This machine, now."""
-    info = cpuinfo.get_cpu_info()
-    flags = set(info.get("flags", ()))
+    cpu, flags = _processor()
     gpu, driver = _gpu()
     gpu_limits: dict[str, float] = {}
     state: dict[str, Any] = {}
-    if gpu:
-        try:
-            found = nvml.find()
-            gpu, driver, gpu_limits, state = found.name or gpu, found.driver, found.limits(), found.state()
-        except nvml.NvmlAbsentError as error:
-            state = {"absent": str(error)}
+    try:  # where a container has no nvidia-smi, too
+        found = nvml.find()
+        gpu, driver, gpu_limits, state = found.name or gpu, found.driver, found.limits(), found.state()
+    except nvml.NvmlAbsentError as error:
+        state = {"absent": str(error)} if gpu else {}
     package = Path(__file__).parents[1]
     commit, dirty = revision(package) or (_version("sasa-bench") or "unknown", False)
     return Machine(
-        cpu=info.get("brand_raw") or platform.processor() or platform.machine(),
+        cpu=cpu,
         cores=available_cores(),
         isa=tuple(name for name in ISA if name in flags),
-        memory_bytes=_rounded(min(psutil.virtual_memory().total, limits.memory_limit() or limits.UNLIMITED)),
+        memory_bytes=_rounded(min(_memory_bytes(), limits.memory_limit() or limits.UNLIMITED)),
         gpu=gpu,
         driver=driver,
         os=f"{platform.system()} {platform.release()}",
@@ -61,6 +56,27 @@ def available_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = limits.cpu_quota()
     return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def _processor(path: Path = Path("/proc/cpuinfo")) -> tuple[str, set[str]]:
+    """Name and instruction-set flags of the processor: from /proc/cpuinfo, where it says both, as it does on x86."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    if found.get("model name") and found.get("flags"):
+        return found["model name"], set(found["flags"].split())
+    try:
+        import cpuinfo  # a second of asking other programs
+    except ModuleNotFoundError:
+        return platform.processor() or platform.machine(), set()
+    info = cpuinfo.get_cpu_info()
+    return info.get("brand_raw") or platform.processor() or platform.machine(), set(info.get("flags", ()))
+
+
+def _memory_bytes() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _rounded(memory_bytes: int) -> int:

@@ -12,7 +12,7 @@ pytest.importorskip("cuda.core", reason="cuda-core is not installed: pip install
 
 import emulation
 
-from sasa_bench.case import Case
+from sasa_bench.case import Case, UserError
 from sasa_bench.cli import cli
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.impls import cuda
@@ -86,3 +86,35 @@ def test_an_architecture_that_is_none_is_one_line(compiled: list[str]) -> None:
     assert done.exit_code != 0
     assert "give sm_ and a number" in done.output
     assert compiled == []
+
+
+def test_a_kernel_that_does_not_compile_is_named_and_costs_no_other(
+    compiled: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite = tmp_path / "small.toml"
+    suite.write_text('title = "small"\nimpls = ["cuda"]\n[axes]\nkernel_size = [3]\n[fixed]\nchannels = 8\nheads = 2\n')
+    works = nvrtc.compile_cubin
+
+    def compile_cubin(source: str, expression: str, arch: str) -> nvrtc.Cubin:
+        if broken in expression:
+            raise RuntimeError("error: too many registers")
+        return works(source, expression, arch)
+
+    monkeypatch.setattr(nvrtc, "compile_cubin", compile_cubin)
+    broken = "backward_keys<"
+    command = ["prebuild", str(suite), "--arch", "sm_90", "-c", "mode=training"]
+    done = CliRunner().invoke(cli, command)
+    assert done.exit_code == 0, done.output
+    assert "does not compile for sm_90: error: too many registers" in done.output
+    assert compiled
+    broken = ""
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "another"))
+    assert isinstance(CliRunner().invoke(cli, command).exception, UserError)
+
+
+def test_a_cache_that_cannot_be_written_costs_no_kernel(compiled: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, content: bytes) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(nvrtc, "write_atomically", refuse)
+    assert nvrtc.cached_cubin("source", "forward<float>", "sm_90").symbol == "forward<float>"

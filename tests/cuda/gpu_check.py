@@ -22,11 +22,15 @@ import sys
 import tarfile
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field, replace
+from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
+
+if TYPE_CHECKING:
+    from sasa_bench.results.record import Record
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
@@ -36,22 +40,18 @@ NEEDED = {
     "torch": "torch",
     "triton": "triton",
     "pytest": "pytest",
+    "cuda.bindings": "cuda-bindings",
     "cuda.core": "cuda-core",
-    "numpy": "numpy",
-    "psutil": "psutil",
-    "platformdirs": "platformdirs",
-    "click": "click",
-    "rich": "rich",
-    "lazy_loader": "lazy-loader",
-    "cpuinfo": "py-cpuinfo2",
-    "filelock": "filelock",
-    "scipy": "scipy",
-    "pandas": "pandas",
-    "tabulate": "tabulate",
 }
-"""Modules that the steps import -> the packages they come with."""
+"""Modules that the steps import, besides what these bring -> the packages they come with."""
+BUDGET_S = 0.1
+"""Of samples, for a row of the times."""
 UNMEASURED = {"SASA_BENCH_TUNE": "0"}
 """A step that checks values takes the first candidate of each kernel: a search would compile all of them."""
+MEASURED_WITH = ("triton", "cuda-core", "cuda-bindings", "numpy", "nvidia-ml-py")
+"""Packages whose versions, besides torch's, decide what the steps find."""
+OPTIONAL = " is not installed"
+"""What a step says that needs a program which is not there; the check may succeed without it."""
 SEPARATE = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 """Each tensor is an allocation of its own, so that the sanitizer sees what is written beside it."""
 
@@ -79,23 +79,9 @@ def steps(folder: Path, of: str = "") -> list[Step]:
     """The steps, most telling first."""
     python, here = sys.executable, str(Path(__file__))
     tests = ("-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider")
-    suite = str(Path(__file__).with_suffix(".toml"))
-    results = str(times_file(folder, of))
-    run = (
-        "-m",
-        "sasa_bench",
-        "run",
-        suite,
-        "--device",
-        "cuda",
-        "--budget",
-        "0.1",
-        "--strict",
-        "--out",
-        results,
-        "--resume",
-    )
-    sanitizer = ("compute-sanitizer", "--error-exitcode", "9", python, here, "--step", "sanitized")
+    # Errors of calls to the driver, of which cuda-core makes some on purpose, are no errors of the kernels.
+    quiet = ("--error-exitcode", "9", "--report-api-errors", "no", "--launch-timeout", "0")
+    sanitizer = ("compute-sanitizer", *quiet, python, here, "--step", "sanitized")
 
     def numerics(name: str, limit_s: int) -> Step:
         junit = folder / f"numerics-{name}.xml"
@@ -103,21 +89,45 @@ def steps(folder: Path, of: str = "") -> list[Step]:
         return Step(f"numerics-{name}", limit_s, (python, *tests, file, f"--junitxml={junit}"), UNMEASURED, junit)
 
     return [
-        Step("versions", 40, (python, here, "--step", "versions")),
-        Step("compile", 110, (python, here, "--step", "compile")),
+        Step("versions", 30, (python, here, "--step", "versions")),
+        Step("compile", 100, (python, here, "--step", "compile")),
         numerics("cuda", 60),
         numerics("triton", 50),
-        Step("times", 180, (python, *run)),
+        Step("times", 200, (python, here, "--step", "times", str(times_file(folder, of)))),
         Step("choices", 30, (python, here, "--step", "choices", str(folder))),
         Step("sanitizer", 70, sanitizer, UNMEASURED | SEPARATE),
     ]
 
 
+ASK = """
+import torch
+print(torch.cuda.get_device_name(0) if torch.cuda.is_available() else "")
+print(torch.__version__, torch._C._cuda_getDriverVersion() if torch.version.cuda else "")
+"""
+
+
+def ask_torch() -> tuple[str, str]:
+    """Name of the device, "" for none, and versions of torch and the driver, by a process that may hang or fail."""
+    try:
+        said = subprocess.run([sys.executable, "-c", ASK], capture_output=True, text=True, timeout=60).stdout
+    except subprocess.TimeoutExpired:
+        return "", ""
+    device, _, versions = said.partition("\n")
+    return device, versions.strip()
+
+
+def version_of(package: str) -> str:
+    """Its version, or ""."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
 def subject() -> str:
-    """What is checked: the device, torch, and the kernels with their tests, as a digest."""
-    code = "import torch; print(torch.__version__, torch.cuda.is_available() and torch.cuda.get_device_name(0))"
-    device = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip()
-    whole = hashlib.sha256(device.encode())
+    """What is checked, as a digest: the device, driver and libraries, and the kernels with their tests."""
+    known = [*ask_torch(), *map(version_of, MEASURED_WITH)]
+    whole = hashlib.sha256("\0".join(known).encode())
     for folder in (ROOT / "sasa_bench", ROOT / "tests" / "cuda"):
         for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".cu", ".toml")):
             whole.update(path.read_bytes())
@@ -157,7 +167,7 @@ def run(folder: Path, wanted: Sequence[Step], of: str = "") -> list[dict[str, An
                     start_new_session=True,
                 )
             except FileNotFoundError:
-                status = f"{step.command[0]} is not installed"
+                status = f"{step.command[0]}{OPTIONAL}"
             else:
                 status = ended(running, step)
         seconds = round(time.monotonic() - began, 1)
@@ -173,6 +183,19 @@ def keep_tunables(folder: Path) -> None:
 
     for file in cache_directory().glob("tunables-*.json"):
         shutil.copy(file, folder)
+
+
+def keep_table(folder: Path, measured: Path) -> None:
+    """Prints what was measured, to the last row where the step was stopped, and keeps it in table.txt."""
+    from sasa_bench.case import UserError
+    from sasa_bench.results.file import read
+
+    try:
+        said = table(read([measured]).rows)
+    except UserError as error:
+        said = str(error)
+    (folder / "table.txt").write_text(said + "\n")
+    print(said)
 
 
 def ended(running: subprocess.Popen[bytes], step: Step) -> str:
@@ -200,8 +223,6 @@ def pack(folder: Path) -> Path:
 
 def versions() -> None:
     """Prints the device and the versions of what is needed; exit status 1 where something is missing."""
-    from importlib import import_module, metadata
-
     lacking = {}
     for name, package in NEEDED.items():
         try:
@@ -209,12 +230,9 @@ def versions() -> None:
         except ImportError as error:
             lacking[package] = f"{name}: {error}"
             continue
-        try:
-            print(package, metadata.version(package))
-        except metadata.PackageNotFoundError:
-            print(package, "of another distribution")
+        print(package, version_of(package) or "of another distribution")
     if lacking:
-        names = " ".join(lacking)
+        names = " ".join(f"'{name}=={of_torch()}.*'" if name == "cuda-bindings" else name for name in lacking)
         remedy = f"pip install --target carried {names}; then PYTHONPATH=carried make gpu-check"
         sys.exit("\n".join(["missing:", *lacking.values(), f"here, or elsewhere and copied: {remedy}"]))
     import torch
@@ -229,6 +247,15 @@ def versions() -> None:
         print(name, impls.get(name).missing() or "can run")
     if reason := missing():
         sys.exit(f"missing: {reason}")
+
+
+def of_torch() -> str:
+    """The major version of CUDA that torch was built for, which the bindings have to match."""
+    try:
+        import torch
+    except ImportError:
+        return "13"
+    return str(torch.version.cuda or "13").partition(".")[0]
 
 
 def kernels_wanted() -> list[tuple[str, str]]:
@@ -266,21 +293,40 @@ def compile_all(arch: str = "") -> None:
         import torch
 
         arch = nvrtc.runtime(torch.device("cuda", 0)).arch
-    print(f"{nvrtc.prebuild(kernels_wanted(), arch, os.cpu_count() or 1)} kernels of cuda for {arch}", flush=True)
+    processors = os.cpu_count() or 1
+    count, failures = nvrtc.prebuild(kernels_wanted(), arch, processors)
+    print("\n".join([f"{count - len(failures)} of {count} kernels of cuda for {arch}", *failures]), flush=True)
     if here:
         problems = triton_problems()
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(8, os.cpu_count() or 1), context) as pool:
-            failures = [failure for failure in pool.map(compile_triton, problems) if failure]
-        print("\n".join([f"{len(problems) - len(failures)} of {len(problems)} problems of triton", *failures]))
-        if len(failures) == len(problems):
-            sys.exit("no kernel of triton runs")
+        with ProcessPoolExecutor(min(16, processors), multiprocessing.get_context("spawn")) as pool:
+            running = {pool.submit(compile_triton, problem): problem for problem in problems}
+            for done in as_completed(running):
+                if failure := done.result():
+                    failures.append(failure)
+                print(f"triton, {running[done]}: {failure or 'ok'}", flush=True)
+    if failures:
+        sys.exit(f"{len(failures)} kernels or problems do not compile")
 
 
-def triton_problems() -> list[Any]:
-    """The problems that the other steps run with `triton`; those of the times with every candidate of the search."""
+@dataclass(frozen=True)
+class Compiled:
+    """A problem that another step runs with `triton`, in `dtype`.
+
+    search  its forward pass with every candidate of the search; else both passes with the first
+    tf32    whether torch allows tf32
+    """
+
+    problem: Any
+    dtype: Any
+    search: bool = False
+    tf32: bool = False
+
+
+def triton_problems() -> list[Compiled]:
+    """What the other steps run with `triton`, the longest first."""
+    import torch
     from dense_reference import Problem
-    from test_triton_gpu import PROBLEMS
+    from test_triton_gpu import PROBLEMS, of_float32
 
     from sasa_bench.suite import load
 
@@ -288,29 +334,29 @@ def triton_problems() -> list[Any]:
     sizes = {
         (case.dtype, case.head_dim, case.height, case.kernel_size): case for case in cases if case.dtype != "float32"
     }
-    import torch
-
-    return [(problem, False) for problem in PROBLEMS] + [
-        (
-            Problem(
-                dtype=getattr(torch, case.dtype),
-                batch=2,
-                heads=case.heads,
-                head_width=case.head_dim,
-                height=case.height,
-                width=case.width,
-                kernel_size=case.kernel_size,
-            ),
-            True,
+    timed = [
+        Problem(
+            dtype=getattr(torch, case.dtype),
+            batch=2,
+            heads=case.heads,
+            head_width=case.head_dim,
+            height=case.height,
+            width=case.width,
+            kernel_size=case.kernel_size,
         )
         for case in sizes.values()
     ]
+    return [
+        *(Compiled(problem, problem.dtype, search=True) for problem in timed),
+        *(Compiled(of_float32(allowed), torch.float32, tf32=allowed) for allowed in (True, False)),
+        *(Compiled(problem, problem.dtype) for problem in PROBLEMS),
+    ]
 
 
-def compile_triton(item: tuple[Any, bool]) -> str:
-    """Runs one problem once, with every candidate or the first: Triton keeps what it compiles. Why it failed, or ""."""
-    problem, every = item
-    from test_triton_gpu import on_device
+def compile_triton(item: Compiled) -> str:
+    """Runs one problem once, and Triton keeps what it compiles. Why it failed, or ""."""
+    import torch
+    from test_triton_gpu import attended, on_device
 
     from sasa_bench.impls import _tuning
 
@@ -320,12 +366,71 @@ def compile_triton(item: tuple[Any, bool]) -> str:
 
     _tuning.replay_seconds = once
     _tuning.TuningStore.add = lambda *given: None  # type: ignore[method-assign]
-    os.environ["SASA_BENCH_TUNE"] = "1" if every else "0"
+    os.environ["SASA_BENCH_TUNE"] = "1" if item.search else "0"
+    torch.backends.cuda.matmul.allow_tf32 = item.tf32
     try:
-        on_device(problem, problem.dtype)
+        if item.search:
+            with torch.no_grad():
+                attended(item.problem, item.dtype)
+        else:
+            on_device(item.problem, item.dtype)
     except Exception as error:
-        return f"{problem}: {error}"
+        return f"{type(error).__name__}: {error}"
     return ""
+
+
+def times(out: str, suite: str = "", device: str = "cuda") -> None:
+    """Measures the suite into a results file, as `sasa-bench run --resume` does, whose command line needs packages.
+
+    Exit status 1 where a row is wrong or failed, or an implementation has no time at all.
+    """
+    from sasa_bench.results.file import read
+    from sasa_bench.suite import load
+    from sasa_bench.sweep.plan import open_results
+    from sasa_bench.sweep.run import run as measure
+    from sasa_bench.timing import probe
+    from sasa_bench.timing.settings import Settings
+
+    path, machine = Path(out), probe.detect()
+    if device == "cuda" and not machine.gpu:
+        machine = replace(machine, gpu=ask_torch()[0])
+    wanted = load(Path(suite) if suite else Path(__file__).with_suffix(".toml"), {"device": [device]})
+    known = open_results(path, True, machine)
+    if known:
+        fine = {row.impl for row in known.rows if row.status == "ok"}
+        known.drop([row for row in known.rows if row.status not in ("ok", "skipped") or row.impl not in fine])
+    measure([wanted], (), path, known=known, machine=machine, settings=Settings(budget_s=BUDGET_S))
+    rows = read([path]).rows
+    bad = [row for row in rows if row.status not in ("ok", "skipped")]
+    said = [f"{row.impl}, {row.case.describe()}: {row.status}: {row.reason}" for row in bad]
+    for name in wanted.impls:
+        own = [row for row in rows if row.impl == name]
+        if not any(row.status == "ok" for row in own):
+            said.append(f"{name} has no time in {len(own)} cases: {own[0].reason if own else 'none was measured'}")
+    if said:
+        sys.exit("\n".join(said))
+
+
+def table(rows: Sequence[Record]) -> str:
+    """A line for each case: microseconds of each implementation, and how many times the fastest convolution that is."""
+    lines = ["microseconds, in brackets times the fastest convolution; `sasa-bench table` and `report` give intervals"]
+    eager = False
+    for case in dict.fromkeys(row.case for row in rows):
+        own = [row for row in rows if row.case == case]
+        convolutions = [row.median_s for row in own if row.op == "convolution" and row.status == "ok"]
+        cells = []
+        for row in own:
+            ratio = f" ({row.median_s / min(convolutions):.2f})" if convolutions else ""
+            queued = row.status == "ok" and case.device == "cuda" and not row.extra.get("replayed")
+            eager = eager or queued
+            figure = f"{row.median_s * 1e6:.1f}{'*' if queued else ''}{ratio}" if row.status == "ok" else row.status
+            cells.append(f"{row.impl} {figure}")
+        lines.append(f"{case.describe()}: {', '.join(cells)}")
+    if eager:
+        lines.append("* calls queued by the host, since they could not be replayed as a graph: no ratio of kernels")
+        reasons = {f"{row.impl}: {reason}" for row in rows if (reason := row.extra.get("not_replayed"))}
+        lines += sorted(reasons)
+    return "\n".join(lines)
 
 
 def choices(runtime: Any, device: str, seconds: Any, problem: Any) -> list[dict[str, Any]]:
@@ -368,25 +473,41 @@ def sanitized() -> None:
     torch.cuda.synchronize()
 
 
+def check(folder: Path) -> None:
+    """Runs all steps, and packs what they wrote however this ends."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))  # so that the step that runs is ended too
+    keep_caches(folder)
+    of = subject()
+    first, *others = steps(folder, of)
+    found = run(folder, [first], of)
+    said = (folder / "versions.txt").read_text()
+    if found[0]["status"] != "ok" and "missing:" in said:  # the others would fail for the same reason
+        sys.exit(said)
+    try:
+        found += run(folder, others, of)
+    finally:
+        keep_table(folder, times_file(folder, of))
+        keep_tunables(folder)
+        print(f"send back {pack(folder)}", flush=True)
+    sys.exit(any(step["status"] != "ok" and not step["status"].endswith(OPTIONAL) for step in found))
+
+
+def keep_caches(folder: Path) -> None:
+    """Where the caches of compiled kernels cannot be written, as in a container without a home, they lie beside."""
+    from sasa_bench.results.cache import cache_directory
+
+    triton = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    for name, cache in (("SASA_BENCH_CACHE", cache_directory()), ("TRITON_CACHE_DIR", triton)):
+        existing = next(each for each in (cache, *cache.absolute().parents) if os.path.exists(each))
+        if not os.access(existing, os.W_OK):
+            os.environ[name] = str(folder.with_name(f"{folder.name}-cache") / name.lower())
+
+
 def main(arguments: Sequence[str]) -> None:
     """Runs one step, or all of them."""
     if arguments[:1] != ["--step"]:
-        folder = Path(arguments[0] if arguments else ROOT / "reports" / "gpu-check").absolute()
-        of = subject()
-        first, *others = steps(folder, of)
-        found = run(folder, [first], of)
-        said = (folder / "versions.txt").read_text()
-        if found[0]["status"] != "ok" and "missing:" in said:  # the others would fail for the same reason
-            sys.exit(said)
-        found += run(folder, others, of)
-        if (times := times_file(folder, of)).exists():
-            table = [sys.executable, "-m", "sasa_bench", "table", str(times)]
-            shown = subprocess.run(table, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT).stdout
-            (folder / "table.txt").write_text(shown)
-            print(shown)
-        keep_tunables(folder)
-        print(f"send back {pack(folder)}")
-        sys.exit(any(step["status"] != "ok" for step in found))
+        check(Path(arguments[0] if arguments else ROOT / "reports" / "gpu-check").absolute())
     if arguments[1] == "choices":
         import torch
         from dense_reference import Problem
@@ -398,7 +519,8 @@ def main(arguments: Sequence[str]) -> None:
         rows = choices(nvrtc.runtime(torch.device("cuda", 0)), "cuda", replay_seconds, problem)
         (Path(arguments[2]) / "choices.json").write_text(json.dumps(rows, indent=1))
     else:
-        {"versions": versions, "compile": compile_all, "sanitized": sanitized}[arguments[1]](*arguments[2:])
+        parts = {"versions": versions, "compile": compile_all, "sanitized": sanitized, "times": times}
+        parts[arguments[1]](*arguments[2:])
 
 
 if __name__ == "__main__":

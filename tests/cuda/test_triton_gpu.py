@@ -26,6 +26,17 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
+def of_float32(tf32: bool) -> Problem:
+    """tf32 has as many bits as float16, so it may err as much; without tf32, as little as float32."""
+    return Problem(dtype=F16 if tf32 else torch.float32, batch=2, head_width=16, height=9, width=13)
+
+
+def attended(problem: Problem, dtype: torch.dtype) -> torch.Tensor:
+    """y of the problem's inputs in `dtype`."""
+    inputs = [None if t is None else t.to(dtype) for t in problem.inputs("cuda")[0]]
+    return triton.OPERATORS.attend(*inputs, problem.kernel_size, problem.heads, problem.zero_border)
+
+
 def on_device(problem: Problem, dtype: torch.dtype) -> list[torch.Tensor]:
     """y and all gradients of the problem's inputs in `dtype`."""
     inputs, dy = problem.inputs("cuda")
@@ -44,8 +55,7 @@ def test_agrees_with_float64_and_is_deterministic(problem):
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_float32_agrees_with_float64_as_far_as_tf32_reaches(allowed):
-    """tf32 has as many bits as float16, so it may err as much; without tf32, as little as float32."""
-    problem = Problem(dtype=F16 if allowed else torch.float32, batch=2, head_width=16, height=9, width=13)
+    problem = of_float32(allowed)
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -18,6 +18,19 @@ def test_the_cache_is_where_the_variable_says_else_the_users(tmp_path: Path, mon
     assert cache_directory() == tmp_path / "own"
 
 
+@pytest.mark.parametrize("stated", [None, "", "relative/folder"])
+def test_without_an_absolute_cache_of_the_user_it_is_in_the_home_folder(
+    stated: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SASA_BENCH_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if stated is None:
+        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    else:
+        monkeypatch.setenv("XDG_CACHE_HOME", stated)
+    assert cache_directory() == tmp_path / ".cache" / "sasa-bench"
+
+
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "made" / "file"
     write_atomically(path, b"first")

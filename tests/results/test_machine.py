@@ -79,3 +79,13 @@ def test_a_file_from_before_nvml_was_read_keeps_its_ids() -> None:
     }
     assert Machine.from_dict(old) == machine
     assert machine.id == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def test_a_gpu_is_named_where_a_container_has_no_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "_output", lambda command: "")
+    library = FakeNvml()
+    monkeypatch.setattr(nvml, "_pynvml", lambda: library)
+    assert probe.detect().gpu == library.name
+    monkeypatch.setattr(nvml, "_pynvml", lambda: FakeNvml(unsupported={"nvmlInit"}))
+    found = probe.detect()
+    assert (found.gpu, found.gpu_state) == ("", {})

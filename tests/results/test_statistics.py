@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from sasa_bench.results.statistics import half_width, interval_of_median, is_noisy, ratio_of_times, scatter
 
@@ -14,6 +15,15 @@ def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
             low, high = interval_of_median(noise.lognormal(size=count))
             hits += low <= 1.0 <= high
         assert hits / 2000 > 0.93
+
+
+@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.975])
+def test_the_rank_is_that_of_the_binomial_distribution(confidence: float) -> None:
+    for count in (*range(60), 101, 2000):
+        fewer = binom.cdf(np.arange(count + 1), count, 0.5)  # than 1, 2, ... samples below the median
+        rank = int(np.sum(2 * fewer <= 1 - confidence))
+        low, high = interval_of_median([float(i) for i in range(1, count + 1)], confidence)
+        assert (low, high) == ((rank, count + 1 - rank) if rank else (-np.inf, np.inf))
 
 
 def test_the_interval_of_few_samples_is_infinite() -> None:

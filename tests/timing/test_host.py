@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sasa_bench.timing import host
@@ -60,3 +61,27 @@ def test_steal_is_the_eighth_field_and_other_processors_do_not_count(
     assert between(Reading(0.0, 0, 0, 0), Reading(1.0, 1.0, 0, 0)).others == 0.5
     monkeypatch.setattr(host.os, "sched_getaffinity", lambda pid: {1, 7})
     assert host.read().stolen == pytest.approx(9 / tick), "of all processors where not all of these are shown"
+
+
+def test_the_time_of_a_process_is_its_own_and_that_of_children_it_has_waited_for() -> None:
+    code = "import time\nwhile time.process_time() < {}: pass"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code.format(0.3)!r}])\n{code.format(0.2)}"
+    process = subprocess.Popen([sys.executable, "-c", parent + "\nprint(flush=True); input()"], stdin=-1, stdout=-1)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        times = psutil.Process(process.pid).cpu_times()
+        expected = times.user + times.system + times.children_user + times.children_system
+        assert host._used_by(process.pid) == pytest.approx(expected, abs=0.05)
+        assert expected > 0.45
+    finally:
+        process.kill()
+        process.communicate()
+    assert host._used_by(process.pid) == 0.0, "it is gone"
+
+
+def test_the_name_of_a_program_may_hold_anything(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7" / "stat").write_text("7 (a) R (b c) S 1 7 7 0 -1 4194304 1 2 3 4 100 200 300 400 20 0 1 0 9\n")
+    monkeypatch.setattr(host, "PROC", tmp_path)
+    assert host._used_by(7) == 1000 / host.os.sysconf("SC_CLK_TCK")

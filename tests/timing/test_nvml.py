@@ -35,6 +35,17 @@ def test_each_reason_of_heat_or_power_is_throttling(reason: str) -> None:
     assert gpu.throttling() == (reason,)
 
 
+def test_an_old_nvidia_ml_py_is_named_and_functions_that_it_lacks_tell_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = FakeNvml()
+    monkeypatch.delattr(FakeNvml, "nvmlDeviceGetTotalEnergyConsumption")
+    assert nvml.find(library=library).energy_j() is None
+    monkeypatch.delattr(FakeNvml, "nvmlClocksEventReasonSwPowerCap")
+    with pytest.raises(NvmlAbsentError, match=r"too old to name why clocks are low: .* --upgrade"):
+        nvml.find(library=library)
+
+
 def test_an_idle_gpu_and_clocks_set_by_hand_are_not_throttling() -> None:
     library = FakeNvml(reasons=FakeNvml.IDLE | FakeNvml.CLOCKS_SET_BY_HAND)
     assert nvml.find(library=library).throttling() == ()
