@@ -52,7 +52,7 @@ def bisect(
         raise click.UsageError(f"--confidence {given['confidence']}: give a probability from 0.5 to below 1")
     repository = _repository()
     points = _points(good, bad, suite, words, given["impls"], pairs)
-    folder = out or stamped("bisect-{}")
+    folder = out or stamped("bisect-")
     limits = duration(given["budget"]), given["timeout_s"], given["confidence"]
     with interrupted_by_sigterm(), phases() as say:
         search = Bisection(repository, good, bad, points, folder, Rules(), *limits, given["impls"], say, PAIR)

@@ -74,7 +74,7 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
     from torch import nn
 
     from sasa_bench.nn import saved_types
-    from sasa_bench.timing.prepared import first_line
+    from sasa_bench.results.fields import first_line
 
     try:
         with torch.serialization.safe_globals(saved_types()):

@@ -98,7 +98,7 @@ def gate(**given: Any) -> int:
 
     require_free_threads(os.environ)
     asked = Asked(**given)
-    folder = asked.out or stamped("gate-{}")
+    folder = asked.out or stamped("gate-")
     with interrupted_by_sigterm():
         result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
     write_all(result, folder)
@@ -251,7 +251,7 @@ def aa(**given: Any) -> None:
     points = _points(asked.suite, asked.impls, asked.pairs)
     if not 1 <= asked.inject_cases <= len(points):
         raise click.UsageError(f"--inject-cases {asked.inject_cases}: give a number from 1 to {len(points)}")
-    path = asked.journal or stamped("aa-{}.jsonl")
+    path = asked.journal or stamped("aa-", ".jsonl")
     if path.exists():
         whole_pairs(path)
     if asked.runs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def run(**given: Any) -> int:
     if asked.energy and (asked.slurm or not on_gpu):
         raise click.UsageError("--energy reads a counter of the local GPU: give --device cuda, without --slurm")
     shard = "-{}of{}".format(*asked.shard) if asked.shard else ""
-    path = asked.out or stamped(f"{suites[0].name}-{{}}{shard}.jsonl")
+    path = asked.out or stamped(f"{suites[0].name}-", f"{shard}.jsonl")
     if asked.slurm:
         return _run_on_slurm(asked, suites, path)
     if on_gpu:
@@ -115,7 +116,8 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     known = open_results(path, asked.resume, machine)
     warn(known.warnings if known else ())
     if asked.resume and known is None:
-        warn([f"{path} does not exist yet: the run starts from the beginning"])
+        state = "is empty" if path.exists() else "does not exist yet"
+        warn([f"{path} {state}: the run starts from the beginning"])
     elif known and (others := {row.suite for row in known.rows} - {suite.name for suite in suites}):
         warn([f"{path} also holds suites that this command does not name and leaves as they are: {', '.join(others)}"])
     if on_gpu and (reason := nvml.absent()):
@@ -182,10 +184,10 @@ def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
 
 
 def _stopped(asked: Asked, path: Path, summary: Summary) -> int:
-    cut = f", {summary.phase}: cases that it had not reached are measured again" if summary.phase else ""
+    cut = f", {summary.phase}: --resume goes on with the cases that it had not reached" if summary.phase else ""
     click.echo(f"stopped: {summary.done} of {summary.total} rows are in {path}{cut}", err=True)
-    words = " ".join(str(suite) for suite in asked.suites)
-    click.echo(f"resume with: sasa-bench run {words} --out {path} --resume (and the same options)", err=True)
+    command = shlex.join(["sasa-bench", "run", *map(str, asked.suites), "--out", str(path), "--resume"])
+    click.echo(f"resume with: {command} (and the same options)", err=True)
     return ERROR
 
 
@@ -290,5 +292,5 @@ def new(path: Path) -> None:
     write(path)
     out = path.with_suffix(".jsonl").name
     click.echo(f"{path}: measure it with")
-    click.echo(f"  sasa-bench run smoke --impl {path} --impl unfold --out {out}")
-    click.echo(f"  sasa-bench table {out}")
+    click.echo(f"  {shlex.join(['sasa-bench', 'run', 'smoke', '--impl', str(path), '--impl', 'unfold', '--out', out])}")
+    click.echo(f"  {shlex.join(['sasa-bench', 'table', out])}")

@@ -117,13 +117,13 @@ def require_folder(option: str, path: Path | None) -> None:
             raise click.UsageError(f"{option} {path}: {existing} is a file: name a folder")
 
 
-def stamped(name: str) -> Path:
-    """A new path below reports/ that holds the time of now; `name` has {} in its place."""
+def stamped(before: str, after: str = "") -> Path:
+    """A new path below reports/ that holds the time of now between `before` and `after`."""
     now, number = f"{datetime.now():%Y%m%d-%H%M%S}", 1
-    path = Path("reports") / name.format(now)
+    path = Path("reports") / f"{before}{now}{after}"
     while path.exists():
         number += 1
-        path = Path("reports") / name.format(f"{now}-{number}")
+        path = Path("reports") / f"{before}{now}-{number}{after}"
     return path
 
 

@@ -84,7 +84,7 @@ def _time(tables: Sequence[str], impls: Sequence[str], device: str, timeout_s: f
     if device == "cuda":
         require_cuda()
     networks = suite(tables, impls or [name for name in IN_NETWORKS if name in names()], device)
-    path = stamped("paper-{}.jsonl")
+    path = stamped("paper-", ".jsonl")
     with progress() as shown:
         run([networks], (), path, timeout_s=timeout_s, watch=watching(shown))
     warn([f"times are in {path}"])

@@ -76,7 +76,7 @@ def _show_traces(paths: Sequence[Path], against: Path | None, out: Path | None) 
     if against and len(paths) > 1:
         raise click.UsageError("--against compares one trace with another: give one FILE to --trace")
     opened = open_traces([*paths, *([against] if against else [])])
-    target = out or stamped("trace-{}.html")
+    target = out or stamped("trace-", ".html")
     if target.is_dir():
         target /= "index.html"
     page.write(html(opened[: len(paths)], opened[-1] if against else None), target)
@@ -97,7 +97,7 @@ def _profile_case(
     case = _only_case(loaded)
     if case.device == "cuda":
         require_cuda()
-    folder = out or stamped(f"profile-{loaded.name}-{{}}")
+    folder = out or stamped(f"profile-{loaded.name}-")
     specs = list(dict.fromkeys(impls))
     if len(specs) > 1:
         with Workers(timeout_s) as workers:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sasa_bench.results.record import Results
 
 FIGURES = ("svg", "png", "pdf")
+LONGEST_NAME = 200
+"""Bytes; file systems allow 255."""
 SUFFIXES = {".csv": "csv", ".md": "markdown", ".parquet": "parquet"}
 EXISTING = click.Path(path_type=Path, exists=True)
 FOLDER = click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
@@ -86,8 +88,11 @@ def report(
 
 
 def _page_of(files: Sequence[Path]) -> Path:
-    """A page beside the first file, named after all of them."""
-    return files[0].with_name("-".join(file.stem for file in files) + ".html")
+    """A page beside the first file, named after all of them, or after the first of many."""
+    name = "-".join(file.stem for file in files)
+    if len(name.encode()) > LONGEST_NAME:
+        name = f"{files[0].stem}-and-{len(files) - 1}-more"
+    return files[0].with_name(f"{name}.html")
 
 
 def _compare(files: Sequence[Path], out: Path | None) -> None:

@@ -190,16 +190,23 @@ def source(spec: str) -> dict[str, str]:
     """
     if not spec.endswith(".py"):
         return {}
+    found = {"digest": digest(spec)}
+    if known := revision(Path(spec).resolve()):
+        found["commit"] = known[0] + ("+dirty" if known[1] else "")
+    return found
+
+
+def digest(spec: str) -> str:
+    """Of a file of one's own and what it loads or compiles from its folder, as they are now; "" for the registered."""
+    if not spec.endswith(".py"):
+        return ""
     path = Path(spec).resolve()
     if str(path) not in _sources:
         get(spec)
     whole = hashlib.sha256()
     for file in sorted({*_sources[str(path)], *(f for f in path.parent.iterdir() if f.suffix in BESIDE)}):
         whole.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
-    found = {"digest": whole.hexdigest()[:12]}
-    if known := revision(path):
-        found["commit"] = known[0] + ("+dirty" if known[1] else "")
-    return found
+    return whole.hexdigest()[:12]
 
 
 def _lies_beside(name: str, folder: Path) -> bool:

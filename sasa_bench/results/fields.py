@@ -25,6 +25,12 @@ def printable(text: str) -> str:
     return text if text.isascii() and text.isprintable() else text.translate(CONTROL)
 
 
+def first_line(error: BaseException) -> str:
+    """The kind of an exception and the first line of its message."""
+    text = str(error).strip().splitlines()
+    return printable(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__
+
+
 def build(kind: type[Made], values: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> Made:
     """The dataclass `kind` with these fields; unknown ones are left out, `given` ones are used as they are.
 

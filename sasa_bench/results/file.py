@@ -7,6 +7,7 @@ of a device, `row` is a Record. Rows are appended as they are made.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -262,17 +263,32 @@ class Writer:
     """Appends lines to a results file. Each write reaches the disk before the next begins or is taken back whole.
 
     So a kill, a power failure or a full disk loses at most the rows in progress. Raises ResultsError where the file
-    cannot be opened or written; what was written before stays.
+    cannot be opened or written; what was written before stays. No other Writer may have the file at the same time,
+    unless `locked` says that the caller has seen to that.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, locked: bool = False) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("ab+", buffering=0)
+            if not locked:
+                self._lock()
             _cut_partial_line(self.file)
         except OSError as error:
             raise self._refused(error, "give --out another path") from None
+
+    def _lock(self) -> None:
+        """Keep other writers out; where a file system has no locks, nobody is kept out."""
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.file.close()
+            raise ResultsError(
+                f"another process writes to {self.path}: wait until it ends, or give another --out"
+            ) from None
+        except OSError:
+            pass
 
     def _refused(self, error: OSError, remedy: str) -> ResultsError:
         return ResultsError(f"{self.path} cannot be written ({error.strerror or error}): {remedy}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -274,6 +274,12 @@ class Results:
     def hardware(self) -> dict[str, Machine]:
         """The distinct hardware among the machines of the rows, by hardware_id."""
         return {machine.hardware_id: machine for machine in self.used_machines()}
+
+    def drop(self, rows: Sequence[Record]) -> None:
+        """Forget these rows."""
+        gone = {id(row) for row in rows}
+        kept = [(row, file) for row, file in zip(self.rows, self.files, strict=True) if id(row) not in gone]
+        self.rows, self.files = [row for row, _ in kept], [file for _, file in kept]
 
     def used_machines(self) -> list[Machine]:
         """The machines that rows name: hardware, software and revision."""

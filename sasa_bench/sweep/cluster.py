@@ -103,7 +103,9 @@ def _minutes(text: str) -> int:
         seconds = (first * 60 + second) * 60 + third
     else:
         seconds = first * 60 + second
-    return max(1, math.ceil(seconds / 60))
+    if not seconds:
+        raise SlurmError(f"--slurm time={text}: give a limit of a minute or more")
+    return math.ceil(seconds / 60)
 
 
 @contextlib.contextmanager

@@ -21,11 +21,20 @@ class PlanError(UserError):
 
 @dataclass(frozen=True)
 class Task:
-    """One case of a suite and its implementations, by name or file; measured interleaved."""
+    """One case of a suite and its implementations, by name or file; measured interleaved.
+
+    begun  rows of all of them that some workers of a run that was stopped have measured, alike; else none
+    """
 
     suite: str
     case: Case
     impls: tuple[str, ...]
+    begun: tuple[Record, ...] = ()
+
+    @property
+    def workers(self) -> int:
+        """How many workers have measured `begun`."""
+        return max((len(row.worker_samples) for row in self.begun), default=0)
 
 
 @dataclass
@@ -77,16 +86,18 @@ def plan(
     infos: dict[str, ImplInfo],
     finished: Results | None = None,
     rounds: int = 1,
+    machine: str = "",
 ) -> Plan:
     """Every case of the suites with its implementations (`impls`, where given), less the cases in `finished`.
 
-    A case that lacks a row, or has one of a file that has changed since or that fewer than `rounds` workers have
-    measured before the run was stopped, is measured whole: its implementations are
-    compared with each other, and that takes interleaved rounds. A case that asks for 0 threads gets every core this
-    process may use.
+    A case that lacks a row, or has one of a file that has changed since, is measured whole: its implementations are
+    compared with each other, and that takes interleaved rounds. One that fewer than `rounds` workers have measured
+    before the run was stopped is continued on the same `machine`, and measured whole on another one. A case that asks
+    for 0 threads gets every core this process may use.
     """
     cores = available_cores()
-    whole = [row for row in finished.rows if not cut_short(row, rounds)] if finished else []
+    known = {row.key: row for row in finished.rows} if finished else {}
+    whole = [row for row in known.values() if not cut_short(row, rounds)]
     have = {row.key: row.extra.get("source_digest", "") for row in whole}
     names: dict[tuple[str, Case], set[str]] = defaultdict(set)
     for row in whole:
@@ -99,9 +110,21 @@ def plan(
             if found == [infos[impl].digest for impl in wanted]:
                 done += len(wanted)
             else:
-                tasks.append(Task(suite.name, resolved, wanted))
+                begun = [known.get((suite.name, infos[impl].name, resolved)) for impl in wanted]
+                tasks.append(Task(suite.name, resolved, wanted, _continued(begun, wanted, infos, rounds, machine)))
                 beside += not names[suite.name, resolved] <= {infos[impl].name for impl in wanted}
     return Plan(tasks, done, infos, beside)
+
+
+def _continued(
+    rows: Sequence[Record | None], impls: Sequence[str], infos: Mapping[str, ImplInfo], rounds: int, machine: str
+) -> tuple[Record, ...]:
+    """The rows of a case, where every worker so far has measured all of them, here and of the files as they are."""
+    found = [row for row in rows if row is not None]
+    workers = {len(row.worker_samples) for row in found if cut_short(row, rounds)}
+    alike = len(found) == len(rows) and len(workers) == 1
+    same = [(row.machine, row.extra.get("source_digest", "")) for row in found]
+    return tuple(found) if alike and same == [(machine, infos[impl].digest) for impl in impls] else ()
 
 
 def cut_short(row: Record, rounds: int) -> bool:
@@ -137,11 +160,12 @@ def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:
         )
     before = results.used_machines()
     require_same_software(out, before, machine)
-    if added := sorted(machine.libraries.keys() - {name for found in before for name in found.libraries}):
+    lacked = {key: machine.libraries.keys() - found.libraries.keys() for key, found in results.machines.items()}
+    again = [row for row in results.rows if row.status == "skipped" and lacked.get(row.machine)]
+    if again:
+        added = sorted({name for row in again for name in lacked[row.machine]})
         results.warnings.append(f"{out} was measured without {', '.join(added)}: skipped rows are tried again")
-        kept = [row.status != "skipped" for row in results.rows]
-        results.files = [file for file, keep in zip(results.files, kept, strict=True) if keep]
-        results.rows = [row for row, keep in zip(results.rows, kept, strict=True) if keep]
+        results.drop(again)
     for what, then, now in (
         ("sasa-bench", {found.revision for found in before}, machine.revision),
         ("Python", {found.python for found in before}, machine.python),

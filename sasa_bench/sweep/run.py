@@ -23,7 +23,7 @@ from sasa_bench.results.statistics import is_noisy
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.ahead import make_ahead
 from sasa_bench.sweep.plan import Plan, Task, plan, quick_to_build, require_distinct, specs_of
-from sasa_bench.sweep.shard import cut
+from sasa_bench.sweep.shard import cut, require_one_meaning_of_threads
 from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing import conditions, probe
 from sasa_bench.timing.process import Request, WorkerDied, WorkerRefused
@@ -83,6 +83,7 @@ def run(
     timeout_s: float = 120.0,
     environment: Mapping[str, str] | None = None,
     watch: Callable[[Summary, Sequence[Record]], object] = lambda summary, rows: None,
+    locked: bool = False,
 ) -> Summary:
     """Check and measure every case of the suites with every implementation, and append the rows to `out`.
 
@@ -95,23 +96,26 @@ def run(
     environment   variables to set for the workers
     watch         called with the summary and no rows until the first measurement, then with the rows of each case, then
                   with none while other workers measure them again
+    locked        whether the caller holds the lock of `out`
 
     Raises WorkerRefused for an unknown implementation and UnfitEnvironmentError where OpenMP binds threads, before
-    anything is measured or written.
+    anything is measured or written, and ResultsError where another process writes to `out`.
     """
     require_free_threads(os.environ)
+    index, count = part
+    if count > 1:
+        require_one_meaning_of_threads(suites)
     here = machine or probe.detect()
     impls = list(dict.fromkeys(impls))
     chosen = settings or Settings()
     with TemporaryDirectory() as exports, Workers(timeout_s, {EXPORTS: exports} | dict(environment or {})) as workers:
         infos = describe(workers, specs_of(suites, impls))
-        index, count = part
         shard = suites if count == 1 else cut(suites, count, impls, infos)[index - 1]
-        work = plan(shard, impls, infos, known, chosen.rounds)
+        work = plan(shard, impls, infos, known, chosen.rounds, here.id)
         summary = Summary(work.done + work.rows, work.done, work.beside, spent_s=workers.spent_s)
         watch(summary, ())
         shard_of = Part(tuple(suite.name for suite in suites), count, index)
-        with Writer(out) as writer:
+        with Writer(out, locked) as writer:
             if count > 1 and (known is None or shard_of not in known.parts):
                 writer.part(shard_of)
             _write_head(work, writer, here, known)
@@ -126,11 +130,11 @@ def run(
                 watch(summary, ())
 
             make_ahead(work, seeds, workers, say)
-            for turn, rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
+            for turn, first, rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
                 summary.phase, summary.detail = f"again, by worker {turn} of {chosen.rounds}" if turn > 1 else "", ""
                 summary.spent_s = workers.spent_s
                 summary.take(rows)
-                watch(summary, rows if turn == 1 else ())
+                watch(summary, rows if first else ())
             writer.conditions(conditions.after(began))
         summary.spent_s = workers.spent_s
     return summary
@@ -173,29 +177,33 @@ def _measure_all(
     machine: Machine,
     known: Results | None,
     settings: Settings,
-) -> Iterator[tuple[int, list[Record]]]:
-    """Measure the tasks of a plan; yields the number of the worker, from 1, and the rows of a task as they are now.
+) -> Iterator[tuple[int, bool, list[Record]]]:
+    """Measure the tasks of a plan; yields the number of the worker, from 1, whether it is the first one that this run
+    gives the task, and the rows of the task as they are now.
 
     Every worker of `settings` goes over all tasks, so that what is measured of a case is spread over the run; rows are
-    written again, whole, with what each worker adds, and a reader takes the last ones.
+    written again, whole, with what each worker adds, and a reader takes the last ones. A task that was begun goes on
+    with the worker that it lacks, which checks it too.
     """
     roofs = dict(known.roofs) if known else {}
-    measured: list[list[Record]] = []
+    measured: list[list[Record]] = [list(task.begun) for task in work.tasks]
     later = replace(settings.share(), energy_s=0.0)  # the first worker's figure stands
     for worker in range(settings.rounds):
         if worker:
             workers.drop()
         tried: set[tuple[str, str, str, int]] = set()
         for position, (task, seed) in enumerate(zip(work.tasks, seeds, strict=True)):
+            if worker < task.workers:
+                continue
             if not worker:
-                found = _measure(workers, task, seed, settings.share())
+                found = _measure(work, workers, task, seed, settings.share())
                 rows = [_record(work, task, spec, machine, values) for spec, values in found]
-                measured.append(rows)
             elif (again := _worth_again(work, task, measured[position])).impls:
-                rows = _join(work, measured[position], dict(_measure(workers, again, seed, later, False)))
-                measured[position] = rows
+                check = worker == task.workers
+                rows = _join(work, measured[position], dict(_measure(work, workers, again, seed, later, check)))
             else:
                 continue
+            measured[position] = rows
             roof = (machine.id, task.case.device, task.case.dtype, task.case.threads)
             if roof not in tried and any(row.status == "ok" for row in rows):
                 tried.add(roof)
@@ -203,7 +211,7 @@ def _measure_all(
                     roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
                     writer.roof(roofs[roof])
             writer.rows(rows)
-            yield worker + 1, rows
+            yield worker + 1, worker == task.workers, rows
 
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:
@@ -218,19 +226,27 @@ def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[st
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         extra=info.source,
     )
-    found = {"worker_samples": (count,) if count else ()} | values
+    found = {"worker_samples": (count,) if count else ()} | values | {"extra": values.get("extra", {}) | info.source}
+    return _storable(lambda: replace(bare, **found), bare)
+
+
+def _storable(make: Callable[[], Record], bare: Record) -> Record:
+    """The row, or one that says why it cannot be stored: what no reader takes would make the whole file unreadable."""
     try:
-        row = replace(bare, **found | {"extra": values.get("extra", {}) | info.source})
-        return Record.from_dict(json.loads(json.dumps(row.to_dict(), allow_nan=False)))
+        return Record.from_dict(json.loads(json.dumps(make().to_dict(), allow_nan=False)))
     except UNUSABLE as error:
-        # What no reader takes would make the whole file unreadable.
         return replace(bare, reason=printable(f"its figures cannot be stored: {type(error).__name__}: {error}")[:300])
 
 
 def _join(work: Plan, rows: Sequence[Record], found: Mapping[str, dict[str, Any]]) -> list[Record]:
     """The rows with what another worker found, by name or file of the implementation."""
     named = {work.impls[spec].name: values for spec, values in found.items()}
-    return [row.joined(named[row.impl]) if row.impl in named else row for row in rows]
+    return [_joined(row, named[row.impl]) if row.impl in named else row for row in rows]
+
+
+def _joined(row: Record, values: dict[str, Any]) -> Record:
+    bare = row.joined({"status": "error", "reason": ""})
+    return _storable(lambda: row.joined(values), bare)
 
 
 def _worth_again(work: Plan, task: Task, rows: Sequence[Record]) -> Task:
@@ -240,7 +256,7 @@ def _worth_again(work: Plan, task: Task, rows: Sequence[Record]) -> Task:
 
 
 def _measure(
-    workers: Workers, task: Task, seed: int, settings: Settings, check: bool = True
+    work: Plan, workers: Workers, task: Task, seed: int, settings: Settings, check: bool = True
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(implementation, its Record fields) for each one of the task, whatever happens to the worker."""
     left, fresh = list(task.impls), False
@@ -249,7 +265,12 @@ def _measure(
         try:
             for spec, values in workers.get().measure(request):
                 left.remove(spec)
-                yield spec, values
+                then, now = work.impls[spec].digest, values.get("extra", {}).get("source_digest", "")
+                if now in ("", then):
+                    yield spec, values
+                else:
+                    reason = f"{spec} changed while the run went on: repeat the command with --resume"
+                    yield spec, {"status": "error", "reason": reason}
             if left:
                 raise WorkerDied("error", "the worker returned no row", left[0], "time")
         except WorkerDied as death:

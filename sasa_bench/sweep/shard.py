@@ -84,6 +84,6 @@ def require_one_meaning_of_threads(suites: Sequence[Suite]) -> None:
         for case in suite.cases:
             if case.threads and case.with_(threads=0) in every_core:
                 raise SuiteError(
-                    f"{suite.name} sweeps threads = 0 (every core) next to threads = {case.threads}; on a cluster "
-                    "these may be the same: give numbers only, -c threads=1,2,4"
+                    f"{suite.name} sweeps threads = 0 (every core) next to threads = {case.threads}; on another "
+                    "machine these may be the same: give numbers only, -c threads=1,2,4"
                 )

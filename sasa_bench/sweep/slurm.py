@@ -12,7 +12,8 @@ import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,10 @@ TASK_S = 600.0
 
 @dataclass(frozen=True)
 class Sweep:
-    """What is measured, as plan.json in `folder` holds it: a shard for each task, and how to measure it."""
+    """What is measured, as plan.json in `folder` holds it: a shard for each task, and how to measure it.
+
+    digests  of the files of implementations, by path
+    """
 
     folder: Path
     name: str
@@ -40,6 +44,7 @@ class Sweep:
     impls: tuple[str, ...]
     budget_s: float
     timeout_s: float
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def file(self, index: int) -> Path:
         """The results file of a task."""
@@ -49,21 +54,21 @@ class Sweep:
         """Rows that a task gives."""
         return sum(len(suite.cases) * len(self.impls or suite.impls) for suite in self.shards[index])
 
-    def done(self, index: int) -> int:
-        """Rows of a task that every worker of it has measured."""
+    def done(self, index: int) -> Fraction:
+        """Rows of a task that were measured; one that some of its workers have measured counts in part."""
         from sasa_bench.timing.settings import Settings
 
         return count_rows(self.file(index), Settings(budget_s=self.budget_s).rounds)
 
     def missing(self) -> dict[int, int]:
         """Rows still to be measured, by task; a finished task is left out."""
-        left = {index: self.size(index) - self.done(index) for index in range(len(self.shards))}
+        left = {index: math.ceil(self.size(index) - self.done(index)) for index in range(len(self.shards))}
         return {index: rows for index, rows in left.items() if rows > 0}
 
     def merged(self) -> Merged:
         """The rows of all tasks so far. Raises ResultsError, or MergeConflictError for what was measured twice."""
-        files = [self.file(index) for index in range(len(self.shards))]
-        return merge([(path.name, read([path])) for path in files if count_rows(path)])
+        files = [(self.file(index), shard) for index, shard in enumerate(self.shards)]
+        return merge([(path.name, _last_only(read([path]), shard)) for path, shard in files if count_rows(path)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; each shard lists its cases by suite and place."""
@@ -74,6 +79,7 @@ class Sweep:
             "impls": list(self.impls),
             "budget_s": self.budget_s,
             "timeout_s": self.timeout_s,
+            "digests": dict(self.digests),
             "suites": {
                 suite.name: {
                     "title": suite.title,
@@ -106,7 +112,8 @@ def load(folder: Path) -> Sweep:
         )
         for shard in plan["shards"]
     )
-    return Sweep(folder, plan["name"], shards, tuple(plan["impls"]), plan["budget_s"], plan["timeout_s"])
+    asked = tuple(plan["impls"]), plan["budget_s"], plan["timeout_s"], plan.get("digests", {})
+    return Sweep(folder, plan["name"], shards, *asked)
 
 
 def _join(shards: Sequence[Sequence[Suite]]) -> list[Suite]:
@@ -142,6 +149,13 @@ def open_sweep(
         ]
         if asked != begun:
             raise SlurmError(f"{folder} was started with other suites or options: repeat those, or give another --out")
+        if changed := sorted(path for path, digest in sweep.digests.items() if infos[path].digest != digest):
+            raise SlurmError(
+                f"{', '.join(changed)} changed since the sweep in {folder} began, and its rows are of what was there "
+                "then: give another --out"
+            )
+        if sweep.missing():
+            _require_same_software(sweep)
         return sweep
     if folder.exists() and not resume:
         raise SlurmError(
@@ -152,10 +166,19 @@ def open_sweep(
     count = options.tasks or task_count(suites, impls, infos)
     shards = tuple(shard for shard in cut(suites, count, impls, infos) if shard)
     name = f"sasa-bench-{suites[0].name}-{uuid.uuid4().hex[:8]}"
-    sweep = Sweep(folder, name, shards, tuple(impls), budget_s, timeout_s)
+    digests = {spec: info.digest for spec, info in infos.items() if info.digest}
+    sweep = Sweep(folder, name, shards, tuple(impls), budget_s, timeout_s, digests)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "plan.json", sweep.to_dict())
     return sweep
+
+
+def _require_same_software(sweep: Sweep) -> None:
+    """Raise ResultsError where tasks were measured by other code or libraries than the rest would be."""
+    here = detect()
+    for path in (sweep.file(index) for index in range(len(sweep.shards))):
+        if count_rows(path):
+            require_same_software(path, read([path]).used_machines(), here)
 
 
 def task_count(suites: Sequence[Suite], impls: Sequence[str], infos: Mapping[str, ImplInfo]) -> int:
@@ -166,20 +189,24 @@ def task_count(suites: Sequence[Suite], impls: Sequence[str], infos: Mapping[str
     return max(1, min(MOST_TASKS, math.ceil(seconds / TASK_S)))
 
 
-def count_rows(path: Path, rounds: int = 1) -> int:
-    """Rows that `rounds` workers have measured, in a results file that may still be growing or is not there yet."""
+def count_rows(path: Path, rounds: int = 1) -> Fraction:
+    """Rows in a results file that may still be growing or is not there yet; of those that fewer than `rounds` workers
+    have measured the share that they have.
+    """
     try:
         return _count_rows(path, path.stat().st_size, rounds)
     except FileNotFoundError:
-        return 0
+        return Fraction(0)
 
 
 @functools.lru_cache(maxsize=4 * MOST_TASKS)
-def _count_rows(path: Path, size: int, rounds: int) -> int:
+def _count_rows(path: Path, size: int, rounds: int) -> Fraction:
     lines = path.read_bytes()[:size].splitlines(keepends=True)
     found = [json.loads(line) for line in lines if line.endswith(b"\n")]
     rows = [Record.from_dict(values) for values in found if values.pop("kind") == "row"]
-    return sum(not cut_short(row, rounds) for row in {row.key: row for row in rows}.values())
+    last = {row.key: row for row in rows}.values()
+    shares = [Fraction(len(row.worker_samples), rounds) if cut_short(row, rounds) else Fraction(1) for row in last]
+    return sum(shares, Fraction(0))
 
 
 @dataclass(frozen=True)
@@ -213,7 +240,23 @@ def _measure_rest(sweep: Sweep, index: int) -> None:
     if known:
         require_same_software(path, known.used_machines(), here)
     settings = Settings(budget_s=sweep.budget_s)
-    run(suites, sweep.impls, path, known=known, machine=here, settings=settings, timeout_s=sweep.timeout_s)
+    asked = {"settings": settings, "timeout_s": sweep.timeout_s}
+    run(suites, sweep.impls, path, known=known, machine=here, locked=True, **asked)  # type: ignore[arg-type]
+
+
+def _last_only(results: Results, suites: Sequence[Suite]) -> Results:
+    """Without the rows of cases that a task began on one node and measured again on another one."""
+    every_core = {(suite.name, case) for suite in suites for case in suite.cases if not case.threads}
+    last: dict[tuple[Any, ...], Record] = {}
+    gone = []
+    for row in results.rows:
+        anywhere = row.case.with_(threads=0)
+        key = row.suite, row.impl, anywhere if (row.suite, anywhere) in every_core else row.case
+        if key in last:
+            gone.append(last[key])
+        last[key] = row
+    results.drop(gone)
+    return results
 
 
 def _as_of_here(known: Results, suites: Sequence[Suite]) -> Results:

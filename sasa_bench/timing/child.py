@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sasa_bench.case import Case, from_dict
 from sasa_bench.results.environment import WORKER_ENVIRONMENT, absent
+from sasa_bench.results.fields import first_line
 from sasa_bench.results.record import ImplInfo
 from sasa_bench.timing.process import Request
 
@@ -41,8 +42,9 @@ def main(events_fd: int) -> None:
         do = message.pop("do")
         if do == "measure":
             request = Request(from_dict(message.pop("case")), tuple(message.pop("impls")), **message)
+            sources = {impl: _source(impl) for impl in request.impls}
             for impl, row in _measure(request, lambda impl, stage: send("stage", impl=impl, stage=stage)):
-                send("row", impl=impl, row=row)
+                send("row", impl=impl, row=row | {"extra": row.get("extra", {}) | sources[impl]})
         else:
             try:
                 send("answer", answer=_request(do)(**message))
@@ -51,12 +53,22 @@ def main(events_fd: int) -> None:
         send("done")
 
 
+def _source(impl: str) -> dict[str, str]:
+    """What a row says of the file of an implementation, as it is now; a run compares it with what it was."""
+    from sasa_bench.impls import registry
+
+    with contextlib.suppress(Exception):  # its row will say what
+        if digest := registry.digest(impl):
+            return {"source_digest": digest}
+    return {}
+
+
 def _measure(request: Request, stage: Callable[[str, str], None]) -> Iterator[tuple[str, dict[str, Any]]]:
     import torch
 
     from sasa_bench.timing import switches
     from sasa_bench.timing.memory import WITHOUT_GRAPH, peak_memory
-    from sasa_bench.timing.prepared import References, first_line, prepare
+    from sasa_bench.timing.prepared import References, prepare
     from sasa_bench.timing.proof import proved
     from sasa_bench.timing.settings import Settings
 

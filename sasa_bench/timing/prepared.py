@@ -18,7 +18,7 @@ from sasa_bench.case import Case
 from sasa_bench.impls import _nvrtc as nvrtc
 from sasa_bench.ops.tensors import IMAGES, Tensors, arranged, leaves, random_tensors, step
 from sasa_bench.results.columns import MEASURED, misfit
-from sasa_bench.results.fields import MOST, printable
+from sasa_bench.results.fields import MOST, first_line, printable
 from sasa_bench.timing import switches
 from sasa_bench.timing.check import (
     Reference,
@@ -170,12 +170,6 @@ def _unchecked(impl: impls.Impl, case: Case, seed: int, stage: Callable[[str], N
     run = step(case, call, tensors, grad_y)
     run()
     return run
-
-
-def first_line(error: Exception) -> str:
-    """The kind of an exception and the first line of its message."""
-    text = str(error).strip().splitlines()
-    return printable(f"{type(error).__name__}: {text[0]}") if text else type(error).__name__
 
 
 def no_device(case: Case) -> str | None:

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -16,8 +17,11 @@ import factory
 import pytest
 from command import QUICK, SUITE, sasa_bench, wait_for_rows
 
+from sasa_bench.cli.measuring import Asked, _stopped
+from sasa_bench.cli.options import stamped
 from sasa_bench.impls import get
 from sasa_bench.results.file import read
+from sasa_bench.sweep.run import Summary
 
 
 def test_run_table_and_report_work_in_turn(tmp_path: Path, suite: Path) -> None:
@@ -259,3 +263,18 @@ def test_binding_is_refused_before_anything_is_measured(
     ran = sasa_bench(*(word.format(suite=suite, out=out) for word in command))
     assert (ran.returncode, "unset OMP_PROC_BIND" in ran.stderr) == (1, True)
     assert not out.exists()
+
+
+def test_the_command_that_resumes_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    suites, out = (tmp_path / "my suites" / "a.toml",), tmp_path / "my results.jsonl"
+    asked = Asked(suites, None, (), (), out, False, 1.0, 1.0, None, (), False, False, None)
+    assert _stopped(asked, out, Summary(4, 0)) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    command = said.removeprefix("resume with: ").partition(" (and")[0]
+    assert shlex.split(command) == ["sasa-bench", "run", str(suites[0]), "--out", str(out), "--resume"]
+
+
+def test_a_suite_may_be_called_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = stamped("k{a}{1}-", ".jsonl")
+    assert re.fullmatch(r"reports/k\{a\}\{1\}-\d{8}-\d{6}\.jsonl", str(first))

@@ -98,3 +98,11 @@ def test_a_broken_pipe_is_no_traceback(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_a_report_of_many_files_has_a_name_that_file_systems_take(tmp_path: Path) -> None:
+    names = [f"kernel_size-20260101-1200{number:02d}" for number in range(12)]
+    files = [factory.results_file(tmp_path / f"{name}.jsonl", factory.sweep()) for name in names]
+    ran = sasa_bench("report", *files)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / f"{names[0]}-and-11-more.html").exists()

@@ -275,3 +275,16 @@ def test_a_row_whose_status_and_samples_disagree_is_refused(
     (tmp_path / "a.jsonl").write_text(json.dumps(row | changes) + "\n" + json.dumps(row) + "\n")
     with pytest.raises(ResultsError, match=re.escape(said)):
         read([tmp_path / "a.jsonl"])
+
+
+def test_two_runs_do_not_write_one_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with Writer(path) as writer:
+        writer.machine(factory.machine())
+        with pytest.raises(ResultsError, match=r"another process writes to .*a\.jsonl: wait until it ends"):
+            Writer(path)
+        with Writer(path, locked=True) as other:
+            other.rows([factory.record()])
+    with Writer(path) as writer:
+        writer.rows([factory.record("conv3x3")])
+    assert len(read([path]).rows) == 2

@@ -48,6 +48,7 @@ def test_a_time_limit_may_have_any_of_the_forms_of_slurm(text: str, minutes: int
     ("word", "said"),
     [
         ("time=soon", "give minutes (90), hours:minutes:seconds"),
+        ("time=0", "give a limit of a minute or more"),
         ("array=0", "give the number of tasks (100), those at once (%8)"),
         ("array=1-4", "give the number of tasks"),
         ("output=x", "sasa-bench sets output itself"),

@@ -11,7 +11,7 @@ import factory
 import pytest
 from tasks import INFOS, SUITE
 
-from sasa_bench.results.file import ResultsError
+from sasa_bench.results.file import ResultsError, Writer
 from sasa_bench.results.record import Results
 from sasa_bench.sweep.plan import PlanError, open_results, plan, require_distinct
 
@@ -116,6 +116,29 @@ def test_rows_that_were_skipped_are_tried_again_once_a_package_was_added(tmp_pat
     unchanged = open_results(out, True, factory.machine())
     assert unchanged is not None
     assert len(unchanged.rows) == len(rows)
+
+
+def test_rows_that_were_skipped_stay_to_be_tried_when_a_run_that_tried_others_was_stopped(tmp_path: Path) -> None:
+    case = SUITE.cases[0]
+    skipped = [factory.failed("onnx", "skipped", "onnxruntime is not installed", case=each) for each in SUITE.cases]
+    out = factory.results_file(tmp_path / "a.jsonl", skipped)
+    now = factory.machine(libraries=factory.machine().libraries | {"onnxruntime": "1.32"})
+    with Writer(out) as writer:
+        writer.machine(now)
+        writer.rows([factory.record("onnx", case=case, machine=now.id)])
+    known = open_results(out, True, now)
+    assert known is not None
+    assert [row.case for row in known.rows] == [case]
+    assert any("measured without onnxruntime" in said for said in known.warnings)
+
+
+def test_a_file_that_holds_no_row_yet_was_not_measured_without_anything(tmp_path: Path) -> None:
+    out = tmp_path / "a.jsonl"
+    with Writer(out) as writer:
+        writer.machine(factory.machine())
+    known = open_results(out, True, factory.machine(libraries={"torch": "2.13.0", "onnx": "1"}))
+    assert known is not None
+    assert known.warnings == []
 
 
 def test_a_file_of_pytest_benchmark_is_not_appended_to(tmp_path: Path) -> None:

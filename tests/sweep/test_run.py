@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import factory
 import pytest
 from tasks import INFOS, SUITE
 
-from sasa_bench.results.record import Record
-from sasa_bench.sweep.plan import Plan, Task
-from sasa_bench.sweep.run import Summary, _record
+from sasa_bench.results.file import read
+from sasa_bench.results.record import Record, Results
+from sasa_bench.suite import SuiteError
+from sasa_bench.sweep.plan import Plan, Task, open_results, plan
+from sasa_bench.sweep.run import Summary, _record, run
+from sasa_bench.timing.process import Request
 
 TASK = Task(SUITE.name, SUITE.cases[0], tuple(INFOS))
 
@@ -54,3 +60,107 @@ def test_what_a_later_worker_finds_replaces_what_the_first_one_counted() -> None
     failed = first[0].joined({"status": "wrong", "reason": "another answer"})
     summary.take([failed, replace(first[1], samples_s=(0.1, 1.0, 9.0) * 7)])
     assert (dict(summary.counts), summary.done, summary.noisy) == ({"ok": 1, "wrong": 1}, 2, 1)
+
+
+class Played:
+    """Workers that answer at once: the samples of the n-th take n seconds. `digest`: of the file they measured."""
+
+    digest = ""
+
+    def __init__(self, *arguments: object) -> None:
+        self.number, self.checked, self.spent_s = 1, [], Counter()
+
+    def __enter__(self) -> Played:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def get(self) -> Played:
+        return self
+
+    def drop(self) -> None:
+        self.number += 1
+
+    def ask(self, do: str, **values: Any) -> Any:
+        return [asdict(INFOS[name]) for name in values["impls"]] if do == "describe" else [1e11, 1e10]
+
+    def measure(self, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name in request.impls:
+            extra = {"source_digest": self.digest} if self.digest else {}
+            yield name, {"status": "ok", "samples_s": [float(self.number)] * 7, "inner_count": 1, "extra": extra}
+
+
+def stop_in_the_second_round(summary: Summary, rows: Sequence[Record]) -> None:
+    if summary.phase.startswith("again"):
+        raise KeyboardInterrupt
+
+
+def test_a_run_that_was_stopped_goes_on_with_the_worker_that_each_case_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sasa_bench.sweep.run.Workers", Played)
+    out, here = tmp_path / "a.jsonl", factory.machine()
+    with pytest.raises(KeyboardInterrupt):
+        run([SUITE], (), out, machine=here, watch=stop_in_the_second_round)
+    begun = read([out]).rows
+    assert {len(row.worker_samples) for row in begun if row.case == SUITE.cases[0]} == {2}
+    assert {len(row.worker_samples) for row in begun if row.case != SUITE.cases[0]} == {1}
+    seen: list[Record] = []
+    summary = run(
+        [SUITE], (), out, machine=here, known=open_results(out, True, here), watch=lambda _, rows: seen.extend(rows)
+    )
+    rows = read([out]).rows
+    assert {row.worker_samples for row in rows} == {(7, 7, 7)}
+    assert {row.samples_s for row in rows} == {(1.0,) * 7 + (2.0,) * 7 + (3.0,) * 7}
+    assert Counter(row.key for row in seen) == Counter(row.key for row in rows), "each once"
+    assert summary.done == summary.total == len(rows)
+
+
+@pytest.mark.parametrize("change", [{"machine": "another"}, {"worker_samples": (3, 4)}])
+def test_rows_that_were_not_begun_alike_are_measured_whole(change: dict[str, Any]) -> None:
+    rows = [factory.record(impl, suite=SUITE.name, case=SUITE.cases[0], count=7) for impl in INFOS]
+    begun = [replace(row, worker_samples=(7,)) for row in rows]
+    whole = plan([SUITE], (), INFOS, Results(begun), 3, factory.machine().id).tasks[0]
+    assert whole.begun == tuple(begun)
+    begun[1] = replace(begun[1], **change)
+    assert plan([SUITE], (), INFOS, Results(begun), 3, factory.machine().id).tasks[0].begun == ()
+
+
+def test_a_kernel_file_that_changes_while_the_run_goes_on_gives_no_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sasa_bench.sweep.run.Workers", Played)
+    monkeypatch.setattr(Played, "digest", "bbb")
+    monkeypatch.setitem(INFOS, "unfold", replace(INFOS["unfold"], digest="aaa"))
+    monkeypatch.setitem(INFOS, "conv3x3", replace(INFOS["conv3x3"], digest="bbb"))
+    run([SUITE], (), tmp_path / "a.jsonl", machine=factory.machine())
+    for found in read([tmp_path / "a.jsonl"]).rows:
+        assert found.status == ("error" if found.impl == "unfold" else "ok")
+        assert (found.impl != "unfold") or "unfold changed while the run went on" in found.reason
+
+
+@pytest.mark.parametrize("bad", [[0.0] * 7, [float("nan")] * 7, []])
+def test_a_later_worker_whose_samples_no_reader_takes_costs_its_row_alone(
+    bad: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Played.measure
+
+    def measure(played: Played, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name, values in real(played, request):
+            yield name, values | ({"samples_s": bad} if played.number == 2 and name == "unfold" else {})
+
+    monkeypatch.setattr("sasa_bench.sweep.run.Workers", Played)
+    monkeypatch.setattr(Played, "measure", measure)
+    run([SUITE], (), tmp_path / "a.jsonl", machine=factory.machine())
+    found = {row.impl: row for row in read([tmp_path / "a.jsonl"]).rows}
+    assert found["conv3x3"].status == "ok"
+    assert found["unfold"].status == "error"
+    assert found["unfold"].reason.startswith("its figures cannot be stored: ")
+
+
+def test_shards_do_not_cut_what_may_be_one_case(tmp_path: Path) -> None:
+    suite = replace(SUITE, cases=tuple(SUITE.cases[0].with_(threads=threads) for threads in (0, 2)))
+    with pytest.raises(SuiteError, match="on another machine these may be the same"):
+        run([suite], (), tmp_path / "a.jsonl", part=(1, 2))
+    assert not (tmp_path / "a.jsonl").exists()

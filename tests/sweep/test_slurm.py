@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from factory import record
+from factory import machine, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tasks import INFOS, fill, opened
@@ -77,10 +78,49 @@ def test_a_task_is_done_when_every_worker_has_measured_its_rows(tmp_path: Path) 
 
     write(1)
     assert slurm.count_rows(sweep.file(0)) == len(rows)
-    assert sweep.done(0) == 0
-    assert sweep.missing() == {0: len(rows)}
+    assert sweep.done(0) == Fraction(len(rows), Settings().rounds)
+    first = sweep.missing()[0]
+    assert 0 < first < len(rows), "what one worker has measured is progress"
+    rows = [replace(row, samples_s=row.samples_s[:20]) for row in rows]
+    write(2)
+    assert 0 < sweep.missing()[0] < first
+    rows = [replace(row, samples_s=row.samples_s[:18]) for row in rows]
     write(Settings().rounds)
     assert sweep.missing() == {}
+
+
+def test_rows_that_a_task_began_on_another_node_are_left_out(tmp_path: Path) -> None:
+    suite = Suite("every", "?", ("unfold",), (Case(), Case(batch=2)), ("batch",))
+    sweep = opened(tmp_path / "out.jsonl", suite=suite, tasks=1)
+    here, there = machine(), machine(cores=8, cpu="Another CPU")
+    begun = [record(suite="every", case=Case(threads=2), worker_samples=(21,))]
+    whole = [record(suite="every", case=Case(threads=8, batch=b), machine=there.id) for b in (1, 2)]
+    with Writer(sweep.file(0)) as writer:
+        writer.machine(here)
+        writer.rows(begun)
+        writer.machine(there)
+        writer.rows(whole)
+    assert [row.machine for row in sweep.merged().results.rows] == [there.id] * 2
+
+
+def test_a_kernel_file_that_changed_since_the_sweep_began_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INFOS, "unfold", replace(INFOS["unfold"], digest="aaa"))
+    opened(tmp_path / "out.jsonl")
+    assert opened(tmp_path / "out.jsonl", resume=True).digests == {"unfold": "aaa"}
+    monkeypatch.setitem(INFOS, "unfold", replace(INFOS["unfold"], digest="bbb"))
+    with pytest.raises(SlurmError, match="unfold changed since the sweep"):
+        opened(tmp_path / "out.jsonl", resume=True)
+
+
+def test_a_sweep_is_not_finished_by_another_sasa_bench(tmp_path: Path) -> None:
+    sweep = opened(tmp_path / "out.jsonl")
+    fill(sweep, 0)
+    with pytest.raises(ResultsError, match="was measured by another sasa-bench"):
+        opened(tmp_path / "out.jsonl", resume=True)
+    fill(sweep, 1)
+    assert opened(tmp_path / "out.jsonl", resume=True).missing() == {}
 
 
 def test_a_case_measured_on_a_node_with_other_cores_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,8 @@ import torch
 
 from sasa_bench import impls
 from sasa_bench.case import Case
-from sasa_bench.timing.prepared import figures_of, first_line, prepare
+from sasa_bench.results.fields import first_line
+from sasa_bench.timing.prepared import figures_of, prepare
 
 CASE = Case(channels=8, heads=2, resolution=6, kernel_size=3, batch=1, threads=1)
 
