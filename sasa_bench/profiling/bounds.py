@@ -45,4 +45,4 @@ def flops_per_s(operator: Operator) -> float | None:
 
 
 def _time(operator: Operator) -> float:
-    return operator.gpu_s or operator.total_s
+    return operator.gpu_total_s or operator.total_s

@@ -29,7 +29,8 @@ US = 1e-6
 class Operator:
     """One operator (or annotation, or kernel) with one set of input shapes, per call.
 
-    self_s  without the operators inside; gpu_s: of the kernels that it launched itself
+    self_s  without the operators inside; gpu_s: of the kernels that it launched itself, gpu_total_s: or an operator
+            inside it
     flops   by torch or by costs.cost; bytes: the least that it can move; None where not known
     """
 
@@ -42,6 +43,7 @@ class Operator:
     allocated_bytes: float = 0.0
     flops: float | None = None
     bytes: float | None = None
+    gpu_total_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
 
     flops: of all runs in a call, by flops_key; where it is given it replaces the formulas of `costs`.
     """
-    count, self_us, total_us, gpu_us, allocated = (np.zeros(len(trace.labels)) for _ in range(5))
+    count, self_us, total_us, gpu_us, gpu_all_us, allocated = (np.zeros(len(trace.labels)) for _ in range(6))
     annotation = trace.is_kind(kind)
     launched = _launched(trace)
     for number, lane in enumerate(trace.lanes):
@@ -96,7 +98,9 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
         self_us += np.bincount(label, (lane.length - inside)[rows], len(count))
         allocated += np.bincount(label, _allocated(trace, number, lane)[rows], len(count))
         if launched is not None:
-            gpu_us += np.bincount(label, launched[np.clip(lane.external[rows], -1, len(launched) - 1)], len(count))
+            alone = _kernel_time(trace, lane, launched)
+            gpu_us += np.bincount(label, alone[rows], len(count))
+            gpu_all_us += np.bincount(label, _with_inner(lane, alone)[rows], len(count))
     merged: dict[tuple[str, str], list[int]] = {}
     for i in np.flatnonzero(count):
         merged.setdefault((trace.labels[i].name, trace.labels[i].shapes), []).append(int(i))
@@ -117,6 +121,7 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
                 float(allocated[labels].sum() / calls),
                 known or (cost[0] / calls if cost and flops is None else None),
                 cost[1] / calls if cost else None,
+                float(gpu_all_us[labels].sum() * US / calls),
             )
         )
     return sorted(found, key=lambda operator: -operator.self_s)
@@ -147,6 +152,23 @@ def _launched(trace: Trace) -> np.ndarray | None:
         return None
     lengths = np.concatenate([length for _, length in found])
     return np.append(np.bincount(ids[known], lengths[known]), 0.0)
+
+
+def _kernel_time(trace: Trace, lane: Lane, launched: np.ndarray) -> np.ndarray:
+    """[ranges] microseconds of the kernels that each operator launched, or what counts as part of it."""
+    rows = np.flatnonzero(trace.is_kind(OPERATOR)[lane.label])
+    owner = np.where(lane.is_operator[rows], rows, lane.operator[rows])
+    return np.bincount(owner, launched[np.clip(lane.external[rows], -1, len(launched) - 1)], len(lane.length))
+
+
+def _with_inner(lane: Lane, spent: np.ndarray) -> np.ndarray:
+    """[ranges] `spent` of each range and of all ranges inside it."""
+    whole = spent.tolist()
+    parents = lane.parent.tolist()
+    for i in range(len(whole) - 1, -1, -1):
+        if parents[i] >= 0:
+            whole[parents[i]] += whole[i]
+    return np.array(whole)
 
 
 def _allocated(trace: Trace, number: int, lane: Lane) -> np.ndarray:
@@ -197,7 +219,8 @@ def stages(trace: Trace) -> dict[str, float]:
 def memory(trace: Trace, most: int = 1500) -> list[tuple[float, int]]:
     """(seconds, bytes in use above the least), thinned to `most` points that keep the peaks.
 
-    Over the first step, or over the whole trace where it marks none; of the GPU where it has allocations there.
+    Over the first step, or over the whole trace where it marks none; of the GPU where it has allocations there, of
+    several the one with the highest peak.
     """
     moments = trace.memory
     if len(trace.steps):
@@ -206,6 +229,8 @@ def memory(trace: Trace, most: int = 1500) -> list[tuple[float, int]]:
     if not len(moments):
         return []
     moments = moments[moments[:, 4] == moments[:, 4].max()]
+    of_devices = [moments[moments[:, 5] == device] for device in np.unique(moments[:, 5])]
+    moments = max(of_devices, key=lambda of_one: float(np.ptp(of_one[:, 2])))
     first, least = moments[0, 0], moments[:, 2].min()
     every = max(1, len(moments) // most)
     peaks = [at + int(moments[at : at + every, 2].argmax()) for at in range(0, len(moments), every)]

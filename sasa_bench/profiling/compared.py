@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sasa_bench.profiling.breakdown import Operator
 from sasa_bench.results.format import ratio, seconds
@@ -47,11 +47,30 @@ class Match:
 
 
 def match(before: Sequence[Operator], after: Sequence[Operator]) -> list[Match]:
-    """Every operator of either trace, the largest change first; by GPU time where both have kernels."""
+    """Every operator of either trace, the largest change first; by GPU time where both have kernels.
+
+    By name and input shapes, or by name alone where a trace has no shapes.
+    """
+    if not all(any(o.shapes for o in operators) for operators in (before, after)):
+        before, after = _by_name(before), _by_name(after)
     first, second = ({(o.name, o.shapes): o for o in operators} for operators in (before, after))
     gpu = all(any(o.gpu_s for o in operators) for operators in (before, after))
     found = [Match(*key, first.get(key), second.get(key), gpu) for key in {**first, **second}]
     return sorted(found, key=lambda m: (-abs(m.growth_s), m.name, m.shapes))
+
+
+def _by_name(operators: Sequence[Operator]) -> list[Operator]:
+    found: dict[str, Operator] = {}
+    for o in operators:
+        before = found.get(o.name, Operator(o.name, "", 0.0, 0.0, 0.0))
+        found[o.name] = replace(
+            before,
+            count=before.count + o.count,
+            self_s=before.self_s + o.self_s,
+            total_s=before.total_s + o.total_s,
+            gpu_s=before.gpu_s + o.gpu_s,
+        )
+    return list(found.values())
 
 
 def sentences(matches: Sequence[Match], before: str, after: str) -> list[str]:
@@ -64,7 +83,9 @@ def sentences(matches: Sequence[Match], before: str, after: str) -> list[str]:
     what = "Kernels of the operators" if any(m.gpu for m in matches) else "Operators"
     spans = f"in {after} ({seconds(others)}) as in {before} ({seconds(whole)})"
     if not any(m.before and m.after for m in matches):
-        said = [f"{what} take {ratio(times)} times as long {spans}. The traces have no operator in common."]
+        same = {m.name for m in matches if m.before} & {m.name for m in matches if m.after}
+        lacking = "no operator with the same input shapes" if same else "no operator"
+        said = [f"{what} take {ratio(times)} times as long {spans}. The traces have {lacking} in common."]
     elif abs(times - 1) < NOTABLE:
         said = [f"{what} take as long {spans}."]
     else:

@@ -37,62 +37,75 @@ ELEMENTWISE, ROWWISE = frozenset(_ELEMENTWISE.split()), frozenset(_ROWWISE.split
 def cost(name: str, shapes: Sequence[Shape], dtypes: Sequence[str] = (), concrete: Sequence[Any] = ()) -> Cost | None:
     """The cost of one call of operator `name` of torch or ONNX; None where shapes do not tell.
 
-    Bytes count each input once and the output once. A convolution needs `concrete`, the text of each argument that is
-    no tensor, for its stride, padding and dilation; an elementwise operator counts one FLOP for each value, a softmax
-    or a normalization five.
+    Bytes count each input once and the output once, each in its dtype. A convolution needs `concrete`, the text of each
+    argument that is no tensor, for its stride, padding and dilation; an elementwise operator counts one FLOP for each
+    value, a softmax or a normalization five.
     """
     base = name.rpartition("::")[2]
     tensors = [tuple(shape) for shape in shapes if shape]
-    item = next((ITEM_BYTES[kind] for kind in dtypes if kind in ITEM_BYTES), 4)
+    known = [ITEM_BYTES.get(kind) for kind in (*dtypes, *[""] * len(shapes))]
+    item = next((size for size in known if size), 4)
+    items = [size or item for size, shape in zip(known, shapes, strict=False) if shape]
     try:
         found = _of(base, tensors, concrete)
+        if found is None:
+            return None
+        flops, read, written = found
+        return flops, float(sum(prod(tensors[i]) * items[i] for i in read) + written * item)
     except (IndexError, ValueError, TypeError):
         return None
-    if found is None:
-        return None
-    flops, values = found
-    return flops, float(values * item)
 
 
-def _of(base: str, tensors: Sequence[Shape], concrete: Sequence[Any]) -> tuple[float, int] | None:
-    """(FLOPs, values moved)."""
+def _of(base: str, tensors: Sequence[Shape], concrete: Sequence[Any]) -> tuple[float, Sequence[int], int] | None:
+    """(FLOPs, which tensors are read, values written)."""
     if base in ("mm", "bmm", "matmul", "MatMul", "FusedMatMul"):
-        return _product(tensors[0], tensors[1])
+        flops, written = _product(tensors[0], tensors[1])
+        return flops, (0, 1), written
     if base in ("addmm", "baddbmm", "addmv", "_addmm_activation"):
-        flops, values = _product(tensors[1], tensors[2])
-        return flops, values + prod(tensors[0])
+        flops, written = _product(tensors[1], tensors[2])
+        return flops, (0, 1, 2), written
     if base in ("linear", "mkldnn_linear", "_mkl_linear"):
         x, weight = tensors[0], tensors[1]
         rows = prod(x[:-1])
-        return 2.0 * rows * prod(weight), prod(x) + prod(weight) + rows * weight[0]
+        return 2.0 * rows * prod(weight), (0, 1), rows * weight[0]
     if base == "Gemm":  # which side is transposed is not in the trace: the inner dimension is the shared one
         a, b = tensors[0], tensors[1]
         inner = a[1] if a[1] in b else a[0]
         rows, columns = prod(a) // inner, prod(b) // inner
-        return 2.0 * rows * columns * inner, prod(a) + prod(b) + rows * columns
+        return 2.0 * rows * columns * inner, (0, 1), rows * columns
     if base in ("conv2d", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "conv1d", "conv3d"):
-        return _convolution(tensors[0], tensors[1], base, concrete)
+        convolution = _convolution(tensors[0], tensors[1], base, concrete)
+        return convolution and (convolution[0], (0, 1), convolution[1])
     if "scaled_dot_product" in base and "backward" not in base:
         q, k, v = tensors[:3]
         pairs = prod(q[:-1]) * k[-2]
-        return 2.0 * pairs * (q[-1] + v[-1]), prod(q) + prod(k) + prod(v) + prod(q[:-1]) * v[-1]
+        return 2.0 * pairs * (q[-1] + v[-1]), range(len(tensors)), prod(q[:-1]) * v[-1]
+    if base == "copy_":  # of the second into the first, which is not read
+        return float(prod(tensors[0])), (1,), prod(tensors[0])
     if base in ELEMENTWISE and tensors:
-        largest = max(prod(shape) for shape in tensors)
-        return float(largest), sum(prod(shape) for shape in tensors) + largest
+        written = prod(_broadcast(tensors))
+        return float(written), range(len(tensors)), written
     if base in ROWWISE and tensors:
-        return 5.0 * prod(tensors[0]), 2 * prod(tensors[0])
+        return 5.0 * prod(tensors[0]), (0,), prod(tensors[0])
     return None
 
 
+def _broadcast(shapes: Sequence[Shape]) -> list[int]:
+    """The shape that these have together: sizes from the right, each the one that is not 1."""
+    rank = max(map(len, shapes))
+    filled = [[1] * (rank - len(shape)) + list(shape) for shape in shapes]
+    return [next((size for size in sizes if size != 1), 1) for sizes in zip(*filled, strict=True)]
+
+
 def _product(a: Shape, b: Shape) -> tuple[float, int]:
-    """Matrices [..., M, K] and [..., K, N], batches broadcast; vectors [K]."""
+    """FLOPs and values of the product of matrices [..., M, K] and [..., K, N], batches broadcast; vectors [K]."""
     inner = a[-1]
     if (b[-2] if len(b) > 1 else b[0]) != inner:
         raise ValueError(f"{a} times {b}")
     rows = a[-2] if len(a) > 1 else 1
     columns = b[-1] if len(b) > 1 else 1
-    batch = max(prod(a[:-2]), prod(b[:-2]))
-    return 2.0 * batch * rows * columns * inner, prod(a) + prod(b) + batch * rows * columns
+    written = prod(_broadcast([a[:-2], b[:-2]])) * rows * columns
+    return 2.0 * written * inner, written
 
 
 _PLACES = {
@@ -108,7 +121,7 @@ _PLACES = {
 
 
 def _convolution(x: Shape, weight: Shape, base: str, concrete: Sequence[Any]) -> tuple[float, int] | None:
-    """x [B, C, ...], weight [O, C / groups, ...]; the FLOPs of every output value by the whole window."""
+    """x [B, C, ...], weight [O, C / groups, ...]; the FLOPs of every output value by the whole window, and values."""
     if base in ("convolution", "_convolution") and len(concrete) > 6 and str(concrete[6]).lower() == "true":
         return None  # transposed
     stride, padding, dilation = (_numbers(concrete[place], len(x) - 2) for place in _PLACES[base])
@@ -119,7 +132,7 @@ def _convolution(x: Shape, weight: Shape, base: str, concrete: Sequence[Any]) ->
         for size, k, s, p, d in zip(x[2:], weight[2:], stride, padding, dilation, strict=True)
     ]
     values = x[0] * weight[0] * prod(out)
-    return 2.0 * values * prod(weight[1:]), prod(x) + prod(weight) + values
+    return 2.0 * values * prod(weight[1:]), values
 
 
 def _numbers(text: Any, count: int) -> list[int] | None:

@@ -16,6 +16,8 @@ CHUNK = 1 << 20
 LARGEST = 1 << 24
 """Characters of one event at most; more than that between two of them is no trace."""
 _START = re.compile(r'"traceEvents"\s*:\s*\[')
+CUT = 16
+"""Characters before the end of a file in which a word, a number or a character may have been cut off."""
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -51,7 +53,7 @@ class Events:
             if len(text) > LARGEST or not (chunk := next(chunks, "")):
                 raise self._refused("it has no list of events, as `traceEvents` or by itself")
             text += chunk
-        at, decode = found, json.JSONDecoder().raw_decode
+        at, decode = found, json.JSONDecoder(strict=False).raw_decode
         while True:
             gap = _BETWEEN.match(text, at)
             at = gap.end() if gap else at
@@ -59,10 +61,12 @@ class Events:
                 return
             try:
                 event, at = decode(text, at)
-            except ValueError as error:
+            except json.JSONDecodeError as error:
                 if len(text) - at > LARGEST:
-                    raise self._refused(f"an event is not JSON ({error})") from None
+                    raise self._refused(f"an event is not JSON ({error.msg})") from None
                 if not (chunk := next(chunks, "")):
+                    if not error.msg.startswith("Unterminated") and error.pos < len(text.rstrip()) - CUT:
+                        raise self._refused(f"an event is not JSON ({error.msg}): {text[at : at + 60]!r}") from None
                     self.cut_off = True
                     return
                 text, at = text[at:] + chunk, 0

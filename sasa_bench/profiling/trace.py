@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,8 +60,8 @@ class Trace:
     """A trace as read.
 
     steps    [steps, 2] start and end of each step of the profiler, one a call; none where the writer marks none
-    memory   [moments, 5] microsecond, bytes allocated (negative: freed), bytes in use, lane (-1: not known), type of
-             the device (0: CPU)
+    memory   [moments, 6] microsecond, bytes allocated (negative: freed), bytes in use, lane (-1: not known), type of
+             the device (0: CPU) and its number
     calls    how many calls it holds: every figure of `breakdown` is for one of them
     cut_off  whether the file stops before its end
     """
@@ -103,7 +104,7 @@ class _Reader:
         self.lanes: dict[tuple[Any, Any, bool], _Columns] = {}
         self.names: dict[tuple[Any, Any], str] = {}
         self.steps: list[tuple[float, float]] = []
-        self.memory: list[tuple[float, float, float, Any, float]] = []
+        self.memory: list[tuple[float, float, float, Any, float, float]] = []
         self.begun: dict[tuple[Any, Any], list[dict[str, Any]]] = {}
 
     def take(self, event: dict[str, Any]) -> None:
@@ -118,9 +119,9 @@ class _Reader:
             self._range(begin, where, float(event["ts"]) - float(begin["ts"]))
         elif event.get("name") == MEMORY:
             args = event["args"]
-            device = float(args.get("Device Type", 0))
+            device = float(args.get("Device Type", 0)), float(args.get("Device Id", 0))
             self.memory.append(
-                (float(event["ts"]), float(args["Bytes"]), float(args["Total Allocated"]), where, device)
+                (float(event["ts"]), float(args["Bytes"]), float(args["Total Allocated"]), where, *device)
             )
         elif phase == "M" and event.get("name") == "thread_name":
             self.names[where] = str(event["args"]["name"])
@@ -159,8 +160,11 @@ def _label(name: str, category: str, args: Mapping[str, Any]) -> Label:
         words = " ".join("×".join(map(str, dims)) for dims in shapes)
         return Label(operator, OPERATOR, words, cost(operator, shapes, [kind for kind, _ in typed]))
     if category == "cpu_op":
-        shapes = [dims for dims in args.get("Input Dims", []) if not dims or not isinstance(dims[0], list)]
-        found = cost(name, shapes, args.get("Input type", ()), args.get("Concrete Inputs", ()))
+        given = zip_longest(args.get("Input Dims", []), args.get("Input type", ()), fillvalue="")
+        # A list of tensors has a list of shapes.
+        typed = [(kind, dims) for dims, kind in given if not dims or not isinstance(dims[0], list)]
+        shapes = [dims for _, dims in typed]
+        found = cost(name, shapes, [kind for kind, _ in typed], args.get("Concrete Inputs", ()))
         return Label(name, OPERATOR, joined_shapes(shapes), found)
     kinds = {"user_annotation": ANNOTATION, "gpu_user_annotation": ANNOTATION, "python_function": FRAME}
     return Label(name, "kernel" if category in GPU else kinds.get(category, OTHER))
@@ -183,7 +187,9 @@ def read(path: Path, calls: int = 1) -> Trace:
         reader.found,
         [_lane(_named(key, reader.names), key[2], columns) for key, columns in reader.lanes.items()],
         np.array(sorted(reader.steps)).reshape(-1, 2),
-        np.array(sorted((t, b, use, place.get(where, -1), d) for t, b, use, where, d in reader.memory)).reshape(-1, 5),
+        np.array(sorted((t, b, use, place.get(lane, -1), *on) for t, b, use, lane, *on in reader.memory)).reshape(
+            -1, 6
+        ),
         calls,
         events.cut_off,
     )

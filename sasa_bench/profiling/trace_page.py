@@ -110,7 +110,8 @@ def _said(opened: Opened) -> str:
         said += f"; {many} runs no operator for {100 * idle:.0f} % of the time"
     if gpu:
         idle = gpu[0].idle_s / (gpu[0].busy_s + gpu[0].idle_s)
-        said += f"; the GPU runs no kernel for {100 * idle:.0f} %"
+        stream = f"the busiest of {len(gpu)} streams of GPUs" if len(gpu) > 1 else "the one stream of the GPU"
+        said += f"; {stream} runs no kernel for {100 * idle:.0f} %"
     return said + "."
 
 

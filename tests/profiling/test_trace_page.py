@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from sasa_bench.cli import cli
 from sasa_bench.profiling import breakdown
 from sasa_bench.profiling.bounds import best_rates, bound
+from sasa_bench.profiling.costs import cost
 from sasa_bench.profiling.events import Events, TraceError
 from sasa_bench.profiling.trace import ANNOTATION, read
 from sasa_bench.profiling.trace_page import html, open_traces
@@ -260,3 +261,106 @@ def test_a_step_is_not_compared_with_a_whole_trace(tmp_path: Path) -> None:
     earlier, later = open_traces([tmp_path / "a.json", tmp_path / "b.json"])
     with pytest.raises(TraceError, match=r"a\.json 1 steps and b\.json no steps: a step cannot be compared"):
         html([later], earlier)
+
+
+def test_traces_of_other_shapes_have_no_operator_in_common_by_shape(tmp_path: Path) -> None:
+    for name, batch in (("a.json", 8), ("b.json", 16)):
+        (operator,) = events(("aten::mm", 0, 10 * batch))
+        (tmp_path / name).write_text(json.dumps([operator | {"args": {"Input Dims": [[batch, 4], [4, 4]]}}]))
+    earlier, later = open_traces([tmp_path / "a.json", tmp_path / "b.json"])
+    assert "The traces have no operator with the same input shapes in common." in html([later], earlier)
+
+
+def test_a_trace_without_shapes_is_compared_by_name(tmp_path: Path) -> None:
+    rows = events(("aten::mm", 0, 100), ("aten::mm", 200, 100))
+    for row, size in zip(rows, (8, 16), strict=True):
+        row["args"] = {"Input Dims": [[size, 4], [4, 4]]}
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    (tmp_path / "b.json").write_text(json.dumps(events(("aten::mm", 0, 600))))
+    earlier, later = open_traces([tmp_path / "a.json", tmp_path / "b.json"])
+    said = html([later], earlier)
+    assert "3 times as long in b.json (600 µs) as in a.json (200 µs): " in said
+    assert "takes 400 µs more, 100 % of the difference" in said
+    assert "is not in" not in said
+
+
+def with_kernel(name: str, at: float, length: float, external: int, shapes: list[list[int]]) -> dict[str, object]:
+    return events((name, at, length))[0] | {
+        "args": {"External id": external, "Input Dims": shapes, "Input type": ["float"] * len(shapes)}
+    }
+
+
+def test_an_operator_whose_kernel_an_inner_one_launches_has_the_time_of_the_gpu(tmp_path: Path) -> None:
+    """conv2d launches nothing itself: by the 60 µs of its host time it would be faster than any GPU."""
+    shapes = [[64, 256, 56, 56], [256, 256, 3, 3]]
+    concrete = ["", "", "", "[1, 1]", "[1, 1]", "[1, 1]", "1"]
+    outer = with_kernel("aten::conv2d", 0, 60, 1, shapes)
+    outer["args"]["Concrete Inputs"] = concrete  # type: ignore[index]
+    inner = with_kernel("aten::cudnn_convolution", 5, 50, 2, shapes)
+    inner["args"]["Concrete Inputs"] = ["", "", "[1, 1]", "[1, 1]", "[1, 1]", "1"]  # type: ignore[index]
+    (tmp_path / "a.json").write_text(json.dumps([outer, inner, *kernel(2, 10, 500)]))
+    found = {o.name: o for o in breakdown.operators(read(tmp_path / "a.json"))}
+    assert found["aten::conv2d"].gpu_s == 0
+    assert found["aten::conv2d"].gpu_total_s == found["aten::cudnn_convolution"].gpu_s == pytest.approx(500e-6)
+    roof = best_rates(list(found.values()))
+    assert roof is not None
+    assert roof.flops_per_s == pytest.approx(2 * 64 * 256 * 54 * 54 * 256 * 9 / 500e-6, rel=0.1)
+    assert {bound(o, roof) for o in found.values()} <= {"compute", "memory"}
+
+
+def test_a_kernel_of_an_operator_that_counts_as_part_of_another_is_the_others(tmp_path: Path) -> None:
+    rows = [with_kernel("aten::sum", 0, 40, 1, [[8, 8]]), with_kernel("aten::sum", 5, 30, 2, [[8, 8], [1]])]
+    (tmp_path / "a.json").write_text(json.dumps([*rows, *kernel(2, 10, 200)]))
+    (found,) = breakdown.operators(read(tmp_path / "a.json"))
+    assert (found.count, found.gpu_s) == (1, pytest.approx(200e-6))
+
+
+def test_memory_is_that_of_one_gpu(tmp_path: Path) -> None:
+    """Two GPUs allocate in turns: their totals are no saw of one."""
+    moments = []
+    for turn in range(10):
+        for device, total in ((0, 1000 * turn), (1, 7_000_000)):
+            args = {"Device Type": 1, "Device Id": device, "Bytes": 1000, "Total Allocated": total}
+            moments.append({"ph": "i", "name": "[memory]", "ts": 10 * turn + device, "pid": 1, "tid": 1, "args": args})
+    (tmp_path / "a.json").write_text(json.dumps([*events(("aten::a", 0, 200)), *moments]))
+    found = [size for _, size in breakdown.memory(read(tmp_path / "a.json"))]
+    assert found == [1000 * turn for turn in range(10)]
+
+
+def test_the_busiest_of_several_streams_is_not_the_gpu(tmp_path: Path) -> None:
+    rows = [*events(("aten::mm", 0, 20)), *kernel(1, 0, 40), *kernel(2, 50, 40)]
+    rows[-1] |= {"tid": 20}
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    assert "the busiest of 2 streams of GPUs runs no kernel for" in html(open_traces([tmp_path / "a.json"]))
+
+
+def test_an_event_that_is_no_json_is_not_the_end_of_the_file(tmp_path: Path) -> None:
+    first, second = (json.dumps(row) for row in events(("aten::a", 0, 5), ("aten::b", 10, 5)))
+    path = tmp_path / "a.json"
+    path.write_text(f"[{first}, {first.replace('aten::a', 'C:/Users'.replace('/', chr(92)))}, {second}]")
+    with pytest.raises(TraceError, match="an event is not JSON"):
+        read(path)
+    path.write_text(f"[{first}, {second.replace('aten::b', 'a' + chr(9) + 'tab')}]")
+    assert not read(path).cut_off
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "dtypes", "expected"),
+    [
+        ("aten::add", [[2, 8, 9, 3, 1], [2, 8, 9, 1, 3]], ["float", "float"], (1296, 4 * (432 + 432 + 1296))),
+        ("aten::matmul", [[8, 1, 4, 5], [1, 3, 5, 6]], ["float", "float"], (24 * 2 * 4 * 5 * 6, 4 * (160 + 90 + 576))),
+        ("aten::copy_", [[10, 10], [10, 10], []], ["float", "c10::Half", ""], (100, 400 + 200)),
+        ("aten::masked_fill", [[10, 10], [10, 10], []], ["float", "bool", ""], (100, 400 + 100 + 400)),
+        (
+            "aten::scaled_dot_product_attention",
+            [[1, 2, 8, 4], [1, 2, 8, 4], [1, 2, 8, 4], [1, 2, 8, 8]],
+            ["float"] * 4,
+            (2 * 16 * 8 * 8, 4 * (4 * 64 + 128)),
+        ),
+        ("aten::relu", [[0, 4]], ["float"], (0, 0)),
+    ],
+)
+def test_a_cost_is_that_of_what_is_computed_and_moved(
+    name: str, shapes: list[list[int]], dtypes: list[str], expected: tuple[int, int]
+) -> None:
+    assert cost(name, shapes, dtypes) == expected

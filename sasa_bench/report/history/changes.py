@@ -1,6 +1,6 @@
 """Change points of series, and how sure they are.
 
-Change points are those of a rank cost (ruptures), each judged by the exact null distribution of the largest
+Change points are those of a rank cost (ruptures), each judged by the drawn null distribution of the largest
 Kruskal-Wallis statistic over all splits, so that having searched for the best split is paid for. The false discovery
 rate over all series is held at the stated level (Benjamini and Hochberg 1995).
 """
@@ -20,7 +20,10 @@ from sasa_bench.report.history.series import HistoryError
 
 LEVEL = 0.01
 DRAWS = 60_000
-"""Random orders behind a null distribution: the smallest p-value is one over as many."""
+"""Random orders behind a null distribution."""
+FEW = 10
+"""Where fewer of them exceed the statistic, its p-value is at most the number of splits times that of a single one, by
+the chi-squared distribution, whose far tail is heavier: among many series a change needs less than one draw in all."""
 NEIGHBOURS = 0.05
 """Of two changes found together, each must show by itself at this level (Mann-Whitney)."""
 
@@ -65,7 +68,10 @@ def best_split(values: Sequence[float], level: float = LEVEL) -> tuple[list[int]
         statistic = stats.kruskal(*np.split(ranks, places)).statistic if np.ptp(ranks) else 0.0
         null = _null(len(values), cuts)
         exceeding = len(null) - np.searchsorted(null, statistic - 1e-9)
-        found.append((min(1.0, 2 * float((exceeding + 1) / (len(null) + 1))), places))
+        p = float((exceeding + 1) / (len(null) + 1))
+        if exceeding < FEW:
+            p = min(p, math.comb(len(values) - 1, cuts) * float(stats.chi2.sf(statistic, cuts)))
+        found.append((min(1.0, 2 * p), places))
     if found[0][0] <= max(level, found[1][0]):
         return _sharpened(values, found[0][1]), found[0][0]
     p, places = found[1]

@@ -288,3 +288,23 @@ def test_the_page_shows_what_changed_first_and_opens_offline(browser: Browser, t
     assert browser.ask("return document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"
     assert browser.complaints() == []
     assert browser.requests() == []
+
+
+def test_a_change_in_one_of_very_many_series_is_found() -> None:
+    """More series than a null distribution that is drawn could tell it from."""
+    steady = [[math.exp(random.gauss(0, 0.01)) for _ in range(60)] for _ in range(9)]
+    moved = [(1.3 if turn >= 30 else 1.0) * math.exp(random.gauss(0, 0.01)) for turn in range(60)]
+    p = changes.best_split(moved)[1]
+    assert p < changes.LEVEL / 3000
+    adjusted = stats.false_discovery_control([p, *[0.5] * 2999])
+    assert adjusted[0] <= changes.LEVEL
+    assert min(changes.best_split(values)[1] for values in steady) > 1e-5
+
+
+@pytest.mark.parametrize("cuts", [1, 2])
+def test_the_bound_for_far_tails_is_never_below_the_share_of_all_orders(cuts: int) -> None:
+    orders = np.array(list(permutations(range(1, 9))), float)
+    largest = changes._largest(orders, cuts)
+    for statistic in np.unique(np.round(largest, 9))[-8:]:
+        share = float((largest >= statistic - 1e-9).mean())
+        assert math.comb(7, cuts) * stats.chi2.sf(statistic, cuts) >= share
