@@ -140,8 +140,8 @@ def top_forward(x: Tensor, form: Tensor, values: Tensor) -> tuple[Tensor, Tensor
     argmax = x.new_empty((top.shape[0], *top.shape[2:], channels), dtype=torch.uint8)
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
     if not pixels:
-        nothing = x.new_full((channels,), torch.nan)
-        return top, argmax, nothing, nothing.clone()
+        # Of no pixels; finite, for a NaN times the gradients of an empty batch would be NaN and not 0.
+        return top, argmax, x.new_zeros(channels), x.new_ones(channels)
     kernel = _loaded(chosen_isa())
     # Sums are taken about the largest y of some block, so that a large mean costs the variance no digits.
     base, first = x.new_zeros(channels), x[:1, :, :STEM_WINDOW, :STEM_WINDOW]

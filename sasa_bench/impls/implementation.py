@@ -214,7 +214,7 @@ def local_attention(
         cases = [case]
         if holds(case):
             pixel = Case(scope="core", resolution=1, dtype=case.dtype, device=case.device, mode=case.mode)
-            cases = [pixel, *attention_cases(case)]
+            cases = list(attention_cases(case)) or [pixel]
         return next((reason for reason in map(supports, cases) if reason), None)
 
     impl = Impl(

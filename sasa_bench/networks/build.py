@@ -66,7 +66,9 @@ class Detector(nn.Module):
 
         def head(name: str, scalars: int) -> Tensor:
             module = part(name)
-            return torch.cat([module(t).permute(0, 2, 3, 1).reshape(len(t), -1, scalars) for t in levels], dim=1)
+            return torch.cat(
+                [module(t).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, scalars)) for t in levels], dim=1
+            )
 
         return torch.cat([head("classes", CLASSES), head("boxes", BOX)], dim=2)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,10 @@ the kernel cannot compute it and the plain modules shall."""
 
 
 class Stem(nn.Sequential):
-    """attention, norm, relu and pool of a stem, by their names; in one pass where `kernel` can."""
+    """attention, norm, relu and pool of a stem, by their names; in one pass where `kernel` can.
+
+    One after the other where a module was replaced, added or taken away, or has hooks.
+    """
 
     def __init__(self, kernel: StemKernel | None) -> None:
         super().__init__()
@@ -39,8 +43,13 @@ class Stem(nn.Sequential):
     attention: AttentionStem
     norm: nn.BatchNorm2d
 
+    def __getitem__(self, index: slice | int) -> Any:
+        if isinstance(index, slice):
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.kernel is None:
+        if self.kernel is None or not self._standard():
             return super().forward(x)
         norm = self.norm
         batch = norm.training or norm.running_mean is None
@@ -53,6 +62,19 @@ class Stem(nn.Sequential):
         if batch and norm.track_running_stats and mean is not None and variance is not None:
             self._track(mean, variance, x.shape[0] * x.shape[2] * x.shape[3])
         return y
+
+    def _standard(self) -> bool:
+        """Whether the modules are those that a kernel computes, with nothing around them."""
+        if tuple((name, type(module)) for name, module in self._modules.items()) != _PARTS:
+            return False
+        pool = self._modules["pool"]
+        assert isinstance(pool, nn.MaxPool2d)
+        blocks = pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode, pool.return_indices
+        return (
+            self.norm.affine
+            and blocks == (STEM_WINDOW, STEM_WINDOW, 0, 1, True, False)
+            and not any(hooked(module) for module in self._modules.values())
+        )
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
@@ -68,6 +90,14 @@ class Stem(nn.Sequential):
         norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), momentum)
         unbiased = variance * (count / max(count - 1, 1))
         norm.running_var.lerp_(unbiased.to(norm.running_var.dtype), momentum)
+
+
+def hooked(module: nn.Module | None) -> bool:
+    """Whether a module has hooks of its own, which see what goes in and out."""
+    if module is None:
+        return False
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return any(hooks)
 
 
 class AttentionStem(nn.Module):
@@ -97,13 +127,9 @@ class AttentionStem(nn.Module):
             self.emb_col = nn.Parameter(torch.empty(out_channels, STEM_WINDOW))
             self.nu = nn.Parameter(torch.empty(STEM_MIXTURES, out_channels))
         self.names = tuple(name for name, _ in self.named_parameters())
-        step = torch.arange(STEM_WINDOW)
-        self.register_buffer("offset", step - step[:, None] + STEM_WINDOW - 1, persistent=False)
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 parameter.normal_(std=self.random_scales()[name])
-
-    offset: Tensor
 
     def random_scales(self) -> dict[str, float]:
         """Standard deviations that give logits of unit variance for an input of unit variance."""
@@ -121,11 +147,12 @@ class AttentionStem(nn.Module):
         q, k = (self._heads(t) for t in F.linear(pixels, self.w_qk).chunk(2, dim=2))
         v = self._heads(self._values(x, pixels))
         logits = q @ k.transpose(2, 3) + self._positions(q)
+        batch = x.shape[0]
         if bottom or right:
             inside = F.pad(x.new_ones(1, 1, height, width), (0, right, 0, bottom))
-            logits = logits.masked_fill(_blocks(inside).repeat(len(x), 1, 1).transpose(1, 2)[:, None] == 0, -torch.inf)
-        y = (logits.softmax(3) @ v).view(len(x), down, across, STEM_HEADS, STEM_WINDOW, STEM_WINDOW, self.head_dim)
-        y = y.permute(0, 3, 6, 1, 4, 2, 5).reshape(len(x), self.out_channels, *x.shape[-2:])
+            logits = logits.masked_fill(_blocks(inside).repeat(batch, 1, 1).transpose(1, 2)[:, None] == 0, -torch.inf)
+        y = (logits.softmax(3) @ v).view(batch, down, across, STEM_HEADS, STEM_WINDOW, STEM_WINDOW, self.head_dim)
+        y = y.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, self.out_channels, *x.shape[-2:])
         return y[:, :, :height, :width]
 
     def _heads(self, t: Tensor) -> Tensor:
@@ -135,8 +162,10 @@ class AttentionStem(nn.Module):
     def _positions(self, q: Tensor) -> Tensor:
         """q . r of each query and key of a block, [blocks, N, 16, 16]."""
         half, grid = self.head_dim // 2, q.unflatten(2, (STEM_WINDOW, STEM_WINDOW))
-        by_row = torch.einsum("xnijd,ndia->xnija", grid[..., :half], self.rel_row[:, :, self.offset])
-        by_column = torch.einsum("xnijd,ndjb->xnijb", grid[..., half:], self.rel_col[:, :, self.offset])
+        step = torch.arange(STEM_WINDOW, device=q.device)
+        offset = step - step[:, None] + STEM_WINDOW - 1
+        by_row = torch.einsum("xnijd,ndia->xnija", grid[..., :half], self.rel_row[:, :, offset])
+        by_column = torch.einsum("xnijd,ndjb->xnijb", grid[..., half:], self.rel_col[:, :, offset])
         return (by_row[..., None] + by_column[..., None, :]).flatten(4).flatten(2, 3)
 
     def _values(self, x: Tensor, pixels: Tensor) -> Tensor:
@@ -147,6 +176,9 @@ class AttentionStem(nn.Module):
             return F.linear(pixels, self.w_v)
         mixed = place_weights({name: getattr(self, name) for name in self.names})
         return torch.einsum("xpc,poc->xpo", pixels, mixed)
+
+
+_PARTS = (("attention", AttentionStem), ("norm", nn.BatchNorm2d), ("relu", nn.ReLU), ("pool", nn.MaxPool2d))
 
 
 def place_weights(parameters: Mapping[str, Tensor]) -> Tensor:

@@ -93,7 +93,7 @@ def unfit(name: str, use: Use, window: Window) -> str | None:
     """None, or why an implementation is not for this use."""
     try:
         impl = impls.get(name)
-    except ImportError as error:
+    except (ImportError, UserError) as error:  # the order may name what another version of this package has
         return str(error)
     core = impl.core
     if core is None:
@@ -128,7 +128,8 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
     """Store the order of implementations in rows of this machine; returns the file.
 
     In each case the time of each is divided by that of the fastest; the order is that of the geometric means, over the
-    cases where most of them ran. Raises UserError where no row is a time of local attention without a stem.
+    cases where half of them or more ran. Who did not run in one of these counts as the slowest there. Raises UserError
+    where no row is a time of local attention without a stem.
     """
     times: dict[tuple[str, str], dict[object, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
@@ -137,10 +138,14 @@ def learn(rows: Iterable[Record], file: Path | None = None) -> Path:
             times[row.case.device, mode][row.suite, row.case][row.impl] = statistics.median(row.samples_s)
     found = []
     for (device, mode), cases in sorted(times.items()):
+        names = {name for by_name in cases.values() for name in by_name}
+        most = max(len(by_name) for by_name in cases.values())
         ratios: dict[str, list[float]] = defaultdict(list)
         for by_name in cases.values():
-            for name, seconds in by_name.items():
-                ratios[name].append(math.log(seconds / min(by_name.values())))
+            if 2 * len(by_name) >= min(len(names), 2 * most):
+                fastest, slowest = min(by_name.values()), max(by_name.values())
+                for name in names:
+                    ratios[name].append(math.log(by_name.get(name, slowest) / fastest))
         order = sorted(ratios, key=lambda name: statistics.mean(ratios[name]))
         found.append((device, mode, " ".join(order)))
     if not found:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sasa_bench.networks.attention import sines
 from sasa_bench.networks.kept import is_traced
+from sasa_bench.networks.stem import hooked
 from sasa_bench.nn.layer import LocalAttention2d
 
 
@@ -28,7 +29,7 @@ class FoldedAttention2d(nn.Module):
     ) -> None:
         super().__init__()
         self.attention, self.pool, self.norm, self.relu = attention, pool, norm, relu
-        self._packed: tuple[Any, Callable[[Tensor], Tensor]] | None = None
+        self._packed: tuple[Any, Callable[[Tensor], Tensor], list[Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, C_in, H, W] -> y."""
@@ -49,7 +50,11 @@ class FoldedAttention2d(nn.Module):
     def _whole(self, x: Tensor) -> Callable[[Tensor], Tensor] | None:
         """What computes all but the pool and what follows it, or None where the modules shall."""
         layer, norm = self.attention, self.norm
-        if self.training or torch.is_grad_enabled() or is_traced(x) or torch.is_autocast_enabled(x.device.type):
+        if self.training or torch.is_grad_enabled() or is_traced(x):
+            return None
+        if x.device.type == "meta" or torch.is_autocast_enabled(x.device.type):
+            return None
+        if (layer.dropout and layer.training) or hooked(layer) or hooked(norm) or hooked(self.relu):
             return None
         if (
             type(layer) is not LocalAttention2d
@@ -77,7 +82,9 @@ class FoldedAttention2d(nn.Module):
         key = (*options, *(None if t is None else (t.data_ptr(), t._version, t.dtype) for t in used))
         if self._packed is None or self._packed[0] != key:
             w = layer.w_qkv if layer.scale == 1 else layer._scaled(layer.w_qkv)
-            self._packed = key, core.pack(layer.window, w, layer.rel_row, layer.rel_col, norm, relu)
+            # What is held keeps its address: no other tensor can be taken for it.
+            held = [t.detach() for t in used if t is not None]
+            self._packed = key, core.pack(layer.window, w, layer.rel_row, layer.rel_col, norm, relu), held
         return self._packed[1]
 
     def train(self, mode: bool = True) -> FoldedAttention2d:
@@ -100,7 +107,7 @@ def fold(model: nn.Module) -> nn.Module:
     A layer of a subclass or with a parametrization stays as it is, and so does a module with hooks.
     """
     model = copy.deepcopy(model).eval()
-    if type(model) is LocalAttention2d and not _hooked(model):
+    if type(model) is LocalAttention2d and not hooked(model):
         return FoldedAttention2d(model, None, None, None).eval()
     for chain in [m for m in model.modules() if type(m).forward is nn.Sequential.forward]:
         _fold_chain(chain)
@@ -113,7 +120,7 @@ BEHIND = (nn.AvgPool2d, nn.BatchNorm2d, nn.ReLU)
 def _fold_chain(chain: nn.Module) -> None:
     children = list(chain._modules.items())  # named_children leaves out a module that stands there twice
     for at, (name, layer) in enumerate(children):
-        if type(layer) is not LocalAttention2d or _hooked(layer):
+        if type(layer) is not LocalAttention2d or hooked(layer):
             continue
         found = _behind([module for _, module in children[at + 1 :]])
         pool, norm, relu = found
@@ -129,13 +136,8 @@ def _behind(modules: Sequence[nn.Module | None]) -> list[Any]:
     found: list[nn.Module | None] = []
     for kind in BEHIND:
         first = rest[0] if rest else None
-        fits = first is not None and type(first) is kind and not _hooked(first)
+        fits = first is not None and type(first) is kind and not hooked(first)
         if isinstance(first, nn.AvgPool2d):
             fits = fits and first.padding in (0, (0, 0)) and first.divisor_override is None
         found.append(rest.pop(0) if fits else None)
     return found
-
-
-def _hooked(module: nn.Module) -> bool:
-    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return any(hooks)

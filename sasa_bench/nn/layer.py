@@ -225,6 +225,9 @@ def network(
         border=border,
     )
 
+    if impl != AUTO:
+        _attending(impl)
+
     def make(layer: layers.Attention, channels: int) -> LocalAttention2d:
         made = LocalAttention2d(
             channels,

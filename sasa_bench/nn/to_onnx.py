@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,8 +17,10 @@ from torch.utils import _pytree as pytree
 from sasa_bench import impls
 from sasa_bench.case import UserError
 from sasa_bench.impls import Impl, Window, _onnx
+from sasa_bench.networks.stem import Stem
 from sasa_bench.nn.choice import AUTO, exporters
 from sasa_bench.nn.layer import LocalAttention2d
+from sasa_bench.results.fields import first_line
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -75,13 +78,20 @@ def export(
     Raises ExportError for a module or an example that cannot be exported, for a package that is not installed, and for
     a file that does not agree with the module.
     """
-    images = (example,) if isinstance(example, Tensor) else tuple(example)
+    given = (example,) if isinstance(example, Tensor) else tuple(example)
+    images = tuple(image.detach() if isinstance(image, Tensor) else image for image in given)
     layers = [layer for layer in module.modules() if isinstance(layer, LocalAttention2d)]
     _check(module, images, layers)
     impl = _formulation(layers, library)
     assert impl.exported is not None
     path = Path(path)
-    twin = _with_formulation(module, impl, images)
+    try:
+        twin = _with_formulation(module, impl, images)
+    except (RuntimeError, ValueError) as failure:
+        raise ExportError(
+            f"{type(module).__name__} does not run on the example: {first_line(failure)}; give images of its channels, "
+            "in the dtype of its parameters"
+        ) from failure
     shapes = _open(images) if dynamic else None
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
@@ -94,7 +104,7 @@ def export(
         operators = impl.exported.library() if impl.exported.library else ""
         sized = [images, *([_larger(images)] if dynamic else [])]
         errors = [_error(module, file, given, operators) for given in sized]
-        error, budget = max(errors, key=lambda pair: pair[0] / pair[1])
+        error, budget = max(errors, key=_share)
         if not error <= budget:
             raise ExportError(
                 f"{path.name} would differ from the module by {error:.2e} where {budget:.2e} is allowed: not written"
@@ -155,7 +165,7 @@ def _with_formulation(module: nn.Module, impl: Impl, images: tuple[Tensor, ...])
 
     if make is not None:
         core = replace(core, tables=tables)
-    twin = copy.deepcopy(module).eval()
+    twin = _by_any(copy.deepcopy(module).eval())
     for layer in twin.modules():
         if isinstance(layer, LocalAttention2d):
             layer._forced = replace(impl, core=core)
@@ -183,22 +193,44 @@ def _larger(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(batch + 1, i.shape[1], height + 5, width + 2).to(i.dtype) for i in images)
 
 
+def _share(pair: tuple[float, float]) -> float:
+    """Error over budget; infinite for a NaN. Outputs that are 0 have a budget of 0."""
+    error, budget = pair
+    if error <= budget:
+        return error / budget if budget else 0.0
+    return error / budget if budget and not math.isnan(error) else math.inf
+
+
 def _error(module: nn.Module, file: Path, images: tuple[Tensor, ...], library: str) -> tuple[float, float]:
     """The largest error of the file's outputs, and its budget."""
-    exact_module = copy.deepcopy(module).double().eval()
-    for layer in exact_module.modules():
-        if isinstance(layer, LocalAttention2d):
-            layer.impl = AUTO
+    exact_module = _by_any(copy.deepcopy(module).double().eval())
     plain_module = copy.deepcopy(module).eval()
     with torch.no_grad():
         exact = _tensors(exact_module(*(image.double() for image in images)))
-        plain = _tensors(plain_module(*images))
+        try:
+            plain = _tensors(plain_module(*images))
+        except RuntimeError:  # its implementation needs a GPU, or a package that is not here
+            plain = _tensors(_by_any(plain_module)(*images))
     found = _run(file, images, library)
-    largest = max(t.abs().max().item() for t in exact)
-    rounding = torch.finfo(images[0].dtype).eps * largest
-    error = max((f.double() - e).abs().max().item() for f, e in zip(found, exact, strict=True))
-    own = max((p.double() - e).abs().max().item() for p, e in zip(plain, exact, strict=True))
+    rounding = torch.finfo(images[0].dtype).eps * _largest(exact)
+    error = _largest([f.double() - e for f, e in zip(found, exact, strict=True)])
+    own = _largest([p.double() - e for p, e in zip(plain, exact, strict=True)])
     return error, BUDGET_FACTOR * max(own, rounding)
+
+
+def _largest(tensors: Sequence[Tensor]) -> float:
+    """The largest magnitude in any of them; NaN where one has a NaN."""
+    return torch.stack([t.abs().max() for t in tensors]).max().item()
+
+
+def _by_any(module: nn.Module) -> nn.Module:
+    """The module, with attention and stems by what can run here."""
+    for part in module.modules():
+        if isinstance(part, LocalAttention2d):
+            part.impl = AUTO
+        elif isinstance(part, Stem):
+            part.kernel = None
+    return module
 
 
 def _run(file: Path, images: tuple[Tensor, ...], library: str) -> list[Tensor]:

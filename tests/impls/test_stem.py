@@ -226,3 +226,10 @@ def test_operators_pass_the_checks_of_torch(shape: tuple[int, ...]) -> None:
     values, shift = torch.randn(shape, requires_grad=True), torch.randn(24)
     torch.library.opcheck(_stem.top_forward, (x, form, values))
     torch.library.opcheck(_stem.inference_forward, (x, form.detach(), values.detach(), shift))
+
+
+@pytest.mark.parametrize("values", ["stand_alone", "conv_values", "aware_values"])
+def test_an_empty_batch_in_training_gives_no_gradient_that_is_not_a_number(values: str) -> None:
+    whole = network("resnet26", stem=values, attention_groups="none").train().stem
+    whole(torch.randn(0, 3, 12, 12)).sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in whole.parameters())

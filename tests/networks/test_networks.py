@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sasa_bench import impls, network, ops
@@ -245,3 +246,76 @@ def test_a_network_is_the_first_thing_that_a_process_may_build() -> None:
     with Workers(120.0) as workers:
         rows = workers.get().ask("prepare_cases", cases={"a": ["fused", case.to_dict()]}, seed=1, exact=False)
     assert rows["a"]["status"] == "ok", rows["a"]["reason"]
+
+
+def swap(name: str, module: nn.Module) -> Callable[[nn.Module], object]:
+    return lambda stem: setattr(stem, name, module)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        swap("relu", nn.SiLU()),
+        swap("pool", nn.Identity()),
+        swap("pool", nn.MaxPool2d(4, 4)),
+        swap("norm", nn.GroupNorm(4, 64)),
+        swap("norm", nn.BatchNorm2d(64, affine=False)),
+        swap("norm", nn.Identity()),
+        lambda stem: stem.append(nn.Softsign()),
+        lambda stem: stem.norm.register_forward_hook(lambda module, inputs, y: y + 1),
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_stem_whose_modules_were_changed_computes_them(change: Callable[[nn.Module], object], training: bool) -> None:
+    whole = network("resnet26", stem="aware_values", attention_groups="none")
+    change(whole.stem)
+    x = torch.randn(2, 3, 13, 16)
+    y = whole.train(training).stem(x)
+    whole.stem.kernel = None
+    torch.testing.assert_close(y, whole.stem(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_part_of_a_stem_is_a_chain() -> None:
+    stem = network("resnet26", stem="stand_alone", attention_groups="none").eval().stem
+    x = torch.randn(1, 3, 8, 8)
+    assert torch.equal(stem[:-1](x), stem[2](stem[1](stem[0](x))))
+
+
+@pytest.mark.parametrize("values", STEMS[1:])
+def test_an_attention_stem_may_be_made_without_memory_and_filled_later(values: str) -> None:
+    """Everything that it computes with is in its state dict."""
+    trained = network("resnet26", stem=values, attention_groups="none").eval()
+    with torch.device("meta"):
+        later = network("resnet26", stem=values, attention_groups="none").eval()
+    later.to_empty(device="cpu")
+    later.load_state_dict(trained.state_dict())
+    x = torch.randn(1, 3, 9, 8)
+    later.stem.kernel = trained.stem.kernel = None
+    assert torch.equal(later.stem(x), trained.stem(x))
+
+
+def test_a_detector_takes_an_empty_batch() -> None:
+    with torch.no_grad():
+        some, none = (network("retinanet50").eval()(torch.zeros(batch, 3, 64, 64)) for batch in (1, 0))
+    assert none.shape == (0, *some.shape[1:])
+
+
+def test_a_network_refuses_an_implementation_that_nobody_knows() -> None:
+    with pytest.raises(impls.UnknownImplError, match="typo"):
+        network("resnet26", attention_groups="none", impl="typo")
+
+
+def test_a_network_is_refused_for_what_it_asks_and_nothing_else() -> None:
+    reason = "no position term: give position = none"
+    impl = impls.local_attention(
+        "mine",
+        "",
+        lambda case: lambda *tensors: tensors[2],
+        supports=lambda c: reason if c.position != "none" else None,
+    )
+    assert impl.supports(case(position="none")) is None
+    assert impl.supports(case()) == reason
+
+
+def test_weights_packed_ahead_are_those_of_a_layer() -> None:
+    assert "not a network or a stem" in str(impls.get("fused_packed").supports(Case(stem="aware_values", heads=1)))

@@ -87,3 +87,18 @@ def test_auto_is_the_default_and_one_of_several_may_be_named_later() -> None:
     y = layer(x)
     layer.impl = "naive"
     torch.testing.assert_close(layer(x), y)
+
+
+def test_a_name_that_this_version_does_not_know_is_passed_over(own: Path) -> None:
+    own.write_text("device,mode,implementations\ncpu,forward,gone unfold\ncpu,training,gone unfold\n")
+    found = choose(Use("cpu", torch.float32, False), WINDOW)
+    assert found.name == "unfold"
+    assert "gone: unknown implementation" in found.reason
+
+
+def test_who_runs_only_where_it_is_fastest_is_not_the_fastest_of_all(own: Path) -> None:
+    small, large = Case(resolution=7, threads=2), Case(resolution=28, threads=2)
+    times = {"naive": {small: 1.0}, "unfold": {small: 1.1, large: 1.0}, "blocked": {small: 1.2, large: 1.3}}
+    rows = [record(name, seconds, case=case) for name, of in times.items() for case, seconds in of.items()]
+    choice.learn(rows)
+    assert choose(Use("cpu", torch.float32, False), WINDOW).name == "unfold"

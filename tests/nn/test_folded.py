@@ -8,6 +8,7 @@ import io
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sasa_bench import FoldedAttention2d, LocalAttention2d, fold, impls, network
 
@@ -203,3 +204,41 @@ def test_weights_are_packed_again_where_the_norm_or_the_relu_changes(packings: l
             y = layer.norm(layer.attention(x))
             torch.testing.assert_close(layer(x), y if layer.relu is None else y.relu(), rtol=1e-4, atol=1e-4)
     assert packings == [True, True, False]
+
+
+def test_weights_that_lie_where_others_lay_are_packed_again() -> None:
+    """functional_call gives weights that are freed after the call, and the next ones take their place."""
+    layer = attention(position="none").eval()
+    folded, x = fold(layer), torch.randn(1, 16, 5, 5)
+    with torch.no_grad():
+        for scale in range(1, 6):
+            w = {"w_qkv": layer.w_qkv * scale}
+            y = functional_call(folded, {f"attention.{name}": t for name, t in w.items()}, x)
+            torch.testing.assert_close(y, functional_call(layer, w, x), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_went_through_another_dtype_are_packed_again() -> None:
+    folded, x = fold(attention().eval()), torch.randn(1, 16, 5, 5)
+    with torch.no_grad():
+        folded(x)
+        folded.half().float()
+        torch.testing.assert_close(folded(x), folded.attention(x), rtol=1e-5, atol=1e-5)
+
+
+def test_it_has_a_shape_on_the_meta_device() -> None:
+    with torch.no_grad():
+        assert fold(attention()).to("meta")(torch.empty(2, 16, 8, 8, device="meta")).shape == (2, 16, 8, 8)
+
+
+def test_dropout_that_was_switched_on_again_and_later_hooks_are_kept() -> None:
+    x = torch.ones(1, 16, 6, 6)
+    folded = fold(nn.Sequential(attention(dropout=0.5), nn.BatchNorm2d(16), nn.ReLU()).eval())[0]
+    with torch.no_grad():
+        folded.attention.train()
+        assert not torch.equal(folded(x), folded(x))
+        folded.attention.eval()
+        for module in (folded.attention, folded.norm, folded.relu):
+            hook = module.register_forward_hook(lambda module, inputs, y: y * 0 + 7)
+            y = folded(x)
+            hook.remove()
+            assert not torch.equal(y, folded(x))

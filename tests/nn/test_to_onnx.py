@@ -129,3 +129,52 @@ def test_the_legacy_exporter_traces_one_size_or_is_refused(name: str, capsys: py
     session = onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     matrix.assert_right((torch.from_numpy(y),), x)
+
+
+class Silent(nn.Module):
+    """A layer whose output is nothing but zeros, as behind a norm that was initialised so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = sasa_bench.LocalAttention2d(8, kernel_size=3, heads=2)
+        nn.init.zeros_(self.layer.w_qkv)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.layer(x)
+        return y
+
+
+def test_a_module_whose_output_is_zero_is_exported(tmp_path: Path) -> None:
+    made = sasa_bench.export(Silent(), torch.randn(1, 8, 5, 5), tmp_path / "m.onnx")
+    assert (made.max_abs_err, made.err_budget) == (0, 0)
+
+
+def test_an_output_that_is_not_a_number_at_the_other_size_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = iter([(1e-9, 1e-6), (float("nan"), 1e-6)])
+    monkeypatch.setattr(to_onnx, "_error", lambda *given: next(errors))
+    with pytest.raises(ExportError, match="would differ from the module by nan"):
+        sasa_bench.export(model(), torch.randn(1, 8, 9, 9), tmp_path / "m.onnx", dynamic=True)
+    assert to_onnx._largest([torch.ones(2), torch.tensor([1.0, float("nan")])]) != 0
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "words"),
+    [
+        (lambda: model(), torch.randn(1, 4, 5, 5), "does not run on the example"),
+        (lambda: model().half(), torch.randn(1, 8, 5, 5), "in the dtype of its parameters"),
+    ],
+)
+def test_an_example_that_the_module_does_not_take_is_one_sentence(  # type: ignore[no-untyped-def]
+    module, x: torch.Tensor, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=words):
+        sasa_bench.export(module(), x, tmp_path / "m.onnx")
+
+
+def test_an_implementation_that_cannot_run_here_is_no_obstacle(tmp_path: Path) -> None:
+    layer, x = sasa_bench.LocalAttention2d(8, kernel_size=3, heads=2, impl="triton"), torch.randn(1, 8, 5, 5)
+    made = sasa_bench.export(layer, x.requires_grad_(), tmp_path / "m.onnx")
+    layer.impl = "auto"
+    torch.testing.assert_close(run(made.path, x.detach()), layer(x.detach()).detach(), rtol=1e-4, atol=1e-5)

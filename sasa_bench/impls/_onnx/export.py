@@ -22,6 +22,7 @@ from sasa_bench.case import Case
 from sasa_bench.impls._onnx.graph import graph_flops, node_count, nodes_of
 from sasa_bench.ops.tensors import IMAGES, Tensors
 from sasa_bench.results.environment import EXPORTS
+from sasa_bench.results.fields import first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -86,7 +87,7 @@ def program(module: nn.Module, images: tuple[Tensor, ...], **options: Any) -> to
             with _translations_kept():
                 made = torch.onnx.export(module, images, dynamo=True, opset_version=OPSET, verbose=False, **options)
         except torch.onnx.OnnxExporterError as error:
-            cause = str(error.__cause__ or error).strip().splitlines()[0]
+            cause = first_line(error.__cause__ or error)
             raise RuntimeError(f"torch.onnx.export failed, torch {torch.__version__}: {cause}") from error
     assert made is not None
     return made

@@ -20,6 +20,7 @@ from sasa_bench.impls._onnx.export import OPSET
 from sasa_bench.impls._onnx.graph import element_types, node_count
 from sasa_bench.ops.tensors import IMAGES, Tensors
 from sasa_bench.results.environment import KEEP_MODELS
+from sasa_bench.results.fields import first_line
 
 if TYPE_CHECKING:
     import onnx
@@ -113,8 +114,7 @@ def _no_kernels(provider: str, dtype: str) -> str | None:
     try:
         onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[provider])
     except Exception as error:
-        said = str(error).strip().splitlines()[0]
-        return f"ONNX Runtime {onnxruntime.__version__} cannot run {dtype} on {provider}: {said}"
+        return f"ONNX Runtime {onnxruntime.__version__} cannot run {dtype} on {provider}: {first_line(error)}"
     return None
 
 
