@@ -50,7 +50,8 @@ def _library(kind: str, isa: str, timed: bool, onnx: Path | None = None) -> Libr
     flags = ("-O3", "-fno-math-errno", f"-DSASA_ISA={isa}", *ISAS[isa][0])
     flags += ("-DSASA_PHASES",) if timed else ()
     flags += ("-DSASA_ONNX", f"-I{onnx}") if onnx else ()
-    return Library(f"fused_{kind}_{isa}{'_timed' if timed else ''}", CSRC / f"{kind}.cpp", headers, flags)
+    name = f"fused_{kind}_{isa}{'_timed' if timed else ''}"
+    return Library(name, CSRC / f"{kind}.cpp", headers, flags, versions=(str(_interface(onnx)),) if onnx else ())
 
 
 def onnx_headers() -> Path | None:

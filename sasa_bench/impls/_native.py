@@ -169,6 +169,7 @@ class Library:
     links    for the linker, after it
     folders  flags that say where headers and libraries lie, which is not part of the name
     versions whatever else a build depends on, such as the version of torch
+    loaded   the file that this process uses, whatever happens to what it was made of; None while there is none
     """
 
     name: str
@@ -178,10 +179,13 @@ class Library:
     links: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     versions: tuple[str, ...] = ()
+    loaded: Path | None = None
 
     @property
     def path(self) -> Path:
         """Where the library is or will be. A compiler chosen by CXX has a library of its own."""
+        if self.loaded:
+            return self.loaded
         parts = (platform.machine(), os.environ.get("CXX", ""), self.flags, self.links, self.versions)
         digest = hashlib.sha256(repr(parts).encode())
         for file in (self.source, *self.headers):
@@ -190,7 +194,7 @@ class Library:
 
     def is_built(self) -> bool:
         """Whether the cache holds it."""
-        return self.path.exists()
+        return os.path.exists(self.path)  # False, too, where nobody may look
 
     def missing(self) -> str | None:
         """None, or what keeps it from being built here and what helps; None where it is built. Compiles nothing."""
@@ -213,7 +217,7 @@ class Library:
         if error is None:
             return path
         if reason := missing_compiler() or _unwritable():
-            raise RuntimeError(f"{path} does not load here ({error}), and {reason}" if path.exists() else reason)
+            raise RuntimeError(f"{path} does not load here ({error}), and {reason}" if os.path.exists(path) else reason)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock")):
@@ -251,7 +255,7 @@ def build(libraries: Sequence[Library]) -> list[Path]:
 
 def _loading_error(path: Path) -> str | None:
     """None, or why a library does not load here: there is none, or the dynamic linker refuses it."""
-    if not path.exists():
+    if not os.path.exists(path):
         return "there is no such file"
     try:
         ctypes.CDLL(str(path))
@@ -263,7 +267,7 @@ def _loading_error(path: Path) -> str | None:
 def _unwritable() -> str | None:
     """None, or that nothing can be written to the cache, with the variable to set."""
     folder = cache_directory() / "native"
-    there = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.exists(parent))
     if there.is_dir() and os.access(there, os.W_OK | os.X_OK):
         return None
     return _WRITE_ELSEWHERE.format(folder)

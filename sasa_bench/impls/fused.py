@@ -8,6 +8,7 @@ docs/fused.md what was measured.
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from sasa_bench.impls import (
     _phases,
     _stem,
     attends,
+    layers_only,
     local_attention,
 )
 from sasa_bench.impls._attention import ATTENTION, CSRC, kernels
@@ -35,9 +37,15 @@ from sasa_bench.impls._operator import autocast
 from sasa_bench.impls._phases import Phases
 from sasa_bench.ops.tensors import Call, Tensors, add_absolute, dtype_of
 
+_LOADED: list[Library] = []
+"""The library of the operators that this process has loaded: torch takes operators of one name once, so its path stays,
+whatever happens to the files it was made of."""
+
 
 def _operators() -> Library:
     """The library of the torch operators."""
+    if _LOADED:
+        return _LOADED[0]
     root = Path(torch.__file__).parent
     include = root / "include"
     return Library(
@@ -66,7 +74,8 @@ def build(isas: list[str]) -> None:
 
     Raises RuntimeError with the compiler's words.
     """
-    parts = [_operators(), *(library for isa in isas for library in kernels(isa))]
+    operators = [] if _LOADED else [_operators()]
+    parts = [*operators, *(library for isa in isas for library in kernels(isa))]
     _native.build(list(dict.fromkeys(parts)))
 
 
@@ -76,7 +85,9 @@ _LOADING = threading.RLock()
 
 @cache
 def _load_operators() -> None:
-    torch.ops.load_library(str(_operators().path))
+    library = _operators()
+    torch.ops.load_library(str(library.path))
+    _LOADED.append(replace(library, loaded=library.path))
     for name in ("fused_local_attention", "fused_attention_layer"):
         autocast(name, "CPU")
     for name, formula in (
@@ -95,8 +106,9 @@ def load(isa: str | None = None) -> None:
     """Makes the operators usable with the kernels of `isa` (default: `chosen_isa()`), compiling them if
     needed.
 
-    Loading another build later replaces the kernels of the whole process. Raises RuntimeError when there is
-    no compiler (see `missing`) or it fails, and the errors of `chosen_isa`.
+    Loading another build later replaces the kernels of the whole process; a backward pass has to run with the build of
+    its forward pass, whose layout the saved tensors have. Raises RuntimeError when there is no compiler (see `missing`)
+    or it fails, and the errors of `chosen_isa`.
     """
     isa = isa or chosen_isa()
     with _LOADING:
@@ -192,7 +204,7 @@ def _build_packed(case: Case, tensors: Tensors) -> Call:
 def _packable(case: Case) -> str | None:
     if case.scope != "layer" or case.mode != "forward":
         return "weights are packed ahead for inference: a layer's forward pass only"
-    return _supports(case)
+    return layers_only(case) or _supports(case)
 
 
 def _refuses(window: Window, x: Tensor, relative: bool) -> str | None:

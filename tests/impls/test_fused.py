@@ -63,6 +63,15 @@ def test_large_logits_do_not_overflow(isa, scale):
     assert_matches(tensors, g, 7, 8, False)
 
 
+def test_keys_outside_the_image_count_however_large_their_logits(isa):
+    """They are the relative ones alone: 100 above the image, 0 inside."""
+    q, k, v = torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4), torch.ones(1, 2, 1, 4)
+    q[:, 0] = 100
+    rel_row = torch.tensor([[[1.0, 0.0, 0.0]]])
+    y = torch.ops.sasa_bench.fused_local_attention(q, k, v, rel_row, torch.zeros(1, 1, 3), 3, 1, True)
+    assert y.abs().max() < 1e-30
+
+
 @settings(max_examples=60, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(
     batch=st.integers(0, 3),

@@ -268,3 +268,37 @@ def test_tasks_cover_every_pixel_once_and_cutting_columns_never_lengthens_the_wo
     assert 0 < share <= 1
     if free:
         assert share >= 0.99 * tasks(images, height, width, threads, 0)[1]
+
+
+PINNED = """
+import os, sys, torch
+from sasa_bench.impls import fused
+fused.load()
+before = torch.ops.sasa_bench.fused_local_attention(*[torch.ones(1, 2, 3, 3)] * 3, None, None, 3, 1, False)
+os.environ["CXX"] = sys.argv[1] + " -O1"  # another compiler's libraries have paths of their own
+fused.load()
+assert [library.name for library in fused._of_layers()]
+torch.ops.sasa_bench.fused_local_attention(*[torch.ones(1, 2, 3, 3)] * 3, None, None, 3, 1, False)
+print("alive")
+"""
+
+
+def test_operators_that_are_loaded_stay_whatever_happens_to_their_files(tmp_path):
+    """torch ends the process that registers operators of one name twice."""
+    if reason := fused.missing():
+        pytest.skip(reason)
+    made = subprocess.run(
+        [sys.executable, "-c", PINNED, _native.bare_compiler()], capture_output=True, text=True, timeout=280
+    )
+    assert made.stdout == "alive\n", made.stderr[-2000:]
+
+
+def test_a_cache_below_a_folder_that_may_not_be_read_is_named(monkeypatch, tmp_path):
+    def deny(self, *arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path / "locked" / "cache"))
+    monkeypatch.setattr(Path, "exists", deny)
+    assert not _native.Library("x", Path(__file__)).is_built()
+    assert _native._unwritable() is None
+    assert _native._loading_error(tmp_path / "none.so") == "there is no such file"

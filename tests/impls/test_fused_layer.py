@@ -168,3 +168,38 @@ def test_packed_weights_are_checked(kernel):
         torch.ops.sasa_bench.fused_pack_weights(weight[:-1], 8)
     with pytest.raises(TypeError, match="float32, bfloat16 or float16"):
         torch.ops.sasa_bench.fused_pack_weights(weight.double(), 8)
+
+
+@pytest.mark.parametrize("heads", [4, 8])
+def test_operators_keep_the_dtype_of_their_tensors_under_autocast(heads, kernel):
+    """Where heads do not fill the lanes the product is torch's own, which autocast would make bfloat16."""
+    (x, weight, *rel), _ = layer_inputs(1, 12, heads, 3, 5, 6, 3, torch.float32)
+    ops = torch.ops.sasa_bench
+    packed = ops.fused_pack_weights(weight, heads)
+    channels = weight.shape[0] // 3
+    expected = ops.fused_attention_layer_packed(x, packed, *rel, None, channels, 3, heads, False, False)
+    y, *saved = ops.fused_attention_layer_forward(x, weight, *rel, 3, heads, False)
+    gradients = ops.fused_attention_layer_backward(
+        torch.ones_like(y), x, weight, *rel, saved[0], y, *saved[1:], 3, heads, False
+    )
+    with torch.autocast("cpu"):
+        found = ops.fused_attention_layer_packed(x, packed, *rel, None, channels, 3, heads, False, False)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert torch.equal(ops.fused_attention_layer_forward(x, weight, *rel, 3, heads, False)[0], y)
+        again = ops.fused_attention_layer_backward(
+            torch.ones_like(y), x, weight, *rel, saved[0], y, *saved[1:], 3, heads, False
+        )
+    for one, other in zip(gradients, again, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+
+
+def test_a_layer_of_no_channels_and_saved_tensors_of_another_dtype_are_refused(kernel):
+    ops = torch.ops.sasa_bench
+    with pytest.raises(ValueError, match="a channel or more"):
+        ops.fused_attention_layer(torch.randn(1, 0, 4, 4), torch.randn(24, 0), None, None, 3, 8, False)
+    (x, weight, *rel), _ = layer_inputs(1, 12, 8, 4, 5, 6, 3, torch.bfloat16)
+    y, qkv, *saved = ops.fused_attention_layer_forward(x, weight, *rel, 3, 8, False)
+    rel32 = [t.float() for t in rel]
+    with pytest.raises(TypeError, match="y must have x's dtype"):
+        ops.fused_attention_layer_backward(y.float(), x, weight, *rel32, qkv, y.float(), *saved, 3, 8, False)

@@ -138,3 +138,9 @@ def test_what_does_not_fit_is_refused_in_words() -> None:
     q, k, v = (torch.randn(1, 8, 5, width) for width in (5, 5, 4))
     with pytest.raises(Exception, match="LocalAttention: q, k and v must have one shape"):
         run("LocalAttention", {"q": q, "k": k, "v": v}, set(), 3, 2)
+
+
+def test_one_embedding_alone_is_refused() -> None:
+    q, k, v = (torch.randn(1, 8, 5, 6) for _ in range(3))
+    with pytest.raises(Exception, match="give both of rel_row and rel_col, or neither"):
+        run("LocalAttention", {"q": q, "k": k, "v": v, "rel_row": torch.randn(2, 2, 3)}, set(), 3, 2)

@@ -54,6 +54,8 @@ struct Tiles {
       uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
       uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } shape;
+    // Older GCC takes this for a read of 8 bytes, and tile loads for no reads at all.
+    asm volatile("" : : "r"(&shape) : "memory");
     _tile_loadconfig(&shape);
   }
   ~Tiles() { _tile_release(); }

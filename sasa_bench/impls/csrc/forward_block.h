@@ -119,8 +119,10 @@ struct ForwardBlock {
     });
   }
 
-  // Keys outside the image, whose logits are the relative ones alone, added to the sums.
-  void sum_outside() {
+  // Keys outside the image, whose logits are the relative ones alone, added to the sums by `exponential`: where nothing was taken
+  // off the logits, they may be of any size.
+  template <class F>
+  void sum_outside(F exponential) {
     for (int i = 0; i < nq; ++i) {
       // Row by row: one chain of K * K additions would lose digits.
       V part = V{};
@@ -131,7 +133,7 @@ struct ForwardBlock {
           part = V{};
           line = a;
         }
-        part += expv(row_logit[a * ROWS + i] + col_logit[b * ROWS + i] - top[i]);
+        part += exponential(row_logit[a * ROWS + i] + col_logit[b * ROWS + i] - top[i]);
       });
       sum[i] += part;
     }
@@ -139,7 +141,7 @@ struct ForwardBlock {
 
   SASA_INLINE void begin_direct() {
     for (int i = 0; i < ROWS; ++i) top[i] = sum[i] = V{};
-    if (t.p.zero_border) sum_outside();
+    if (t.p.zero_border) sum_outside([](V x) SASA_ALWAYS_INLINE { return exp_near(x); });
   }
 
   // Returns whether anything is summed already.
@@ -155,7 +157,7 @@ struct ForwardBlock {
         top[i] = vmax(row_logit[a * ROWS + i] + col_logit[b * ROWS + i], top[i]);
         any = true;
       });
-    if (any) sum_outside();
+    if (any) sum_outside([](V x) SASA_ALWAYS_INLINE { return expv(x); });
     std::memset(static_cast<void*>(out), 0, size_t(nq * d) * sizeof(V));
     return any;
   }

@@ -89,7 +89,11 @@ struct Kernel {
     p.kernel = window;
     p.zero_border = zero_border;
     p.y = planes(context.GetOutput(0, shape).GetTensorMutableData<float>(), shape);
-    if (context.GetInputCount() == first + 2) {
+    const auto given = [&](size_t i) {
+      return i < context.GetInputCount() && static_cast<const OrtValue*>(context.GetInput(i)) != nullptr;
+    };
+    require(given(first) == given(first + 1), "give both of rel_row and rel_col, or neither");
+    if (given(first)) {
       const auto row = context.GetInput(first), column = context.GetInput(first + 1);
       const Shape of_row{heads, p.channels / 2, window}, of_column{heads, p.channels - p.channels / 2, window};
       require(row.GetTensorTypeAndShapeInfo().GetShape() == of_row &&
@@ -261,7 +265,12 @@ struct LocalAttentionLayer : Operator<LocalAttentionLayer, LayerKernel, 2> {
 }  // namespace
 
 extern "C" OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  Ort::InitApi(base->GetApi(ORT_API_VERSION));
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (!api) {
+    const OrtApi* oldest = base->GetApi(1);
+    return oldest->CreateStatus(ORT_FAIL, "the operators were compiled for a newer ONNX Runtime than this one");
+  }
+  Ort::InitApi(api);
   static const LocalAttention attention;
   static const LocalAttentionLayer layer;
   try {

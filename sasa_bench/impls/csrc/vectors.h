@@ -170,7 +170,7 @@ SASA_INLINE T exponential(T x) {
 #endif
 }
 
-// e^x for x < 87; under 2^-125 for very negative x; NaN for NaN.
+// e^x for x < 87; under 2^-125 for very negative x; NaN for the NaN that arithmetic makes.
 template <class T>
 SASA_INLINE T expv(T x) {
   return exponential(vmax(T{} - 87.33f, x));

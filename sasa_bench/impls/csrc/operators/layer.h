@@ -2,6 +2,8 @@
 // weights and x, [images, 3 * channels * H * W], interleaved where heads fill the lanes.
 #pragma once
 
+#include <c10/core/impl/LocalDispatchKeySet.h>
+
 #include "projection.h"
 
 namespace {
@@ -13,6 +15,8 @@ void check_layer_backward(const Tensor& dy, const Tensor& x, const Tensor& w, co
                           const Tensor& top, const Tensor& sum, int64_t heads) {
   constexpr auto op = "fused_attention_layer_backward: ";
   check_backward(dy, y, y, top, sum, heads);
+  TORCH_CHECK_TYPE(y.scalar_type() == x.scalar_type(), op, "y must have x's dtype ", x.scalar_type(), ", got ",
+                   y.scalar_type(), "; pass the tensors of the forward pass");
   TORCH_CHECK_VALUE(y.sym_size(0) == x.sym_size(0) && y.sym_size(1) * 3 == w.sym_size(0) &&
                         y.sym_size(2) == x.sym_size(2) && y.sym_size(3) == x.sym_size(3),
                     op, "y must be [", x.sym_size(0), ", ", w.sym_size(0) / 3, ", ", x.sym_size(2), ", ", x.sym_size(3),
@@ -29,6 +33,7 @@ void check_layer(const Tensor& x, const Tensor& w) {
   constexpr auto op = "fused_attention_layer: ";
   TORCH_CHECK_VALUE(x.dim() == 4, op, "x must be [batch, channels, height, width], got ", x.dim(),
                     " dimensions; reshape it");
+  TORCH_CHECK_VALUE(x.sym_size(1) > 0, op, "x must have a channel or more, got ", x.sym_sizes());
   TORCH_CHECK_VALUE(w.dim() == 2 && w.sym_size(0) % 3 == 0 && w.sym_size(1) == x.sym_size(1), op,
                     "w_qkv must be [3 * output channels, ", x.sym_size(1), "], got ", w.sym_sizes(),
                     "; concatenate the weights of q, k and v along dimension 0");
@@ -49,6 +54,8 @@ Tensor spread(const Tensor& w, int64_t images) { return w.expand({images, w.size
 SavedLayer layer_forward(const Tensor& x, const Tensor& w, const Tensor& y, Inputs& in, bool save) {
   sasa::Problem& p = in.problem;
   const int64_t images = x.size(0), pixels = p.height * p.width, channels = y.size(1);
+  // The product has to have the dtype of x, whatever autocast would make of it.
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   if (w.dim() == 2) {
     const Tensor qkv = at::bmm(spread(w, images), x.contiguous().flatten(2));
     point(p, p.q, p.k, p.v, qkv, false);
@@ -85,7 +92,7 @@ SavedLayer layer_forward(const Tensor& x, const Tensor& w, const OptionalTensor&
 
 void check_weights(const Tensor& w, int64_t heads) {
   constexpr auto op = "fused_pack_weights: ";
-  TORCH_CHECK_VALUE(w.dim() == 2 && w.sym_size(0) > 0 && heads >= 1 && w.sym_size(0) % (3 * heads) == 0, op,
+  TORCH_CHECK_VALUE(w.dim() == 2 && w.sym_size(0) > 0 && w.sym_size(1) > 0 && heads >= 1 && w.sym_size(0) % (3 * heads) == 0, op,
                     "w_qkv must be [3 * channels, input channels] with channels a multiple of heads, got ", w.sym_sizes(),
                     " and ", heads, " heads; stack the weights of q, k and v");
   TORCH_CHECK_TYPE(computable(w), op, "dtype must be float32, bfloat16 or float16, got ", w.scalar_type(),
@@ -223,6 +230,7 @@ LayerGradients layer_backward_cpu(const Tensor& dy, const Tensor& x, const Tenso
   check_layer(x, w);
   check(y, y, y, rel_row, rel_col, kernel_size, heads);
   check_layer_backward(dy, x, w, qkv, y, top, sum, heads);
+  c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::autocast_dispatch_keyset);
   const bool interleaved = interleaves(heads);
   const Tensor saved = qkv.contiguous();
   const int64_t images = x.size(0), pixels = x.size(2) * x.size(3);
