@@ -1,9 +1,9 @@
 """Sets the gate beside pytest-benchmark, benchmatrix, asv and pyperf: false alarms and power, same cases.
 
-Each repeat compares identical code and, after that, code in which some cases are slowed on purpose. The gate goes
-first; the others get the wall time that it has taken in the median so far, by scaling their rounds, but never less than
-the least that lets them work. Every comparison is a line of OUT.jsonl, from which OUT.csv and OUT.md are made anew each
-time; stopped, the same command goes on where it was.
+Each repeat compares code in which some cases are slowed on purpose; after all of these, each compares identical code.
+The gate goes first; the others get the wall time that it has taken in the median so far, by scaling their rounds, but
+never less than the least that lets them work. Every comparison is a line of OUT.jsonl, from which OUT.csv and OUT.md
+are made anew each time; stopped, the same command goes on where it was.
 
     python tests/studies/gate_validation.py --repeats 20 --out reports/reference/gate/validation
 """
@@ -213,19 +213,19 @@ def compared(points: Mapping[str, Point], slowed: int, ratio: float) -> str:
     threads = next(iter(points.values())).case.threads
     keys = hashlib.sha256("\n".join(point.key for point in points.values()).encode()).hexdigest()[:6]
     return (
-        f"{len(points)} cases ({keys}) with {threads} threads, {slowed} of them {ratio - 1:.0%} slower in every second "
-        "comparison; "
+        f"{len(points)} cases ({keys}) with {threads} threads, {slowed} of them {ratio - 1:.0%} slower in "
+        "comparisons of slowed code; "
         f"the gate takes {rules.screen_pairs} + {rules.confirm_pairs} pairs, the others let {THRESHOLD} % pass; "
         f"on {detect().hardware_id}"
     )
 
 
 def plan(done: Sequence[Comparison], tools: Sequence[str], repeats: int, ratio: float) -> list[tuple[int, float, str]]:
-    """(repeat, ratio, tool) of the comparisons that are missing, the gate before the others of a repeat."""
+    """(repeat, ratio, tool) of the comparisons that are missing: of slowed code first, the gate before the others."""
     had = {(c.repeat, c.ratio, c.tool) for c in done}
     wanted = []
-    for repeat in range(repeats):
-        for one in (1.0, ratio):
+    for one in (ratio, 1.0):
+        for repeat in range(repeats):
             others = [tool for tool in TOOLS[1:] if tool in tools]
             random.Random(f"{repeat} {one}").shuffle(others)
             wanted += [(repeat, one, tool) for tool in (["gate"] if "gate" in tools else []) + others]
