@@ -99,7 +99,7 @@ peers: setup-dev
 tensorboard: setup
 	@test -n "$(wildcard reports/profile-*)" || { echo "reports/ holds no profile: sasa-bench profile SUITE --impl NAME writes one"; exit 1; }
 	.ci/install $(PYTHON) $(VENV) tensorboard
-	$(BIN)/tensorboard --logdir $(lastword $(sort $(wildcard reports/profile-*)))/traces
+	$(BIN)/tensorboard --logdir $$(ls -td reports/profile-*/ | head -1)traces
 
 # The documentation site, in site/.
 docs: setup-dev

@@ -70,7 +70,7 @@ def test_its_commands_work_from_an_empty_file_to_an_installed_kernel(
                 perform(command)
 
     shown = capsys.readouterr().out
-    first = read([Path("first.jsonl")]).rows
+    first = read([Path("kernel.jsonl")]).rows
     assert {row.impl for row in first} == {"my_kernel", "unfold", "conv3x3"}
     assert {row.status for row in first} == {"ok"}
     broken = read([Path("broken.jsonl")]).rows

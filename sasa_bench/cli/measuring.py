@@ -292,5 +292,5 @@ def new(path: Path) -> None:
     write(path)
     out = path.with_suffix(".jsonl").name
     click.echo(f"{path}: measure it with")
-    click.echo(f"  {shlex.join(['sasa-bench', 'run', 'smoke', '--impl', str(path), '--impl', 'unfold', '--out', out])}")
-    click.echo(f"  {shlex.join(['sasa-bench', 'table', out])}")
+    click.echo(f"  sasa-bench run smoke --impl {shlex.quote(str(path))} --impl unfold --out {shlex.quote(out)}")
+    click.echo(f"  sasa-bench table {shlex.quote(out)}")
