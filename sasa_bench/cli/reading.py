@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def report(
 def _page_of(files: Sequence[Path]) -> Path:
     """A page beside the first file, named after all of them, or after the first of many."""
     name = "-".join(file.stem for file in files)
-    if len(name.encode()) > LONGEST_NAME:
+    if len(files) > 1 and len(os.fsencode(name)) > LONGEST_NAME:
         name = f"{files[0].stem}-and-{len(files) - 1}-more"
     return files[0].with_name(f"{name}.html")
 

@@ -6,7 +6,6 @@ build of torch and ``pip install 'sasa-bench[cuda]'``.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 from collections.abc import Callable, Iterable, Sequence
@@ -124,13 +123,18 @@ def compile_cubin(source: str, expression: str, arch: str) -> Cubin:
     if headers is None:
         raise RuntimeError("cuda_fp16.h is not found: pip install nvidia-cuda-runtime")
     options = ProgramOptions(arch=arch, std=STANDARD, ftz=True, include_path=[headers])
-    code = Program(source, "c++", options).compile("cubin", name_expressions=(expression,))
+    try:
+        code = Program(source, "c++", options).compile("cubin", name_expressions=(expression,))
+    except Exception as error:  # NVRTC's own, which cuda-core derives from nothing that is known here
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     symbol = code.symbol_mapping[expression]
     return Cubin(bytes(code.code), symbol.decode() if isinstance(symbol, bytes) else symbol)
 
 
-def cached_cubin(source: str, expression: str, arch: str) -> Cubin:
+def cached_cubin(source: str, expression: str, arch: str, kept: bool = False) -> Cubin:
     """`compile_cubin` through the disk cache, keyed by its arguments, the options and the major version of NVRTC.
+
+    A cache that cannot be written costs time, not the kernel; where it has to be `kept`, OSError is raised.
 
     Drivers run machine code of every minor version of their CUDA (CUDA Compatibility, "Minor Version Compatibility"),
     so code that another machine prepared is found here.
@@ -144,22 +148,27 @@ def cached_cubin(source: str, expression: str, arch: str) -> Cubin:
         if code.startswith(b"\x7fELF") and size == str(len(code)).encode():
             return Cubin(code, symbol.decode())
     cubin = compile_cubin(source, expression, arch)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the kernel
+    try:
         write_atomically(path, f"{len(cubin.code)} {cubin.symbol}\n".encode() + cubin.code)
+    except OSError:
+        if kept:
+            raise
     return cubin
 
 
 def prebuild(kernels: Iterable[tuple[str, str]], arch: str, threads: int) -> tuple[int, list[str]]:
     """Compiles (source, expression) pairs into the disk cache, `threads` at a time.
 
-    Returns how many there are, and a sentence for each that does not compile.
+    Returns how many there are, and a sentence for each that does not compile or cannot be kept.
     """
 
     def failure(kernel: tuple[str, str]) -> str:
         try:
-            cached_cubin(*kernel, arch)
+            cached_cubin(*kernel, arch, kept=True)
         except RuntimeError as error:
             return f"{kernel[1]} does not compile for {arch}: {error}"
+        except OSError as error:
+            return f"{kernel[1]} cannot be kept: {error}"
         return ""
 
     wanted = list(dict.fromkeys(kernels))

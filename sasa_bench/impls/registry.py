@@ -18,7 +18,7 @@ from sasa_bench.case import UserError
 from sasa_bench.impls.implementation import Impl, Info
 from sasa_bench.ops.op import Op
 from sasa_bench.results.record import ImplInfo
-from sasa_bench.results.revision import revision
+from sasa_bench.results.revision import COMPILED, revision
 
 BUILTIN = {
     "reference": "sasa_bench.impls.reference:IMPL",
@@ -179,9 +179,6 @@ def _from_file(path: Path) -> Impl:
 _sources: dict[str, list[Path]] = {}
 """File of an implementation -> the Python files that it was loaded from."""
 
-BESIDE = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp")
-"""Sources that a file may compile: those beside it count as part of it."""
-
 
 def source(spec: str) -> dict[str, str]:
     """What a file of one's own was when it was loaded: `digest`, and `commit` where git tracks it.
@@ -204,7 +201,7 @@ def digest(spec: str) -> str:
     if str(path) not in _sources:
         get(spec)
     whole = hashlib.sha256()
-    for file in sorted({*_sources[str(path)], *(f for f in path.parent.iterdir() if f.suffix in BESIDE)}):
+    for file in sorted({*_sources[str(path)], *(f for f in path.parent.iterdir() if f.suffix in COMPILED)}):
         whole.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
     return whole.hexdigest()[:12]
 

@@ -13,7 +13,7 @@ def cache_directory() -> Path:
         return Path(own)
     caches = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The specification says to ignore a relative one.
-    return (caches if caches.is_absolute() else Path.home() / ".cache") / "sasa-bench"
+    return (caches if caches.is_absolute() else Path(os.path.expanduser("~/.cache"))) / "sasa-bench"
 
 
 def write_atomically(path: Path, content: bytes) -> None:

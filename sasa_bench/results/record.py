@@ -97,6 +97,8 @@ class Record:
         if later["status"] != "ok":
             reason = f"in a later worker: {later['reason']}"
             failed = replace(self, status=later["status"], reason=reason, inner_count=0)
+            if digest := later.get("extra", {}).get("source_digest"):
+                failed = replace(failed, extra=self.extra | {"source_digest": digest})
             return replace(failed, samples_s=(), worker_samples=(), cold_samples_s=(), peak_memory_bytes=None)
         samples = tuple(later["samples_s"])
         extras = (self.extra, later.get("extra", {}))

@@ -10,6 +10,10 @@ from pathlib import Path
 READERS = ("cli", "gate", "profiling", "report", "paper")
 """Rooms of the package that start measurements or read them: a change there changes no row of a run."""
 SOURCES = (".py", ".h", ".cpp", ".cu", ".csv", ".toml")
+COMPILED = (".cu", ".cuh", ".cpp", ".cc", ".c", ".h", ".hpp")
+"""Sources that a kernel file may compile: those beside it count as part of it."""
+Stamps = dict[Path, tuple[int, int]]
+"""File -> when it was written, in ns, and its size: a change shows without reading it."""
 
 
 def code_digest(package: Path) -> str:
@@ -20,6 +24,25 @@ def code_digest(package: Path) -> str:
         if path.suffix in SOURCES and place.parts[0] not in READERS:
             digest.update(f"{place.as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def stamps(file: Path) -> Stamps:
+    """Of every source in the folder of a kernel file."""
+    folder = file.resolve().parent
+    return {path: _stamp(path) for path in folder.iterdir() if path.suffix in (".py", *COMPILED)}
+
+
+def changed(before: Stamps) -> bool:
+    """Whether one of these files is another one now; files that were added since are not among them."""
+    return any(_stamp(path) != stamp for path, stamp in before.items())
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, -1
+    return found.st_mtime_ns, found.st_size
 
 
 def revision(path: Path) -> tuple[str, bool] | None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from sasa_bench.case import Case, UserError
 from sasa_bench.results.file import ResultsError, is_of_pytest_benchmark, read
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Record, Results
+from sasa_bench.results.revision import Stamps, stamps
 from sasa_bench.suite import Suite
 from sasa_bench.timing.probe import available_cores
 
@@ -33,7 +34,7 @@ class Task:
 
     @property
     def workers(self) -> int:
-        """How many workers have measured `begun`."""
+        """How many workers have measured `begun`; those that take long to build have one."""
         return max((len(row.worker_samples) for row in self.begun), default=0)
 
 
@@ -42,12 +43,14 @@ class Plan:
     """What a run will do: `tasks`, how many rows the file has already, and every implementation by name or file.
 
     beside  tasks of whose case the file has rows of other implementations, which are not measured again
+    sources of implementations from files: what lies beside each, as it was when the plan was made
     """
 
     tasks: list[Task]
     done: int
     impls: dict[str, ImplInfo]
     beside: int = 0
+    sources: dict[str, Stamps] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -113,7 +116,8 @@ def plan(
                 begun = [known.get((suite.name, infos[impl].name, resolved)) for impl in wanted]
                 tasks.append(Task(suite.name, resolved, wanted, _continued(begun, wanted, infos, rounds, machine)))
                 beside += not names[suite.name, resolved] <= {infos[impl].name for impl in wanted}
-    return Plan(tasks, done, infos, beside)
+    sources = {spec: stamps(Path(spec)) for spec, info in infos.items() if info.digest and Path(spec).is_file()}
+    return Plan(tasks, done, infos, beside, sources)
 
 
 def _continued(
@@ -121,8 +125,8 @@ def _continued(
 ) -> tuple[Record, ...]:
     """The rows of a case, where every worker so far has measured all of them, here and of the files as they are."""
     found = [row for row in rows if row is not None]
-    workers = {len(row.worker_samples) for row in found if cut_short(row, rounds)}
-    alike = len(found) == len(rows) and len(workers) == 1
+    workers = {len(row.worker_samples) for row in found if row.status == "ok" and quick_to_build(row)}
+    alike = len(found) == len(rows) and len(workers) == 1 and 0 < max(workers) < rounds
     same = [(row.machine, row.extra.get("source_digest", "")) for row in found]
     return tuple(found) if alike and same == [(machine, infos[impl].digest) for impl in impls] else ()
 

@@ -19,6 +19,7 @@ from sasa_bench.results.fields import printable
 from sasa_bench.results.file import UNUSABLE, Writer
 from sasa_bench.results.machine import Machine
 from sasa_bench.results.record import ImplInfo, Part, Record, Results, Roof
+from sasa_bench.results.revision import changed
 from sasa_bench.results.statistics import is_noisy
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.ahead import make_ahead
@@ -226,7 +227,7 @@ def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[st
         started_at=datetime.now(UTC).isoformat(timespec="seconds"),
         extra=info.source,
     )
-    found = {"worker_samples": (count,) if count else ()} | values | {"extra": values.get("extra", {}) | info.source}
+    found = {"worker_samples": (count,) if count else ()} | values | {"extra": info.source | values.get("extra", {})}
     return _storable(lambda: replace(bare, **found), bare)
 
 
@@ -265,12 +266,7 @@ def _measure(
         try:
             for spec, values in workers.get().measure(request):
                 left.remove(spec)
-                then, now = work.impls[spec].digest, values.get("extra", {}).get("source_digest", "")
-                if now in ("", then):
-                    yield spec, values
-                else:
-                    reason = f"{spec} changed while the run went on: repeat the command with --resume"
-                    yield spec, {"status": "error", "reason": reason}
+                yield spec, values if _of_plan(work, spec, values) else _of_another_file(spec, values)
             if left:
                 raise WorkerDied("error", "the worker returned no row", left[0], "time")
         except WorkerDied as death:
@@ -283,6 +279,23 @@ def _measure(
             blamed = death.impl if death.impl in left else left[0]
             left.remove(blamed)
             yield blamed, {"status": death.status, "reason": str(death)}
+
+
+def _of_plan(work: Plan, spec: str, values: dict[str, Any]) -> bool:
+    """Whether a worker measured the file of the plan; sources that the file wrote beside itself are its own."""
+    now = values.get("extra", {}).get("source_digest", "")
+    if now in ("", work.impls[spec].digest):
+        return True
+    if changed(work.sources.get(spec, {})) or spec not in work.sources:
+        return False
+    values["extra"]["source_digest"] = work.impls[spec].digest
+    return True
+
+
+def _of_another_file(spec: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The row of a file that is not that of the plan, with the digest that it had: --resume measures it again."""
+    reason = f"{spec} changed while the run went on: repeat the command with --resume"
+    return {"status": "error", "reason": reason, "extra": {"source_digest": values["extra"]["source_digest"]}}
 
 
 def _roof(workers: Workers, machine: str, device: str, dtype: str, threads: int) -> Roof | None:

@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.case import from_dict
+from sasa_bench.case import Case, from_dict
 from sasa_bench.results.file import read
 from sasa_bench.results.merge import Merged, merge
 from sasa_bench.results.record import ImplInfo, Record, Results
@@ -58,7 +58,7 @@ class Sweep:
         """Rows of a task that were measured; one that some of its workers have measured counts in part."""
         from sasa_bench.timing.settings import Settings
 
-        return count_rows(self.file(index), Settings(budget_s=self.budget_s).rounds)
+        return count_rows(self.file(index), Settings(budget_s=self.budget_s).rounds, _of_every_core(self.shards[index]))
 
     def missing(self) -> dict[int, int]:
         """Rows still to be measured, by task; a finished task is left out."""
@@ -189,22 +189,36 @@ def task_count(suites: Sequence[Suite], impls: Sequence[str], infos: Mapping[str
     return max(1, min(MOST_TASKS, math.ceil(seconds / TASK_S)))
 
 
-def count_rows(path: Path, rounds: int = 1) -> Fraction:
+EveryCore = frozenset[tuple[str, Case]]
+"""(suite, case) of cases that ask for every core: their rows have the number that a node had."""
+
+
+def _of_every_core(suites: Sequence[Suite]) -> EveryCore:
+    return frozenset((suite.name, case) for suite in suites for case in suite.cases if not case.threads)
+
+
+def _place(row: Record, every_core: EveryCore) -> tuple[str, str, Case]:
+    """What a task measures once, on whatever node."""
+    anywhere = row.case.with_(threads=0)
+    return row.suite, row.impl, anywhere if (row.suite, anywhere) in every_core else row.case
+
+
+def count_rows(path: Path, rounds: int = 1, every_core: EveryCore = frozenset()) -> Fraction:
     """Rows in a results file that may still be growing or is not there yet; of those that fewer than `rounds` workers
     have measured the share that they have.
     """
     try:
-        return _count_rows(path, path.stat().st_size, rounds)
+        return _count_rows(path, path.stat().st_size, rounds, every_core)
     except FileNotFoundError:
         return Fraction(0)
 
 
 @functools.lru_cache(maxsize=4 * MOST_TASKS)
-def _count_rows(path: Path, size: int, rounds: int) -> Fraction:
+def _count_rows(path: Path, size: int, rounds: int, every_core: EveryCore) -> Fraction:
     lines = path.read_bytes()[:size].splitlines(keepends=True)
     found = [json.loads(line) for line in lines if line.endswith(b"\n")]
     rows = [Record.from_dict(values) for values in found if values.pop("kind") == "row"]
-    last = {row.key: row for row in rows}.values()
+    last = {_place(row, every_core): row for row in rows}.values()
     shares = [Fraction(len(row.worker_samples), rounds) if cut_short(row, rounds) else Fraction(1) for row in last]
     return sum(shares, Fraction(0))
 
@@ -246,26 +260,23 @@ def _measure_rest(sweep: Sweep, index: int) -> None:
 
 def _last_only(results: Results, suites: Sequence[Suite]) -> Results:
     """Without the rows of cases that a task began on one node and measured again on another one."""
-    every_core = {(suite.name, case) for suite in suites for case in suite.cases if not case.threads}
-    last: dict[tuple[Any, ...], Record] = {}
+    every_core = _of_every_core(suites)
+    last: dict[tuple[str, str, Case], Record] = {}
     gone = []
     for row in results.rows:
-        anywhere = row.case.with_(threads=0)
-        key = row.suite, row.impl, anywhere if (row.suite, anywhere) in every_core else row.case
-        if key in last:
-            gone.append(last[key])
-        last[key] = row
+        place = _place(row, every_core)
+        if place in last:
+            gone.append(last[place])
+        last[place] = row
     results.drop(gone)
     return results
 
 
 def _as_of_here(known: Results, suites: Sequence[Suite]) -> Results:
     """A case that asks for every core and was measured on a node with another number of them counts as measured."""
-    every_core = {(suite.name, case) for suite in suites for case in suite.cases if not case.threads}
+    every_core = _of_every_core(suites)
     rows = [
-        replace(row, case=row.case.with_(threads=available_cores()))
-        if (row.suite, row.case.with_(threads=0)) in every_core
-        else row
+        row if _place(row, every_core)[2] == row.case else replace(row, case=row.case.with_(threads=available_cores()))
         for row in known.rows
     ]
     return replace(known, rows=rows)

@@ -118,3 +118,14 @@ def test_a_cache_that_cannot_be_written_costs_no_kernel(compiled: list[str], mon
 
     monkeypatch.setattr(nvrtc, "write_atomically", refuse)
     assert nvrtc.cached_cubin("source", "forward<float>", "sm_90").symbol == "forward<float>"
+    count, failures = nvrtc.prebuild([("source", "forward<float>")], "sm_90", 1)
+    assert (count, failures) == (1, ["forward<float> cannot be kept: read-only"])
+
+
+def test_what_nvrtc_refuses_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SASA_BENCH_CACHE", str(tmp_path))
+    if reason := nvrtc.missing_compiler():
+        pytest.skip(reason)
+    count, (failure,) = nvrtc.prebuild([("template <int N> __global__ void f() { nonsense }", "f<1>")], "sm_90", 1)
+    assert count == 1
+    assert failure.startswith("f<1> does not compile for sm_90: NVRTCError")

@@ -106,3 +106,6 @@ def test_a_report_of_many_files_has_a_name_that_file_systems_take(tmp_path: Path
     ran = sasa_bench("report", *files)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / f"{names[0]}-and-11-more.html").exists()
+    long = factory.results_file(tmp_path / f"{'a' * 230}.jsonl", factory.sweep())
+    assert sasa_bench("report", long).returncode == 0
+    assert long.with_suffix(".html").exists()

@@ -185,8 +185,8 @@ def keep_tunables(folder: Path) -> None:
         shutil.copy(file, folder)
 
 
-def keep_table(folder: Path, measured: Path) -> None:
-    """Prints what was measured, to the last row where the step was stopped, and keeps it in table.txt."""
+def keep_table(folder: Path, measured: Path) -> str:
+    """The table of what was measured, to the last row where the step was stopped; it is kept in table.txt."""
     from sasa_bench.case import UserError
     from sasa_bench.results.file import read
 
@@ -195,7 +195,7 @@ def keep_table(folder: Path, measured: Path) -> None:
     except UserError as error:
         said = str(error)
     (folder / "table.txt").write_text(said + "\n")
-    print(said)
+    return said
 
 
 def ended(running: subprocess.Popen[bytes], step: Step) -> str:
@@ -476,7 +476,8 @@ def sanitized() -> None:
 def check(folder: Path) -> None:
     """Runs all steps, and packs what they wrote however this ends."""
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))  # so that the step that runs is ended too
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # which nohup asks for
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))  # so that the step that runs is ended too
     keep_caches(folder)
     of = subject()
     first, *others = steps(folder, of)
@@ -487,9 +488,11 @@ def check(folder: Path) -> None:
     try:
         found += run(folder, others, of)
     finally:
-        keep_table(folder, times_file(folder, of))
+        said = keep_table(folder, times_file(folder, of))
         keep_tunables(folder)
-        print(f"send back {pack(folder)}", flush=True)
+        archive = pack(folder)
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            print(f"{said}\nsend back {archive}", flush=True)
     sys.exit(any(step["status"] != "ok" and not step["status"].endswith(OPTIONAL) for step in found))
 
 
@@ -497,7 +500,7 @@ def keep_caches(folder: Path) -> None:
     """Where the caches of compiled kernels cannot be written, as in a container without a home, they lie beside."""
     from sasa_bench.results.cache import cache_directory
 
-    triton = Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+    triton = Path(os.environ.get("TRITON_CACHE_DIR") or os.path.expanduser("~/.triton/cache"))
     for name, cache in (("SASA_BENCH_CACHE", cache_directory()), ("TRITON_CACHE_DIR", triton)):
         existing = next(each for each in (cache, *cache.absolute().parents) if os.path.exists(each))
         if not os.access(existing, os.W_OK):

@@ -93,14 +93,13 @@ heads = 2
 NEEDS = ("torch", "triton", "pytest", "cuda-core")
 
 
-def test_gpu_check_measures_with_triton_besides(tmp_path, capsys):
+def test_gpu_check_measures_with_triton_besides(tmp_path):
     suite, out = tmp_path / "few.toml", tmp_path / "times.jsonl"
     suite.write_text(SUITE)
     step = (str(ROOT / "tests" / "cuda" / "gpu_check.py"), "--step", "times", str(out), str(suite), "cpu")
     made = run_with(NEEDS, tmp_path / "bare", *step)
     assert made.returncode == 0, made.stdout[-4000:] + made.stderr[-2000:]
-    gpu_check.keep_table(tmp_path, out)
-    lines = capsys.readouterr().out.splitlines()[1:]
+    lines = gpu_check.keep_table(tmp_path, out).splitlines()[1:]
     assert len(lines) == 2
     for line in lines:
         ratios = [float(ratio) for ratio in re.findall(r"(?:conv3x3|conv3x3_channels_last) [\d.]+ \(([\d.]+)\)", line)]

@@ -17,7 +17,7 @@ from sasa_bench.results.file import read
 from sasa_bench.results.record import Record, Results
 from sasa_bench.suite import SuiteError
 from sasa_bench.sweep.plan import Plan, Task, open_results, plan
-from sasa_bench.sweep.run import Summary, _record, run
+from sasa_bench.sweep.run import Summary, _of_plan, _record, run
 from sasa_bench.timing.process import Request
 
 TASK = Task(SUITE.name, SUITE.cases[0], tuple(INFOS))
@@ -117,7 +117,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_worker_that_each_case_lacks(
     assert summary.done == summary.total == len(rows)
 
 
-@pytest.mark.parametrize("change", [{"machine": "another"}, {"worker_samples": (3, 4)}])
+@pytest.mark.parametrize("change", [{"machine": "another"}, {"worker_samples": (3, 4)}, {"worker_samples": (2, 2, 3)}])
 def test_rows_that_were_not_begun_alike_are_measured_whole(change: dict[str, Any]) -> None:
     rows = [factory.record(impl, suite=SUITE.name, case=SUITE.cases[0], count=7) for impl in INFOS]
     begun = [replace(row, worker_samples=(7,)) for row in rows]
@@ -135,9 +135,26 @@ def test_a_kernel_file_that_changes_while_the_run_goes_on_gives_no_figures(
     monkeypatch.setitem(INFOS, "unfold", replace(INFOS["unfold"], digest="aaa"))
     monkeypatch.setitem(INFOS, "conv3x3", replace(INFOS["conv3x3"], digest="bbb"))
     run([SUITE], (), tmp_path / "a.jsonl", machine=factory.machine())
-    for found in read([tmp_path / "a.jsonl"]).rows:
+    known = read([tmp_path / "a.jsonl"])
+    for found in known.rows:
         assert found.status == ("error" if found.impl == "unfold" else "ok")
         assert (found.impl != "unfold") or "unfold changed while the run went on" in found.reason
+    assert len(plan([SUITE], (), INFOS, known, 3).tasks) == len(SUITE.cases), (
+        "measured again, whatever the file is then"
+    )
+
+
+def test_a_kernel_file_may_write_sources_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = tmp_path / "mine.py"
+    mine.write_text("")
+    monkeypatch.setitem(INFOS, str(mine), replace(INFOS["unfold"], name="mine", digest="aaa"))
+    work = plan([SUITE], [str(mine)], INFOS)
+    (tmp_path / "generated.cpp").write_text("")
+    values = {"extra": {"source_digest": "bbb"}}
+    assert _of_plan(work, str(mine), values)
+    assert values["extra"]["source_digest"] == "aaa"
+    mine.write_text("import torch")
+    assert not _of_plan(work, str(mine), {"extra": {"source_digest": "ccc"}})
 
 
 @pytest.mark.parametrize("bad", [[0.0] * 7, [float("nan")] * 7, []])

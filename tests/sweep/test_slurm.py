@@ -101,6 +101,7 @@ def test_rows_that_a_task_began_on_another_node_are_left_out(tmp_path: Path) -> 
         writer.machine(there)
         writer.rows(whole)
     assert [row.machine for row in sweep.merged().results.rows] == [there.id] * 2
+    assert sweep.done(0) == 2, "what was begun elsewhere counts no more"
 
 
 def test_a_kernel_file_that_changed_since_the_sweep_began_is_refused(
