@@ -132,7 +132,7 @@ def test_every_public_name_is_listed_and_there() -> None:
     assert set(sasa_bench.__all__) <= set(dir(sasa_bench))
     for name in sasa_bench.__all__:
         assert getattr(sasa_bench, name) is getattr(sasa_bench, name)
-    with pytest.raises(AttributeError, match="attribute magic"):
+    with pytest.raises(AttributeError, match="attribute 'magic'"):
         sasa_bench.magic  # noqa: B018
 
 

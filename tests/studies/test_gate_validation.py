@@ -172,7 +172,7 @@ def test_a_slow_down_on_purpose_is_found(tmp_path: Path, tool: str) -> None:
         *("--ratio", "20", "--tool", tool, "--seconds", "4"),
     ]
     assert validation.main(arguments) == 0
-    alike, slowed = validation.read(tmp_path / "v.jsonl")
+    slowed, alike = validation.read(tmp_path / "v.jsonl")
     assert (alike.slowed, len(slowed.slowed)) == ([], 1)
     assert set(slowed.slowed) <= set(slowed.flagged)
     assert slowed.red
