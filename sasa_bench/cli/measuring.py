@@ -184,7 +184,7 @@ def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
 
 
 def _stopped(asked: Asked, path: Path, summary: Summary) -> int:
-    cut = f", {summary.phase}: --resume goes on with the cases that it had not reached" if summary.phase else ""
+    cut = f", {summary.phase}: --resume measures the cases that it had not reached" if summary.phase else ""
     click.echo(f"stopped: {summary.done} of {summary.total} rows are in {path}{cut}", err=True)
     command = shlex.join(["sasa-bench", "run", *map(str, asked.suites), "--out", str(path), "--resume"])
     click.echo(f"resume with: {command} (and the same options)", err=True)

@@ -107,7 +107,19 @@ def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple
                 duplicates.append(f"{what}: {' and '.join(sorted(names))}")
     if conflicts:
         raise MergeConflictError(sorted(conflicts))
+    if apart := _measured_apart(found):
+        cases = "1 case has" if apart == 1 else f"{apart} cases have"
+        results.warnings.append(f"{cases} rows of several files: ratios between these are not interleaved")
     return sorted(rows, key=lambda row: _place(row, results)), sorted(duplicates)
+
+
+def _measured_apart(found: Mapping[tuple[Any, ...], Mapping[str, Sequence[str]]]) -> int:
+    """How many cases on one kind of machine have rows that no single file holds together."""
+    together: dict[tuple[Any, ...], set[str]] = {}
+    for (suite, _, case, hardware), versions in found.items():
+        names = {name for each in versions.values() for name in each}
+        together[suite, case, hardware] = together.get((suite, case, hardware), names) & names
+    return sum(not names for names in together.values())
 
 
 def _when(conditions: Conditions) -> tuple[str, ...]:

@@ -209,3 +209,16 @@ def test_a_shard_that_no_file_holds_is_named_until_it_is_there(tmp_path: Path) -
     assert whole.missing == []
     assert whole.results.parts == set()
     assert merge(files).missing == []
+
+
+def test_rows_of_one_case_that_were_measured_apart_are_told(tmp_path: Path) -> None:
+    one, other = Case(threads=2), Case(kernel_size=9, threads=2)
+    made = {
+        "a": [factory.record("unfold", case=one), factory.record("conv3x3", case=one)],
+        "b": [factory.record("blocked", case=one)],
+        "c": [factory.record("blocked", case=other)],
+    }
+    files = {name: factory.results_file(tmp_path / f"{name}.jsonl", rows) for name, rows in made.items()}
+    said = merge([(name, read([files[name]])) for name in "ab"]).results.warnings
+    assert said == ["1 case has rows of several files: ratios between these are not interleaved"]
+    assert merge([(name, read([files[name]])) for name in "ac"]).results.warnings == []

@@ -89,11 +89,12 @@ def step(name, arm):
     return ready[name]
 
 
-def longer(call, ratio):
+def longer(call, share):
     def slowed():
         start = time.perf_counter()
         call()
-        end = start + ratio * (time.perf_counter() - start)
+        now = time.perf_counter()
+        end = now + share * (now - start)
         while time.perf_counter() < end:
             pass
 

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gate_validation as validation
 import other_tools
@@ -179,3 +181,28 @@ def test_a_slow_down_on_purpose_is_found(tmp_path: Path, tool: str) -> None:
     before = (tmp_path / "v.jsonl").read_text()
     assert validation.main(arguments) == 0
     assert (tmp_path / "v.jsonl").read_text() == before, "nothing was left to do"
+
+
+class Clock:
+    """Time that passes by a microsecond whenever it is read."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+
+@pytest.mark.parametrize("share", [0.05, 0.1, 19.0])
+def test_a_step_that_is_slowed_takes_its_share_longer(share: float) -> None:
+    """A share of the call's own time behind the call, not from its beginning."""
+    (longer,) = (part for part in ast.parse(other_tools.STEPS).body if isinstance(part, ast.FunctionDef) and part.name == "longer")
+    clock = Clock()
+    names: dict[str, Any] = {"time": clock}
+    exec(compile(ast.Module([longer], []), "steps.py", "exec"), names)
+
+    def call() -> None:
+        clock.now += 1.0
+
+    names["longer"](call, share)()
+    assert clock.now == pytest.approx(1 + share, abs=1e-3)
