@@ -196,7 +196,11 @@ class Clock:
 @pytest.mark.parametrize("share", [0.05, 0.1, 19.0])
 def test_a_step_that_is_slowed_takes_its_share_longer(share: float) -> None:
     """A share of the call's own time behind the call, not from its beginning."""
-    (longer,) = (part for part in ast.parse(other_tools.STEPS).body if isinstance(part, ast.FunctionDef) and part.name == "longer")
+    (longer,) = (
+        part
+        for part in ast.parse(other_tools.STEPS).body
+        if isinstance(part, ast.FunctionDef) and part.name == "longer"
+    )
     clock = Clock()
     names: dict[str, Any] = {"time": clock}
     exec(compile(ast.Module([longer], []), "steps.py", "exec"), names)
