@@ -198,6 +198,9 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
     warn(merged.results.warnings)
     warn(merged.duplicates, "kept once")
     warn(merged.missing, "missing")
+    if merged.apart:
+        cases = "1 case has" if merged.apart == 1 else f"{merged.apart} cases have"
+        warn([f"{cases} rows of several files: ratios between these are not interleaved"])
     warn_of_revisions(merged.results)
     out.parent.mkdir(parents=True, exist_ok=True)
     write(merged.results, out)

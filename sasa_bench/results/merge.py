@@ -35,11 +35,13 @@ class Merged:
 
     duplicates   a sentence for each row that several files hold, byte for byte the same
     missing      a sentence for each run in shards of which no file holds some parts
+    apart        how many cases have rows that no single file holds together, so that they were not interleaved
     """
 
     results: Results
     duplicates: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    apart: int = 0
 
 
 def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
@@ -68,7 +70,7 @@ def merge(parts: Sequence[tuple[str, Results]]) -> Merged:
     results.impls = dict(sorted(newest.items(), key=lambda item: (item[1].index, item[0])))
     results.roofs = {place: reduce(Roof.best_of, found) for place, found in sorted(roofs.items())}
     results.conditions = sorted(dict.fromkeys(c for _, part in parts for c in part.conditions), key=_when)
-    results.rows, merged.duplicates = _merge_rows(parts, results)
+    results.rows, merged.duplicates, merged.apart = _merge_rows(parts, results)
     results.warnings += unlike_software(results)
     results.parts, merged.missing = _incomplete({part for _, each in parts for part in each.parts})
     return merged
@@ -86,7 +88,7 @@ def _incomplete(parts: set[Part]) -> tuple[set[Part], list[str]]:
     return kept, said
 
 
-def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple[list[Record], list[str]]:
+def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple[list[Record], list[str], int]:
     found: dict[tuple[Any, ...], dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, part in parts:
         for row in part.rows:
@@ -107,10 +109,7 @@ def _merge_rows(parts: Sequence[tuple[str, Results]], results: Results) -> tuple
                 duplicates.append(f"{what}: {' and '.join(sorted(names))}")
     if conflicts:
         raise MergeConflictError(sorted(conflicts))
-    if apart := _measured_apart(found):
-        cases = "1 case has" if apart == 1 else f"{apart} cases have"
-        results.warnings.append(f"{cases} rows of several files: ratios between these are not interleaved")
-    return sorted(rows, key=lambda row: _place(row, results)), sorted(duplicates)
+    return sorted(rows, key=lambda row: _place(row, results)), sorted(duplicates), _measured_apart(found)
 
 
 def _measured_apart(found: Mapping[tuple[Any, ...], Mapping[str, Sequence[str]]]) -> int:

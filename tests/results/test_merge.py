@@ -219,6 +219,7 @@ def test_rows_of_one_case_that_were_measured_apart_are_told(tmp_path: Path) -> N
         "c": [factory.record("blocked", case=other)],
     }
     files = {name: factory.results_file(tmp_path / f"{name}.jsonl", rows) for name, rows in made.items()}
-    said = merge([(name, read([files[name]])) for name in "ab"]).results.warnings
-    assert said == ["1 case has rows of several files: ratios between these are not interleaved"]
-    assert merge([(name, read([files[name]])) for name in "ac"]).results.warnings == []
+    assert merge([(name, read([files[name]])) for name in "ab"]).apart == 1
+    assert merge([(name, read([files[name]])) for name in "ac"]).apart == 0
+    said = CliRunner().invoke(cli, ["merge", str(files["a"]), str(files["b"]), "--out", str(tmp_path / "all.jsonl")])
+    assert "1 case has rows of several files: ratios between these are not interleaved" in said.output
