@@ -86,7 +86,7 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
     """
     count, self_us, total_us, gpu_us, gpu_all_us, allocated = (np.zeros(len(trace.labels)) for _ in range(6))
     annotation = trace.is_kind(kind)
-    launched = _launched(trace)
+    launched, operator = _launched(trace), trace.is_kind(OPERATOR)
     for number, lane in enumerate(trace.lanes):
         if lane.gpu:
             continue
@@ -98,7 +98,7 @@ def operators(trace: Trace, flops: Mapping[str, float] | None = None, kind: str 
         self_us += np.bincount(label, (lane.length - inside)[rows], len(count))
         allocated += np.bincount(label, _allocated(trace, number, lane)[rows], len(count))
         if launched is not None:
-            alone = _kernel_time(trace, lane, launched)
+            alone = _kernel_time(lane, operator[lane.label], launched)
             gpu_us += np.bincount(label, alone[rows], len(count))
             gpu_all_us += np.bincount(label, _with_inner(lane, alone)[rows], len(count))
     merged: dict[tuple[str, str], list[int]] = {}
@@ -154,9 +154,9 @@ def _launched(trace: Trace) -> np.ndarray | None:
     return np.append(np.bincount(ids[known], lengths[known]), 0.0)
 
 
-def _kernel_time(trace: Trace, lane: Lane, launched: np.ndarray) -> np.ndarray:
+def _kernel_time(lane: Lane, of_operators: np.ndarray, launched: np.ndarray) -> np.ndarray:
     """[ranges] microseconds of the kernels that each operator launched, or what counts as part of it."""
-    rows = np.flatnonzero(trace.is_kind(OPERATOR)[lane.label])
+    rows = np.flatnonzero(of_operators)
     owner = np.where(lane.is_operator[rows], rows, lane.operator[rows])
     return np.bincount(owner, launched[np.clip(lane.external[rows], -1, len(launched) - 1)], len(lane.length))
 

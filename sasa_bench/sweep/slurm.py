@@ -253,9 +253,16 @@ def _measure_rest(sweep: Sweep, index: int) -> None:
     known, here = _as_of_here(read([path]), suites) if path.stat().st_size else None, detect()
     if known:
         require_same_software(path, known.used_machines(), here)
-    settings = Settings(budget_s=sweep.budget_s)
-    asked = {"settings": settings, "timeout_s": sweep.timeout_s}
-    run(suites, sweep.impls, path, known=known, machine=here, locked=True, **asked)  # type: ignore[arg-type]
+    run(
+        suites,
+        sweep.impls,
+        path,
+        known=known,
+        machine=here,
+        settings=Settings(budget_s=sweep.budget_s),
+        timeout_s=sweep.timeout_s,
+        locked=True,
+    )
 
 
 def _last_only(results: Results, suites: Sequence[Suite]) -> Results:
