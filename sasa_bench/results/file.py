@@ -118,7 +118,7 @@ UNUSABLE = (ValueError, KeyError, TypeError, AttributeError, RecursionError, Ove
 
 
 def read(paths: Sequence[Path]) -> Results:
-    """Everything in these files. A truncated last line is left out with a warning.
+    """Everything in these files. A truncated last line is left out with a warning; a run that did not end has one too.
 
     Of several rows of one case, implementation and hardware in a file the last counts: it was measured again there.
 
@@ -128,8 +128,11 @@ def read(paths: Sequence[Path]) -> Results:
     """
     results = Results()
     for path in paths:
-        found = replace(results, rows=[], files=[])
+        found = replace(results, rows=[], files=[], conditions=[])
         _read_into(found, path)
+        if found.stopped:
+            results.warnings.append(f"{path} has no end: its run goes on or was stopped; --resume measures the rest")
+        results.conditions += found.conditions
         results.rows += _last_of_each(found)
         results.files += [str(path)] * (len(results.rows) - len(results.files))
     results.warnings += unlike_software(results)

@@ -273,6 +273,11 @@ class Results:
     parts: set[Part] = field(default_factory=set)
     conditions: list[Conditions] = field(default_factory=list)
 
+    @property
+    def stopped(self) -> bool:
+        """Whether the last run of some machine has no end: it goes on, or was stopped."""
+        return "before" in {each.machine: each.moment for each in self.conditions}.values()
+
     def hardware(self) -> dict[str, Machine]:
         """The distinct hardware among the machines of the rows, by hardware_id."""
         return {machine.hardware_id: machine for machine in self.used_machines()}

@@ -120,7 +120,7 @@ def run(
             if count > 1 and (known is None or shard_of not in known.parts):
                 writer.part(shard_of)
             _write_head(work, writer, here, known)
-            if not work.tasks:
+            if not work.tasks and not (known and known.stopped):
                 return summary
             began = conditions.before(here.id)
             writer.conditions(began.conditions)

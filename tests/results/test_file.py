@@ -13,7 +13,7 @@ import pytest
 from sasa_bench.case import Case
 from sasa_bench.results.file import ResultsError, Writer, append_line, read, replace_text
 from sasa_bench.results.machine import Machine
-from sasa_bench.results.record import Record, Roof
+from sasa_bench.results.record import Conditions, Record, Roof
 from sasa_bench.timing.probe import detect
 
 
@@ -53,6 +53,18 @@ def test_a_cut_last_line_is_left_out_with_a_warning_and_then_written_over(tmp_pa
         writer.rows([rows[-1]])
     assert read([path]).rows == rows
     assert not read([path]).warnings
+
+
+def test_a_file_whose_last_run_did_not_end_says_so(tmp_path: Path) -> None:
+    path = factory.results_file(tmp_path / "a.jsonl", factory.sweep())
+    for moment, stopped in (("before", True), ("before", True), ("after", False), ("before", True)):
+        with Writer(path) as writer:
+            writer.conditions(Conditions(machine=factory.machine().id, moment=moment, at="2026-01-01T00:00:00+00:00"))
+        found = read([path])
+        assert found.stopped == stopped
+        assert [f"{path} has no end" in sentence for sentence in found.warnings] == [True] * stopped
+    ended = factory.results_file(tmp_path / "b.jsonl", factory.sweep())
+    assert len(read([path, ended]).warnings) == len(read([ended, path]).warnings) == 1
 
 
 @pytest.mark.parametrize(

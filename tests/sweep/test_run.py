@@ -103,6 +103,7 @@ def test_a_run_that_was_stopped_goes_on_with_the_worker_that_each_case_lacks(
     out, here = tmp_path / "a.jsonl", factory.machine()
     with pytest.raises(KeyboardInterrupt):
         run([SUITE], (), out, machine=here, watch=stop_in_the_second_round)
+    assert read([out]).stopped
     begun = read([out]).rows
     assert {len(row.worker_samples) for row in begun if row.case == SUITE.cases[0]} == {2}
     assert {len(row.worker_samples) for row in begun if row.case != SUITE.cases[0]} == {1}
@@ -115,6 +116,22 @@ def test_a_run_that_was_stopped_goes_on_with_the_worker_that_each_case_lacks(
     assert {row.samples_s for row in rows} == {(1.0,) * 7 + (2.0,) * 7 + (3.0,) * 7}
     assert Counter(row.key for row in seen) == Counter(row.key for row in rows), "each once"
     assert summary.done == summary.total == len(rows)
+    assert not read([out]).stopped
+
+
+def test_a_run_that_was_stopped_behind_its_last_row_has_an_end_when_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sasa_bench.sweep.run.Workers", Played)
+    out, here = tmp_path / "a.jsonl", factory.machine()
+    run([SUITE], (), out, machine=here)
+    out.write_text("".join(line for line in out.read_text().splitlines(True) if '"after"' not in line))
+    known = open_results(out, True, here)
+    assert known is not None
+    assert known.stopped
+    run([SUITE], (), out, machine=here, known=known)
+    assert not read([out]).stopped
+    assert read([out]).rows == known.rows
 
 
 @pytest.mark.parametrize("change", [{"machine": "another"}, {"worker_samples": (3, 4)}, {"worker_samples": (2, 2, 3)}])
