@@ -42,10 +42,10 @@ def _point(channels: int, resolution: object, kernel_size: int) -> str:
     return f"{channels} ch, {resolution}², K={kernel_size}"
 
 
-def cell(row: pd.Series) -> str:
-    """The ratio of a row and its 95 % interval."""
-    low, high = row[f"{RATIO}_low"], row[f"{RATIO}_high"]
-    return f"**{row[RATIO]:.2f}** ({f'{low:.2f}–{high:.2f}' if math.isfinite(high) else 'no interval'})"
+def cell(row: pd.Series, ratio: str = RATIO) -> str:
+    """A ratio of a row and its 95 % interval."""
+    low, high = row[f"{ratio}_low"], row[f"{ratio}_high"]
+    return f"**{row[ratio]:.2f}** ({f'{low:.2f}–{high:.2f}' if math.isfinite(high) else 'no interval'})"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Renew what is generated in the documentation: python docs/tables.py
 
-Suites, axes and implementations, from the package; networks, stems, ONNX files and the answer of the README, from
-committed results.
+Suites, axes and implementations, from the package; networks, stems, ONNX files, other tools beside the gate and
+the answer of the README, from committed results.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from sasa_bench.suite import load, shipped
 
 DOCS = Path(__file__).parent
 ANSWER = runpy.run_path(str(DOCS / "answer.py"))
-SUITES = DOCS.parent / "reports" / "reference" / "sapphire-rapids-suites.jsonl"
+REFERENCE = DOCS.parent / "reports" / "reference"
+SUITES = REFERENCE / "sapphire-rapids-suites.jsonl"
+NETWORKS = REFERENCE / "zen4-networks.jsonl"
 BASELINE = "convolutions"
 """The network that tests/studies/time_networks.py compares the others with."""
 
@@ -30,10 +32,12 @@ def renewed() -> Iterator[tuple[Path, str]]:
         "suites.md": {"suite": listing.suites([load(path) for path in shipped().values()]), "axis": listing.axes()},
         "implementations.md": {"implementation": listing.implementations()},
         "paper.md": {
-            "network": networks(DOCS.parent / "reports" / "reference" / "networks"),
+            "network": networks(REFERENCE / "networks"),
             "stem": stems(SUITES),
         },
         "onnx.md": {"layer": exported(SUITES)},
+        "notes/gate.md": {"tool": other_tools(REFERENCE / "gate" / "validation.csv")},
+        "notes/networks.md": {"whole network": whole_networks(NETWORKS)},
     }
     for name, found in tables.items():
         text = (DOCS / name).read_text()
@@ -66,6 +70,37 @@ def networks(folder: Path) -> str:
                 cells[row["way"]] = f"**{ratio:.2f}** ({low:.2f}–{high:.2f})"
     lines = ["| network | " + " | ".join(ways) + " |", "|---" * (len(ways) + 1) + "|"]
     lines += [f"| {name} | " + " | ".join(cells.get(way, "") for way in ways) + " |" for name, cells in found.items()]
+    return "\n".join(lines)
+
+
+def other_tools(file: Path) -> str:
+    """Markdown: what each tool found and flagged by mistake, from the file of tests/studies/gate_validation.py."""
+    lines = ["| tool | slow-down found | the unchanged case flagged |", "|---|---|---|"]
+    with file.open(newline="", encoding="utf-8") as rows:
+        for row in csv.DictReader(rows):
+            found, false = f"{row['slow_downs_found']} of {row['slow_downs']}", f"{row['runs_false']} of {row['runs']}"
+            lines.append(f"| {row['tool']} | {found} | {false} |")
+    return "\n".join(lines)
+
+
+def whole_networks(file: Path) -> str:
+    """Markdown: time of each network with attention over one with 3 x 3 convolutions, by mode."""
+    rows = frame(read([file]))
+    rows = rows[rows["scope"] == "network"]
+    columns = [
+        (f"{mode}, {words}", mode, impl, ratio)
+        for mode in dict.fromkeys(rows["mode"])
+        for words, impl, ratio in (
+            ("`fused` over `conv3x3`", "fused", "time_vs_conv3x3"),
+            ("`fused` over the fastest", "fused", ANSWER["RATIO"]),
+            ("`unfold` over the fastest", "unfold", ANSWER["RATIO"]),
+        )
+    ]
+    lines = ["| whole network | " + " | ".join(head for head, *_ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for (network, stem), found in rows.groupby(["network", "stem"], sort=False):
+        each = found.set_index(["mode", "impl"])
+        cells = [ANSWER["cell"](each.loc[(mode, impl)], ratio) for _, mode, impl, ratio in columns]
+        lines.append(f"| {network}, stem `{stem}` | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
