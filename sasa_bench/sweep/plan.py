@@ -75,12 +75,13 @@ def require_distinct(names: Mapping[str, str]) -> None:
 
 
 LONG_BUILD_S = 5.0
-"""An implementation that takes longer to build is measured by one worker alone."""
+"""What takes longer to build is measured by one worker alone, but for convolutions, which all others are compared
+with."""
 
 
-def quick_to_build(row: Record) -> bool:
-    """Whether every worker of a run builds and measures it."""
-    return float(row.extra.get("build_s", 0.0)) < LONG_BUILD_S
+def for_every_worker(row: Record) -> bool:
+    """Whether every worker of a run builds and measures it, as it is quick or a convolution."""
+    return row.op == "convolution" or float(row.extra.get("build_s", 0.0)) < LONG_BUILD_S
 
 
 def plan(
@@ -125,7 +126,7 @@ def _continued(
 ) -> tuple[Record, ...]:
     """The rows of a case, where every worker so far has measured all of them, here and of the files as they are."""
     found = [row for row in rows if row is not None]
-    workers = {len(row.worker_samples) for row in found if row.status == "ok" and quick_to_build(row)}
+    workers = {len(row.worker_samples) for row in found if row.status == "ok" and for_every_worker(row)}
     alike = len(found) == len(rows) and len(workers) == 1 and 0 < max(workers) < rounds
     same = [(row.machine, row.extra.get("source_digest", "")) for row in found]
     return tuple(found) if alike and same == [(machine, infos[impl].digest) for impl in impls] else ()
@@ -133,7 +134,7 @@ def _continued(
 
 def cut_short(row: Record, rounds: int) -> bool:
     """Whether fewer than `rounds` workers have measured a row, as a run was stopped."""
-    return row.status == "ok" and 0 < len(row.worker_samples) < rounds and quick_to_build(row)
+    return row.status == "ok" and 0 < len(row.worker_samples) < rounds and for_every_worker(row)
 
 
 def open_results(out: Path, resume: bool, machine: Machine) -> Results | None:

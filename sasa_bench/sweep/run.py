@@ -23,7 +23,7 @@ from sasa_bench.results.revision import changed
 from sasa_bench.results.statistics import is_noisy
 from sasa_bench.suite import Suite
 from sasa_bench.sweep.ahead import make_ahead
-from sasa_bench.sweep.plan import Plan, Task, plan, quick_to_build, require_distinct, specs_of
+from sasa_bench.sweep.plan import Plan, Task, for_every_worker, plan, require_distinct, specs_of
 from sasa_bench.sweep.shard import cut, require_one_meaning_of_threads
 from sasa_bench.sweep.workers import Workers
 from sasa_bench.timing import conditions, probe
@@ -252,7 +252,7 @@ def _joined(row: Record, values: dict[str, Any]) -> Record:
 
 def _worth_again(work: Plan, task: Task, rows: Sequence[Record]) -> Task:
     """The task with the implementations that are ok and quick to build."""
-    fine = {row.impl for row in rows if row.status == "ok" and quick_to_build(row)}
+    fine = {row.impl for row in rows if row.status == "ok" and for_every_worker(row)}
     return replace(task, impls=tuple(spec for spec in task.impls if work.impls[spec].name in fine))
 
 

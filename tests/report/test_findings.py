@@ -79,6 +79,20 @@ def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
     assert OPEN in {claim.verdict for claim in answers.claims}
 
 
+def test_points_with_too_few_samples_are_not_called_close(tmp_path: Path) -> None:
+    few = {batch: Case(threads=2, batch=batch) for batch in (1, 2, 4)}
+    rows = [factory.record("unfold", 0.004, count=2, case=case) for case in few.values()]
+    rows += [factory.record("conv3x3", 0.002, count=2, case=case) for case in few.values()]
+    answers = found(tmp_path, rows)
+    assert "there are too few samples to compare" in answers.verdict
+    assert "of 3 points: without an interval at 3." in sentences(answers)
+    faster = Case(threads=2, batch=8)
+    rows += [factory.record("unfold", 0.001, case=faster), factory.record("conv3x3", 0.002, case=faster)]
+    claim = next(c for c in found(tmp_path / "more", rows).claims if c.text.startswith("It is still slower"))
+    assert claim.verdict == OPEN, "three of four points are unknown"
+    assert claim.figures.endswith("faster at 1 of 4 points, without an interval at 3 of 4 points.")
+
+
 def test_the_crossing_is_found_between_its_neighbours(tmp_path: Path) -> None:
     said = sentences(found(tmp_path, factory.sweep()))
     assert "`blocked` becomes slower than the fastest 3×3 convolution between kernel size 5 and 7: from 0.9" in said

@@ -16,7 +16,7 @@ from tasks import INFOS, SUITE
 from sasa_bench.results.file import read
 from sasa_bench.results.record import Record, Results
 from sasa_bench.suite import SuiteError
-from sasa_bench.sweep.plan import Plan, Task, open_results, plan
+from sasa_bench.sweep.plan import LONG_BUILD_S, Plan, Task, open_results, plan
 from sasa_bench.sweep.run import Summary, _of_plan, _record, run
 from sasa_bench.timing.process import Request
 
@@ -63,9 +63,11 @@ def test_what_a_later_worker_finds_replaces_what_the_first_one_counted() -> None
 
 
 class Played:
-    """Workers that answer at once: the samples of the n-th take n seconds. `digest`: of the file they measured."""
+    """Workers that answer at once: the samples of the n-th take n seconds. `digest`: of the file they measured.
+    build_s: of each implementation."""
 
     digest = ""
+    build_s = 0.0
 
     def __init__(self, *arguments: object) -> None:
         self.number, self.checked, self.spent_s = 1, [], Counter()
@@ -87,7 +89,7 @@ class Played:
 
     def measure(self, request: Request) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in request.impls:
-            extra = {"source_digest": self.digest} if self.digest else {}
+            extra = {"build_s": self.build_s} | ({"source_digest": self.digest} if self.digest else {})
             yield name, {"status": "ok", "samples_s": [float(self.number)] * 7, "inner_count": 1, "extra": extra}
 
 
@@ -142,6 +144,16 @@ def test_rows_that_were_not_begun_alike_are_measured_whole(change: dict[str, Any
     assert whole.begun == tuple(begun)
     begun[1] = replace(begun[1], **change)
     assert plan([SUITE], (), INFOS, Results(begun), 3, factory.machine().id).tasks[0].begun == ()
+
+
+def test_what_takes_long_to_build_is_measured_by_one_worker_but_for_convolutions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sasa_bench.sweep.run.Workers", Played)
+    monkeypatch.setattr(Played, "build_s", 2 * LONG_BUILD_S)
+    run([SUITE], (), tmp_path / "a.jsonl", machine=factory.machine())
+    found = {(row.impl, row.worker_samples) for row in read([tmp_path / "a.jsonl"]).rows}
+    assert found == {("unfold", (7,)), ("conv3x3", (7, 7, 7))}
 
 
 def test_a_kernel_file_that_changes_while_the_run_goes_on_gives_no_figures(

@@ -133,6 +133,8 @@ def _verdict(paired: Sequence[Point]) -> str:
     where = "Over all windows" if len(windows) > 1 else f"With a {min(windows)}×{min(windows)} window"
     if windows == {PAPER.kernel_size}:
         where = "At the paper's 7×7 window"
+    if all(not np.isfinite(r.high) and not r.noisy for r, _, _ in judged):
+        return f"{where}, there are too few samples to compare local attention with the fastest 3×3 convolution."
     if not any(r.decided for r in clear):
         return f"{where}, local attention and the fastest 3×3 convolution cannot be distinguished by time."
     if all(r.high < 1 for r in clear):

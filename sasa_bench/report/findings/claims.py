@@ -20,6 +20,7 @@ from sasa_bench.report.findings.ratios import (
     ratio,
     span,
     strongest,
+    tally,
     times,
     with_window,
 )
@@ -140,11 +141,13 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
 
 
 def _judged_slower(text: str, who: str, ratios: Sequence[Ratio]) -> Claim:
-    slower, faster = sum(r.low > 1 for r in ratios), sum(r.high < 1 for r in ratios)
+    counts = dict(tally(ratios))
+    slower, faster = (counts.get(word, 0) for word in ("slower", "faster"))
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
+    if counts.get("without an interval", 0) > slower + faster:
+        verdict = OPEN
     figures = one_or_span(ratios)
-    counts = ((slower, "slower"), (faster, "faster"), (len(ratios) - slower - faster, "too close to call"))
-    counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for n, word in counts if n)
+    counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for word, n in counts.items())
     return Claim(text, verdict, f"{who} takes {figures} times as long as the fastest 3×3 convolution{counted}.")
 
 

@@ -17,6 +17,7 @@ from sasa_bench.report.findings.ratios import (
     ratio,
     span,
     strongest,
+    tally,
     times,
     with_window,
 )
@@ -126,8 +127,7 @@ def crossings(swept: Swept) -> Iterator[str]:
         elif 0 < len(changes) <= MOST_PANELS:
             yield from changes
         else:
-            counts = [(faster, "faster"), (slower, "slower"), (len(ratios) - faster - slower, "too close to call")]
-            words = ", ".join(f"{word} at {count}" for count, word in counts if count)
+            words = ", ".join(f"{word} at {count}" for word, count in tally(ratios))
             told = f"; {span(r.value for r in ratios if r.decided)} times its time" if faster + slower else ""
             yield f"Against {target}, of {len(ratios)} points: {words}{told}."
 

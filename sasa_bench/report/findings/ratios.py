@@ -85,6 +85,15 @@ def against_strongest(points: Iterable[Point]) -> list[tuple[Record, Record]]:
     return [(attention, convolution) for attention, convolution in found if attention and convolution]
 
 
+def tally(ratios: Sequence[Ratio]) -> list[tuple[str, int]]:
+    """(what, how many) of ratios: faster, slower, too close to call, without an interval; none that is 0."""
+    faster, slower = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
+    unknown = sum(not np.isfinite(r.high) for r in ratios)
+    close = len(ratios) - faster - slower - unknown
+    counts = {"faster": faster, "slower": slower, "too close to call": close, "without an interval": unknown}
+    return [(what, count) for what, count in counts.items() if count]
+
+
 def case_of(point: Point) -> Case:
     return next(iter(point.values())).case
 
