@@ -51,6 +51,10 @@ class Verdict:
         return not self.reason
 
 
+CHANCE = 4.0
+"""Gradients of a network that are off by less than so many times their budget are judged once more, with other inputs:
+which relus change sides is luck. Of 90 checks of right networks 2 were off by more than once, 1.04 and 1.6 times."""
+
 LARGE = 4.0
 """Images that a forward pass is checked on after the timing are so many times as large: logits grow with the square, so
 that the softmax is saturated. Gradients of a saturated softmax are nothing but rounding, whoever computes them."""
@@ -119,6 +123,12 @@ def compare(reference: Reference, outputs: tuple[Tensor, ...]) -> Verdict:
     assert worst is not None
     excess, error, budget, reason = worst
     return Verdict(error, budget, "" if excess <= 1 else reason)
+
+
+def by_chance(reference: Reference, verdict: Verdict) -> bool:
+    """Whether a verdict of wrong may be the luck of these inputs, see budgets.kinks."""
+    jumps = reference.case.stem != "none" and reference.case.mode != "forward"
+    return jumps and not verdict.ok and verdict.max_abs_err < CHANCE * verdict.err_budget
 
 
 def _times(error: float, budget: float) -> float:

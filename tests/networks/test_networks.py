@@ -19,7 +19,7 @@ from sasa_bench.networks.stem import AttentionStem
 from sasa_bench.ops.stem import attention as reference_attention
 from sasa_bench.ops.tensors import leaves, step
 from sasa_bench.sweep.workers import Workers
-from sasa_bench.timing.check import compare, compute_reference
+from sasa_bench.timing.check import by_chance, compare, compute_reference
 
 LOCAL_ATTENTION = ops.get("local_attention")
 
@@ -40,7 +40,10 @@ def agree(name: str, of: Case, seed: int | None = None) -> str:
     reference = compute_reference(impl.op, computed, random.randrange(1 << 31) if seed is None else seed)
     tensors = leaves(reference.tensors, computed)
     grad_y = None if reference.grad_y is None else reference.grad_y.to(tensors["x"].dtype)
-    return compare(reference, step(computed, impl.build(computed, tensors), tensors, grad_y)()).reason
+    verdict = compare(reference, step(computed, impl.build(computed, tensors), tensors, grad_y)())
+    if seed is None and by_chance(reference, verdict):
+        return agree(name, of, random.randrange(1 << 31))
+    return verdict.reason
 
 
 def multiplications(layer: object, shape: tuple[int, int, int]) -> int:

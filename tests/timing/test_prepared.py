@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.results.fields import first_line
+from sasa_bench.timing.check import Reference, Verdict, compare
 from sasa_bench.timing.prepared import figures_of, prepare
 
 CASE = Case(channels=8, heads=2, resolution=6, kernel_size=3, batch=1, threads=1)
@@ -39,6 +41,35 @@ def in_place(case: Case, tensors: Any) -> Any:
     call = impls.registry.get("naive").build(case, tensors)
     y = torch.empty_like(call())
     return lambda: y.copy_(call())
+
+
+@pytest.mark.parametrize(
+    ("mode", "errors", "status"),
+    [
+        ("training", [0.9], "ok"),
+        ("training", [1.6, 0.9], "ok"),
+        ("training", [1.6, 1.1], "wrong"),
+        ("training", [9.0], "wrong"),
+        ("training", [float("inf")], "wrong"),
+        ("forward", [1.6], "wrong"),
+    ],
+)
+def test_gradients_that_chance_may_have_moved_are_judged_once_more_with_other_inputs(
+    monkeypatch: pytest.MonkeyPatch, mode: str, errors: list[float], status: str
+) -> None:
+    seen: list[torch.Tensor] = []
+
+    def judged(reference: Reference, outputs: Any) -> Verdict:
+        seen.append(reference.tensors["x"])
+        assert compare(reference, outputs).ok, "the outputs are those of the inputs that they are judged by"
+        error = errors[len(seen) - 1]
+        return Verdict(error, 1.0, "off" if error > 1 else "")
+
+    monkeypatch.setattr("sasa_bench.timing.prepared.compare", judged)
+    stem = Case(scope="layer", stem="stand_alone", resolution=16, batch=1, threads=1, mode=mode)
+    row = prepare("naive", stem, random.randrange(1 << 30), lambda stage: None, {}).row
+    assert (row["status"], len(seen)) == (status, len(errors)), row
+    assert len(seen) == 1 or not torch.equal(*seen)
 
 
 @pytest.mark.parametrize("scope", ["layer", "core"])

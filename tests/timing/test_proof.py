@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from sasa_bench import impls
 from sasa_bench.case import Case
 from sasa_bench.timing import proof
+from sasa_bench.timing.check import Verdict
 from sasa_bench.timing.prepared import prepare
 from sasa_bench.timing.process import Request, Worker
 from sasa_bench.timing.proof import CheatError, Feed, prove
@@ -131,6 +134,26 @@ def test_a_busy_machine_convicts_no_honest_kernel(disturbed: float, call_s: floa
 @pytest.mark.parametrize("call_s", [1e-4, 1e-2])
 def test_a_busy_machine_clears_no_cheat(call_s: float) -> None:
     assert sum(convicted(NoisyMachine(call_s, 5e-6, 0.01, seed)) for seed in range(200)) >= 199
+
+
+@pytest.mark.parametrize(("errors", "right"), [([1.6, 0.9], True), ([1.6, 1.1], False), ([9.0], False)])
+def test_gradients_that_are_off_by_chance_after_the_timing_are_judged_once_more(
+    monkeypatch: pytest.MonkeyPatch, errors: list[float], right: bool
+) -> None:
+    case = Case(scope="network", network="resnet26", stem="conv", attention_groups="1234", mode="training")
+    first, further = (SimpleNamespace(case=case, of=n) for n in range(2))
+    x, seen = torch.zeros(3), []
+
+    def judged(reference: Any, outputs: Any) -> Verdict:
+        seen.append((reference.of, outputs[0].sum().item()))
+        return Verdict(errors[len(seen) - 1], 1.0, "off" if errors[len(seen) - 1] > 1 else "")
+
+    monkeypatch.setattr(proof, "compare", judged)
+    fed = [Feed({"x": x}, {"x": torch.full((3,), value)}, of) for value, of in ((1.0, first), (2.0, further))]  # type: ignore[arg-type]
+    feed = replace(fed[0], second=lambda: fed[1])
+    with nullcontext() if right else pytest.raises(CheatError, match="after the timing"):
+        prove(wall_clock, lambda: (x * 2,), feed, timed=False)
+    assert seen == [(0, 6.0), (1, 12.0)][: len(errors)]
 
 
 def test_the_implementation_whose_call_fails_in_the_proof_is_the_one_announced() -> None:
