@@ -76,6 +76,7 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
     from sasa_bench.nn import saved_types
     from sasa_bench.results.fields import first_line
 
+    sys.path.insert(0, str(Path.cwd()))
     try:
         with torch.serialization.safe_globals(saved_types()):
             module = torch.load(path, map_location="cpu", weights_only=not trust)
@@ -84,12 +85,14 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
             f"{path}: {error.strerror}; give a file of torch.save(module, path), or module:factory"
         ) from None
     except Exception as error:  # whatever reading bytes that are no such file may raise
+        remedy = "call sasa_bench.export in the script that made it" if trust else "add --trust if you trust it"
         raise click.UsageError(
-            f"{path} is no file of a module of torch and sasa-bench alone: add --trust if you trust it, or give "
-            f"module:factory ({first_line(error)})"
+            f"{path} is no file of a module {'that is found here' if trust else 'of torch and sasa-bench alone'}: "
+            f"{remedy}, or give module:factory, a function that loads the weights ({first_line(error)})"
         ) from None
     if not isinstance(module, nn.Module):
         raise click.UsageError(
-            f"{path} holds {type(module).__name__}, not a module: save the module, or give module:factory"
+            f"{path} holds {type(module).__name__}, not a module: save the module, or give module:factory, a function "
+            "that loads the weights"
         )
     return module

@@ -95,10 +95,11 @@ def gate(**given: Any) -> int:
     With --slurm the cases are spread over tasks, never the arms of a pair; Ctrl-C cancels the job.
     """
     from sasa_bench.gate.outputs import text, write_all
+    from sasa_bench.gate.sources import untracked
 
     require_free_threads(os.environ)
     asked = Asked(**given)
-    folder = asked.out or stamped("gate-")
+    folder = asked.out or untracked(stamped("gate-"))
     with interrupted_by_sigterm():
         result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
     write_all(result, folder)

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from sasa_bench.suite import Suite
     from sasa_bench.sweep.run import Summary
 
+MOST_FAILURES = 3
+"""Rows that are wrong or failed whose reasons are printed without --strict."""
+
 ENERGY_S = 2.0
 """Seconds of calls whose energy is read with --energy."""
 
@@ -150,7 +153,7 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
             shown.stop()
             return _stopped(asked, path, seen[0])
     said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
-    click.echo(f"{path}: {summary.total} rows ({said})")
+    click.echo(f"{path}: {summary.total} row{'s' * (summary.total != 1)} ({said})")
     if summary.beside:
         cases = "1 case has" if summary.beside == 1 else f"{summary.beside} cases have"
         warn([f"{cases} rows of other implementations that were measured earlier: ratios to them are not interleaved"])
@@ -161,16 +164,20 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
     elapsed = time.monotonic() - started
     shares = ", ".join(f"{stage} {spent / elapsed:.0%}" for stage, spent in summary.spent_s.most_common())
     click.echo(f"{timedelta(seconds=round(elapsed))} in all: {shares}")
-    return _strict_status(path) if asked.strict else 0
+    failed = summary.counts.keys() - {"ok", "skipped"}
+    return _tell_failures(path, asked.strict) if asked.strict or failed else 0
 
 
-def _strict_status(path: Path) -> int:
-    """The exit status of --strict, after a line for each row that is wrong or failed."""
+def _tell_failures(path: Path, strict: bool) -> int:
+    """A line for each row that is wrong or failed, or for the first ones; the exit status, which --strict changes."""
     from sasa_bench.results.file import read
 
     bad = [row for row in read([path]).rows if row.status not in ("ok", "skipped")]
-    warn([f"{row.suite}, {row.impl}, {row.case.describe()}: {row.status}: {row.reason}" for row in bad])
-    return REGRESSION if bad else 0
+    shown = bad if strict else bad[:MOST_FAILURES]
+    warn([f"{row.suite}, {row.impl}, {row.case.describe()}: {row.status}: {row.reason}" for row in shown])
+    if len(bad) > len(shown):
+        warn([f"{len(bad) - len(shown)} more are wrong or failed: `sasa-bench table {path}` has the reasons"])
+    return REGRESSION if bad and strict else 0
 
 
 def watching(shown: Shown) -> Callable[[Summary, Sequence[Record]], None]:
@@ -222,7 +229,7 @@ def _run_on_slurm(asked: Asked, suites: Sequence[Suite], out: Path) -> int:
         click.echo(f"resume with: the same command, with --out {out} --resume", err=True)
         return ERROR
     _write_merged(sweep, out, total, lost)
-    return _strict_status(out) if asked.strict else 0
+    return _tell_failures(out, asked.strict) if asked.strict else 0
 
 
 def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import sasa_bench
 from sasa_bench.gate.git import Repository
 from sasa_bench.gate.sources import LEFT_OUT, PACKAGE, ArmError, Source, copy_around, places, sources, untracked
+from sasa_bench.impls import names
 
 INSTALLED = Path(sasa_bench.__file__).resolve().parent
 """The sasa-bench that runs."""
@@ -111,9 +112,10 @@ def set_up(
     own = [source.holds_package() for source in both]
     if not all(own) and (any(own) or (same_environment and not files)):
         lacking = both[own.index(False)].text
+        no_file = [f"{impl!r} is no file" for impl in impls if not impl.endswith(".py") and impl not in names()]
         raise ArmError(
-            f"{lacking!r} has no {PACKAGE}/ to check out: give a checkout of sasa-bench, or compare the kernel files "
-            "of a repository of your own with --impl FILE.py"
+            f"{', '.join([*no_file, f'{lacking!r} has no {PACKAGE}/ to check out'])}: give a checkout of sasa-bench, "
+            "or compare the kernel files of a repository of your own with --impl FILE.py"
         )
     copies = untracked(out.absolute() / "arms")
     for left in copies.glob("layouts-*"):

@@ -5,6 +5,7 @@ Cases may be spread over machines, the arms of a pair never: each task measures,
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,11 @@ class _Measurement:
             found.stopped = self.why_stopped()
         if self.replaced:
             self.notes.append(f"{self.replaced} pairs were measured again because others used the processors")
+        if self.pairs and (others := statistics.median(pair.disturbed for _, pair in self.pairs)) > rules.disturbed:
+            self.notes.append(
+                f"others used {others:.0%} of the processors in the median pair: arms that wait for a core hide a part "
+                "of what became slower; run it on a quiet machine, or with fewer threads (-c threads=1)"
+            )
         if said := self.layout.note():
             self.notes.append(said)
         found.spent_s = time.monotonic() - self.started

@@ -214,10 +214,15 @@ def _lies_beside(name: str, folder: Path) -> bool:
     return top != "sasa_bench" and beside and bool(file) and Path(str(file)).resolve().is_relative_to(folder)
 
 
-def _where(error: BaseException, path: Path) -> str:
+def line(error: BaseException, path: Path) -> str:
+    """ " (line N)", the last one of this file that an exception came through; "" for none."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+    return f" (line {lines[-1]})" if lines else ""
+
+
+def _where(error: BaseException, path: Path) -> str:
     said = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {said[0]}" + (f" (line {lines[-1]})" if lines else "")
+    return f"{type(error).__name__}: {said[0]}{line(error, path)}"
 
 
 def _checked(found: object, source: str) -> Impl:

@@ -6,11 +6,15 @@ from pathlib import Path
 
 from sasa_bench.report import page
 from sasa_bench.report.findings import answers
+from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.sections import SECTIONS, Inputs
 from sasa_bench.report.styles import style
-from sasa_bench.report.table import frame, marked
+from sasa_bench.report.table import frame, marked, reported_statuses
 from sasa_bench.results.file import ResultsError, require_described
 from sasa_bench.results.record import Results
+
+MANY_NOISY = 0.25
+"""Share of the rows from which on the likely cause of noise stands below the headline."""
 
 
 def html(results: Results, name: str = "results") -> str:
@@ -30,13 +34,18 @@ def html(results: Results, name: str = "results") -> str:
     table = frame(results)
     shown = marked(table)
     styles = style(results.impls, sorted(set(shown["impl"])))
+    counts = table["status"].value_counts().to_dict()
+    noisy = sum("too noisy" in status for status in reported_statuses(table))
+    if noisy:
+        counts = {f"{s}, {noisy} of them too noisy" if s == "ok" else s: count for s, count in counts.items()}
     given = Inputs(results, table, shown, styles, answers(results, table), name)
     return page.render(
         "report.html",
         machines=[page.describe_all(results.used_machines())],
         answers=given.answers,
         warnings=results.warnings,
-        counts=table["status"].value_counts().to_dict(),
+        counts=counts,
+        noise=noise(results) if noisy > MANY_NOISY * len(table) else "",
         started=str(min(table["started_at"]))[:16].replace("T", " "),
         sections=[section for make in SECTIONS if (section := make(given))],
         chart_script=page.chart_script(),

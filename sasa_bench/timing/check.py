@@ -112,6 +112,8 @@ def compare(reference: Reference, outputs: tuple[Tensor, ...]) -> Verdict:
         error, usual = max_abs(difference), root_mean_square(difference)
         reason = f"{name} is off by {error:.2e}, {_times(error, budget):.3g} times its budget of {budget:.2e}"
         excess = _times(error, budget)
+        if missing := int(output.isnan().sum()):
+            reason = f"{name} holds NaN in {missing} of its {output.numel()} values"
         if name in reference.rms and _times(usual, reference.rms[name]) > max(1.0, excess):
             excess = _times(usual, reference.rms[name])
             reason = (

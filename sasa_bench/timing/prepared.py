@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -122,7 +123,8 @@ def prepare(
                 error, reason = error_far_away(reference.far, reference.expected["y"], budget, run, tensors)
                 verdict = Verdict(error, budget, reason) if reason else verdict
     except Exception as error:
-        return Prepared(row | {"status": "error", "reason": first_line(error)}, None)
+        where = impls.registry.line(error, Path(name).resolve()) if name.endswith(".py") else ""
+        return Prepared(row | {"status": "error", "reason": first_line(error) + where}, None)
     row |= {"max_abs_err": _finite(verdict.max_abs_err), "err_budget": verdict.err_budget}
     if not verdict.ok:
         return Prepared(row | {"status": "wrong", "reason": verdict.reason}, None)

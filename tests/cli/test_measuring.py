@@ -194,7 +194,13 @@ def test_strict_exits_with_2_and_names_the_rows(tmp_path: Path, suite: Path) -> 
     again = sasa_bench(*command, "--resume")
     assert (again.returncode, "nothing left to measure" in again.stdout) == (0, True)
     kernel.write_text(WRONG.replace("1.01", "1.02"))
-    assert "1 rows (1 wrong)" in sasa_bench(*command, "--resume").stdout
+    told = sasa_bench(*command, "--resume")
+    assert (told.returncode, "1 row (1 wrong)" in told.stdout) == (0, True)
+    assert re.search(r"mine, wrong_one, kernel_size=3 .*: wrong: y is off by", told.stderr), told.stderr
+    kernel.write_text(WRONG.replace("call() * 1.01", "call().view(3, 5)"))
+    line = next(n for n, text in enumerate(kernel.read_text().splitlines(), 1) if "view(3, 5)" in text)
+    told = sasa_bench(*command, "--resume")
+    assert re.search(rf"kernel_size=3 .*: error: RuntimeError: shape .* \(line {line}\)", told.stderr), told.stderr
 
 
 @pytest.mark.parametrize("budget", ["nan", "inf", "0", "-1"])

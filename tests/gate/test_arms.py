@@ -114,6 +114,11 @@ def test_copies_and_traces_of_earlier_gates_are_not_copied(repository: Path, tra
     assert not list(copied.rglob("trace.json"))
 
 
+def test_a_kernel_file_without_its_ending_is_named(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArmError, match=r"'kern' is no file, 'HEAD' has no sasa_bench/ to check out: .* --impl FILE.py"):
+        set_up("HEAD", ".", tmp_path / "out", impls=["kern", "unfold"])
+
+
 def test_two_environments_need_no_kernel_file(repository: Path, tmp_path: Path) -> None:
     """Each arm gets the sasa-bench at hand and nothing else of the environment that runs the gate."""
     link = tmp_path / "python"

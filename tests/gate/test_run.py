@@ -266,6 +266,7 @@ def test_a_pair_that_others_disturbed_is_measured_again_whatever_its_times(playe
     result = played.run(journal=tmp_path / "journal.jsonl")
     assert (result.exit_status, played.pairs) == (0, RULES.screen_pairs + 2)
     assert any("2 pairs were measured again" in note for note in result.notes)
+    assert not any("of the processors" in note for note in result.notes)
     phases = [json.loads(line)["phase"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
     assert phases.count("screen, replaced") == 2
     assert phases.count("screen") == RULES.screen_pairs == len(result.pairs)
@@ -278,7 +279,9 @@ def test_a_neighbour_that_stays_does_not_keep_the_gate_from_deciding(
     played.disturbed = [0.5] * 1000
     begun, pair_s, budget_s = time.monotonic(), 20.0, 600.0
     monkeypatch.setattr(time, "monotonic", lambda: begun + played.pairs * pair_s)
-    assert played.run(budget_s=budget_s).exit_status == 0
+    result = played.run(budget_s=budget_s)
+    assert result.exit_status == 0
+    assert any("others used 50% of the processors" in note and "-c threads=1" in note for note in result.notes)
     assert played.pairs == RULES.screen_pairs + gate.REPLACED * budget_s // pair_s
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import io
+import sys
 from pathlib import Path
 
 import matrix
@@ -110,6 +112,32 @@ def test_the_command_refuses_in_one_sentence(
     said = CliRunner().invoke(cli, ["export", source, "--out", "m.onnx"])
     assert said.exit_code != 0
     assert words in said.output
+
+
+def test_a_trusted_module_is_found_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    text = "import torch\n\nclass Own(torch.nn.Conv2d):\n    pass\n"
+    Path("of_this_folder.py").write_text(text)
+    torch.save(importlib.import_module("of_this_folder").Own(3, 4, 1), "m.pt")
+    sys.modules.pop("of_this_folder")
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    command = ["export", "m.pt", "--trust", "--out", "m.onnx", "--shape", "1x3x8x8"]
+    kept: list[nn.Module] = []
+
+    def export(module: nn.Module, example: torch.Tensor, path: Path, **options: bool) -> to_onnx.Exported:
+        kept.append(module)
+        return to_onnx.Exported(path, "onnx", 3, 100, 1e-7, 1e-6, "")
+
+    monkeypatch.setattr(sasa_bench, "export", export, raising=False)
+    said = CliRunner().invoke(cli, command)
+    assert (said.exit_code, type(kept[0]).__name__) == (0, "Own"), said.output
+    sys.modules.pop("of_this_folder")
+    Path("of_this_folder.py").unlink()
+    said = CliRunner().invoke(cli, command)
+    assert said.exit_code != 0
+    assert "add --trust" not in said.output
+    assert "call sasa_bench.export in the script that made it" in said.output
 
 
 @pytest.mark.filterwarnings("ignore")

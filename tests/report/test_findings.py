@@ -85,12 +85,12 @@ def test_points_with_too_few_samples_are_not_called_close(tmp_path: Path) -> Non
     rows += [factory.record("conv3x3", 0.002, count=2, case=case) for case in few.values()]
     answers = found(tmp_path, rows)
     assert "there are too few samples to compare" in answers.verdict
-    assert "of 3 points: without an interval at 3." in sentences(answers)
+    assert "of 3 points: too uncertain to tell at 3." in sentences(answers)
     faster = Case(threads=2, batch=8)
     rows += [factory.record("unfold", 0.001, case=faster), factory.record("conv3x3", 0.002, case=faster)]
     claim = next(c for c in found(tmp_path / "more", rows).claims if c.text.startswith("It is still slower"))
     assert claim.verdict == OPEN, "three of four points are unknown"
-    assert claim.figures.endswith("faster at 1 of 4 points, without an interval at 3 of 4 points.")
+    assert claim.figures.endswith("faster at 1 of 4 points, too uncertain to tell at 3 of 4 points.")
 
 
 def test_the_crossing_is_found_between_its_neighbours(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_row_that_is_too_noisy_is_not_called_the_fastest(tmp_path: Path) -> No
     plain = [factory.record("conv3x3", 0.001, case=row.case) for row in (*noisy, *clear)]
     answers = found(tmp_path, [*noisy, *clear, *plain])
     assert "The fastest is `blocked`." in answers.verdict
-    assert "2 more being too noisy to tell" in answers.verdict
+    assert "2 of 3 cases are too noisy" in answers.verdict
 
 
 def test_attention_has_to_beat_the_fastest_convolution_not_the_plain_one(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -44,7 +45,9 @@ def test_one_value_that_is_not_a_number_is_wrong(poison: float) -> None:
     reference = compute_reference(CONVOLUTION, CASE, 3)
     y = reference.expected["y"].clone()
     y.view(-1)[0] = poison
-    assert not compare(reference, (y,)).ok
+    verdict = compare(reference, (y,))
+    assert not verdict.ok
+    assert ("y holds NaN in 1 of its 576 values" in verdict.reason) == math.isnan(poison)
 
 
 def test_a_wrong_shape_is_wrong() -> None:

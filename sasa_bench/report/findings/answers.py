@@ -137,20 +137,28 @@ def _verdict(paired: Sequence[Point]) -> str:
         return f"{where}, there are too few samples to compare local attention with the fastest 3×3 convolution."
     if not any(r.decided for r in clear):
         return f"{where}, local attention and the fastest 3×3 convolution cannot be distinguished by time."
-    if all(r.high < 1 for r in clear):
+    if len(unclear) > len(clear):
+        said = (
+            f"{where}, {len(unclear)} of {len(judged)} cases are too noisy, or have too few samples, to compare local "
+            "attention with the fastest 3×3 convolution; in the other "
+            f"{'case' if len(clear) == 1 else 'cases'} it takes {span(r.value for r in clear)} times as long"
+        )
+    elif all(r.high < 1 for r in clear):
         said = (
             f"{where}, local attention is faster than the fastest 3×3 convolution: it takes {middle(clear)} of the time"
         )
     else:
         said = f"{where}, local attention takes {middle(clear)} times as long as the fastest 3×3 convolution"
-    if len(clear) > 1:
-        said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
-    if unclear:
-        noisy = any(r.noisy or np.isfinite(r.high) for r in unclear)
-        said += f", {len(unclear)} more being too noisy to tell" if noisy else f", {len(unclear)} more with few samples"
-    work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
-    if work:
-        said += f", for {span(work)} of its FLOPs"
+    if len(unclear) <= len(clear):
+        if len(clear) > 1:
+            said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
+        if unclear:
+            noisy = any(r.noisy or np.isfinite(r.high) for r in unclear)
+            more = f", {len(unclear)} more {'case' if len(unclear) == 1 else 'cases'}"
+            said += f"{more} being too noisy to tell" if noisy else f"{more} with too few samples"
+        work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
+        if work:
+            said += f", for {span(work)} of its FLOPs"
     attention = [{n: r for n, r in point.items() if r.op == ATTENTION} for point in usual]
     names = list(dict.fromkeys(name for rivals in attention for name in rivals))
     if len(names) == 1:

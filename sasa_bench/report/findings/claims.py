@@ -12,6 +12,7 @@ from sasa_bench.paper.tables import published
 from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
+    UNCERTAIN,
     Point,
     Ratio,
     case_of,
@@ -144,7 +145,7 @@ def _judged_slower(text: str, who: str, ratios: Sequence[Ratio]) -> Claim:
     counts = dict(tally(ratios))
     slower, faster = (counts.get(word, 0) for word in ("slower", "faster"))
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
-    if counts.get("without an interval", 0) > slower + faster:
+    if counts.get(UNCERTAIN, 0) > slower + faster:
         verdict = OPEN
     figures = one_or_span(ratios)
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for word, n in counts.items())

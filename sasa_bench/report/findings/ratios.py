@@ -14,6 +14,8 @@ from sasa_bench.results.record import Record
 from sasa_bench.results.statistics import may_lie_anywhere, ratio_of_times
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
+UNCERTAIN = "too uncertain to tell"
+"""Of a ratio whose interval holds 1 and is too wide, or is not known, to call the times close."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,11 @@ def against_strongest(points: Iterable[Point]) -> list[tuple[Record, Record]]:
 
 
 def tally(ratios: Sequence[Ratio]) -> list[tuple[str, int]]:
-    """(what, how many) of ratios: faster, slower, too close to call, without an interval; none that is 0."""
+    """(what, how many) of ratios: faster, slower, too close to call, too uncertain to tell; none that is 0."""
     faster, slower = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
-    unknown = sum(not np.isfinite(r.high) for r in ratios)
-    close = len(ratios) - faster - slower - unknown
-    counts = {"faster": faster, "slower": slower, "too close to call": close, "without an interval": unknown}
+    close = sum(r.known and not r.decided for r in ratios)
+    counts = {"faster": faster, "slower": slower, "too close to call": close}
+    counts[UNCERTAIN] = len(ratios) - sum(counts.values())
     return [(what, count) for what, count in counts.items() if count]
 
 
