@@ -215,7 +215,7 @@ def _lies_beside(name: str, folder: Path) -> bool:
 
 
 def line(error: BaseException, path: Path) -> str:
-    """ " (line N)", the last one of this file that an exception came through; "" for none."""
+    """Which line of this file an exception came through last, as " (line N)"; "" for none."""
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
     return f" (line {lines[-1]})" if lines else ""
 

@@ -121,7 +121,7 @@ def _compared_sentences(traces: Sequence[Opened]) -> list[str]:
 
 
 def _compared(traces: Sequence[Opened]) -> Section:
-    """What grew, operator by operator."""
+    """What changed most, operator by operator."""
     first, second = traces
     matches = compared.match(first.operators, second.operators)
     unit, in_s = TIME.cell
@@ -129,13 +129,13 @@ def _compared(traces: Sequence[Opened]) -> Section:
         [
             {
                 "operator": m.name,
-                "input shapes": short_shapes(m.shapes),
                 f"{first.name}, {unit}": _digits(m.before_s / in_s) if m.before else float("nan"),
                 f"{second.name}, {unit}": _digits(m.after_s / in_s) if m.after else float("nan"),
                 f"growth, {unit}": _digits(m.growth_s / in_s),
                 "ratio": _digits(m.after_s / m.before_s) if m.before and m.before_s and m.after else float("nan"),
                 "runs before": _digits(m.before.count) if m.before else float("nan"),
                 "runs after": _digits(m.after.count) if m.after else float("nan"),
+                "input shapes": short_shapes(m.shapes),
             }
             for m in matches
         ]
@@ -156,7 +156,7 @@ def _compared(traces: Sequence[Opened]) -> Section:
         "What changed",
         "Changes",
         chart=charts.growth(changed) if len(changed) else None,
-        table=page.sortable(rows, "compared-table", ["operator"]) if len(rows) else "",
+        table=page.sortable(rows, "compared-table", ["operator"], wrapped=["operator"]) if len(rows) else "",
         steps=steps if any(steps) else [],
     )
 
@@ -184,7 +184,6 @@ def _row(opened: Opened, operator: Operator, several: bool) -> dict[str, object]
     rate = flops_per_s(operator)
     return ({"trace": opened.name} if several else {}) | {
         "operator": operator.name,
-        "input shapes": short_shapes(operator.shapes),
         f"self, {unit}": _digits(operator.self_s / in_s),
         "self, %": _digits(100 * operator.self_s / (opened.spent_s or 1.0)),
         f"with inner, {unit}": _digits(operator.total_s / in_s),
@@ -194,6 +193,7 @@ def _row(opened: Opened, operator: Operator, several: bool) -> dict[str, object]
         WORK.cell[0]: _scaled(operator.flops, WORK.cell[1]),
         RATE.cell[0]: _scaled(rate, RATE.cell[1]),
         "bound by": bound(operator, opened.roof),
+        "input shapes": short_shapes(operator.shapes),
     }
 
 
@@ -307,8 +307,9 @@ def _known(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
 
 
 def _sortable(table: pd.DataFrame, identity: str, *words: str) -> str:
-    """The table, filtered by value in those of the columns `words` that it has."""
-    return page.sortable(table, identity, [name for name in words if name in table])
+    """The table, filtered by value in those of the columns `words` that it has; names of what ran are wrapped."""
+    wrapped = [name for name in ("operator", "annotation", "kernel") if name in table]
+    return page.sortable(table, identity, [name for name in words if name in table], wrapped=wrapped)
 
 
 def _scaled(value: float | None, unit: float) -> float:

@@ -99,9 +99,14 @@ def code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]*)`", r"<code>\1</code>", str(escape(text))))
 
 
-def sortable(shown: pd.DataFrame, identity: str, searched: Sequence[str], length: int = 25) -> Markup:
-    """A table that sorts by each column and filters by value in the `searched` ones, by text or number in the rest."""
-    places = [shown.columns.get_loc(name) for name in searched]
+def sortable(
+    shown: pd.DataFrame, identity: str, searched: Sequence[str], length: int = 25, wrapped: Sequence[str] = ()
+) -> Markup:
+    """A table that sorts by each column and filters by value in the `searched` ones, by text or number in the rest.
+
+    Words of the `wrapped` columns may take several lines.
+    """
+    places, wraps = ([shown.columns.get_loc(name) for name in names] for names in (searched, wrapped))
     return Markup(
         itables.to_html_datatable(
             shown,
@@ -119,6 +124,7 @@ def sortable(shown: pd.DataFrame, identity: str, searched: Sequence[str], length
             columnControl=["order", ["search"]],
             columnDefs=[
                 {"targets": places, "columnControl": ["order", ["searchList"]]},
+                {"targets": wraps, "className": "wraps"},
                 {"targets": "_all", "render": BLANK},
             ],
             ordering={"indicators": False, "handler": True},

@@ -70,7 +70,8 @@ def require_distinct(names: Mapping[str, str]) -> None:
         if len(same) > 1:
             raise PlanError(
                 f"{' and '.join(same)} are both called {name!r}, and their rows could not be distinguished: "
-                "give each IMPL a name of its own, as in replace(IMPL, name=...)"
+                "give each a name of its own, the first argument of local_attention(...), or "
+                "dataclasses.replace(IMPL, name=...)"
             )
 
 

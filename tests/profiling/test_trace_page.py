@@ -280,6 +280,8 @@ def test_a_trace_without_shapes_is_compared_by_name(tmp_path: Path) -> None:
     earlier, later = open_traces([tmp_path / "a.json", tmp_path / "b.json"])
     said = html([later], earlier)
     assert "3 times as long in b.json (600 µs) as in a.json (200 µs): " in said
+    table = said[said.index('id="compared-table"') :]
+    assert table.index("growth, ms") < table.index("input shapes"), "times stand before what may be wide"
     assert "takes 400 µs more, 100 % of the difference" in said
     assert "is not in" not in said
 
