@@ -102,7 +102,8 @@ def test_every_case_and_implementation_gives_one_row_whatever_happens(tmp_path: 
     assert "SIGSEGV" in rows["crashing"].reason
     assert "out of memory" in rows["killed"].reason
     assert "exit status 7" in rows["exiting"].reason
-    assert rows["raising"].reason == "ValueError: no such luck"
+    line = 1 + FILE.splitlines().index("        {body}")
+    assert rows["raising"].reason == f"ValueError: no such luck (line {line})"
     for row in rows.values():
         assert bool(row.samples_s) == (row.status == "ok")
         assert bool(row.reason) == (row.status != "ok")
