@@ -33,6 +33,7 @@ def export(source: str, out: Path, shape: str | None, dynamic: bool, library: bo
 
     import sasa_bench
 
+    sys.path.insert(0, str(Path.cwd()))  # for a factory, and for classes of a saved module
     module = _from_file(Path(source), trust) if ":" not in source else _from_factory(source)
     made = sasa_bench.export(module, torch.randn(_shape(shape, module)), out, dynamic=dynamic, library=library)
     click.echo(
@@ -57,7 +58,6 @@ def _from_factory(source: str) -> nn.Module:
     from torch import nn
 
     name, _, attribute = source.partition(":")
-    sys.path.insert(0, str(Path.cwd()))
     try:
         module = getattr(importlib.import_module(name), attribute)()
     except Exception as error:
@@ -76,7 +76,6 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
     from sasa_bench.nn import saved_types
     from sasa_bench.results.fields import first_line
 
-    sys.path.insert(0, str(Path.cwd()))
     try:
         with torch.serialization.safe_globals(saved_types()):
             module = torch.load(path, map_location="cpu", weights_only=not trust)

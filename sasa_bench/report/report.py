@@ -9,9 +9,10 @@ from sasa_bench.report.findings import answers
 from sasa_bench.report.findings.noise import noise
 from sasa_bench.report.sections import SECTIONS, Inputs
 from sasa_bench.report.styles import style
-from sasa_bench.report.table import frame, marked, reported_statuses
+from sasa_bench.report.table import frame, marked
 from sasa_bench.results.file import ResultsError, require_described
 from sasa_bench.results.record import Results
+from sasa_bench.results.statistics import is_noisy
 
 MANY_NOISY = 0.25
 """Share of the rows from which on the likely cause of noise stands below the headline."""
@@ -35,7 +36,7 @@ def html(results: Results, name: str = "results") -> str:
     shown = marked(table)
     styles = style(results.impls, sorted(set(shown["impl"])))
     counts = table["status"].value_counts().to_dict()
-    noisy = sum("too noisy" in status for status in reported_statuses(table))
+    noisy = sum(is_noisy(row.samples_s) for row in results.rows)
     if noisy:
         counts = {f"{s}, {noisy} of them too noisy" if s == "ok" else s: count for s, count in counts.items()}
     given = Inputs(results, table, shown, styles, answers(results, table), name)

@@ -251,7 +251,7 @@ def _joined(row: Record, values: dict[str, Any]) -> Record:
 
 
 def _worth_again(work: Plan, task: Task, rows: Sequence[Record]) -> Task:
-    """The task with the implementations that are ok and quick to build."""
+    """The task with the implementations that are ok and that every worker measures."""
     fine = {row.impl for row in rows if row.status == "ok" and for_every_worker(row)}
     return replace(task, impls=tuple(spec for spec in task.impls if work.impls[spec].name in fine))
 

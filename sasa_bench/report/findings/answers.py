@@ -13,7 +13,17 @@ from sasa_bench.case import AXES, Case
 from sasa_bench.report.baselines import apart
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
 from sasa_bench.report.findings.questions import Swept, crossings, flops_and_time, memory, others, which, winner
-from sasa_bench.report.findings.ratios import ATTENTION, Point, against_strongest, case_of, middle, ratio, span, times
+from sasa_bench.report.findings.ratios import (
+    ATTENTION,
+    Point,
+    Ratio,
+    against_strongest,
+    case_of,
+    middle,
+    ratio,
+    span,
+    times,
+)
 from sasa_bench.report.panels import Panel, panels
 from sasa_bench.results.format import size
 from sasa_bench.results.record import Record, Results
@@ -137,28 +147,7 @@ def _verdict(paired: Sequence[Point]) -> str:
         return f"{where}, there are too few samples to compare local attention with the fastest 3×3 convolution."
     if not any(r.decided for r in clear):
         return f"{where}, local attention and the fastest 3×3 convolution cannot be distinguished by time."
-    if len(unclear) > len(clear):
-        said = (
-            f"{where}, {len(unclear)} of {len(judged)} cases are too noisy, or have too few samples, to compare local "
-            "attention with the fastest 3×3 convolution; in the other "
-            f"{'case' if len(clear) == 1 else 'cases'} it takes {span(r.value for r in clear)} times as long"
-        )
-    elif all(r.high < 1 for r in clear):
-        said = (
-            f"{where}, local attention is faster than the fastest 3×3 convolution: it takes {middle(clear)} of the time"
-        )
-    else:
-        said = f"{where}, local attention takes {middle(clear)} times as long as the fastest 3×3 convolution"
-    if len(unclear) <= len(clear):
-        if len(clear) > 1:
-            said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
-        if unclear:
-            noisy = any(r.noisy or np.isfinite(r.high) for r in unclear)
-            more = f", {len(unclear)} more {'case' if len(unclear) == 1 else 'cases'}"
-            said += f"{more} being too noisy to tell" if noisy else f"{more} with too few samples"
-        work = [best.flops / base.flops for _, best, base in judged if best.flops and base.flops]
-        if work:
-            said += f", for {span(work)} of its FLOPs"
+    said = _compared(where, clear, unclear, [(best, base) for _, best, base in judged])
     attention = [{n: r for n, r in point.items() if r.op == ATTENTION} for point in usual]
     names = list(dict.fromkeys(name for rivals in attention for name in rivals))
     if len(names) == 1:
@@ -174,6 +163,30 @@ def _verdict(paired: Sequence[Point]) -> str:
     if wins < len(clear):
         return f"{said}. `{name}` is the fastest beyond the uncertainty in {wins} of {len(clear)} cases."
     return f"{said}. The fastest is `{name}`."
+
+
+def _compared(
+    where: str, clear: Sequence[Ratio], unclear: Sequence[Ratio], pairs: Sequence[tuple[Record, Record]]
+) -> str:
+    """Attention against the convolution over the clear ratios; where most are unclear, that they are comes first."""
+    rival, words = "the fastest 3×3 convolution", "case" if len(clear) == 1 else "cases"
+    if len(unclear) > len(clear):
+        return (
+            f"{where}, {len(unclear)} of {len(pairs)} cases are too noisy, or have too few samples, to compare local "
+            f"attention with {rival}; in the other {words} it takes {span(r.value for r in clear)} times as long"
+        )
+    if all(r.high < 1 for r in clear):
+        said = f"{where}, local attention is faster than {rival}: it takes {middle(clear)} of the time"
+    else:
+        said = f"{where}, local attention takes {middle(clear)} times as long as {rival}"
+    if len(clear) > 1:
+        said += f" (median of {len(clear)} cases; {span(r.value for r in clear)})"
+    if unclear:
+        noisy = any(r.noisy or np.isfinite(r.high) for r in unclear)
+        more = f", {len(unclear)} more {'case' if len(unclear) == 1 else 'cases'}"
+        said += f"{more} being too noisy to tell" if noisy else f"{more} with too few samples"
+    work = [best.flops / base.flops for best, base in pairs if best.flops and base.flops]
+    return f"{said}, for {span(work)} of its FLOPs" if work else said
 
 
 def _first(rivals: Mapping[str, Record]) -> str:

@@ -113,7 +113,8 @@ def crossings(swept: Swept) -> Iterator[str]:
             continue
         ratios = [point.ratio for _, point in every]
         spread = span(r.value for r in ratios)
-        faster, slower = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
+        counts = dict(tally(ratios))
+        faster, slower = (counts.get(word, 0) for word in ("faster", "slower"))
         changes = [change for panel, against in found for change in _crossings_of(panel, against, target)]
         if slower == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
@@ -127,7 +128,7 @@ def crossings(swept: Swept) -> Iterator[str]:
         elif 0 < len(changes) <= MOST_PANELS:
             yield from changes
         else:
-            words = ", ".join(f"{word} at {count}" for word, count in tally(ratios))
+            words = ", ".join(f"{word} at {count}" for word, count in counts.items())
             told = f"; {span(r.value for r in ratios if r.decided)} times its time" if faster + slower else ""
             yield f"Against {target}, of {len(ratios)} points: {words}{told}."
 
