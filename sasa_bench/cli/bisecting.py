@@ -67,7 +67,7 @@ def _repository() -> Repository:
 
     repository = find(Path.cwd())
     if repository is None:
-        raise click.UsageError(f"bisect searches the history of a repository, and {Path.cwd()} is in none")
+        raise click.UsageError(f"{Path.cwd()} is in no git repository: run bisect inside one")
     return repository
 
 

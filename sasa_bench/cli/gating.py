@@ -73,7 +73,7 @@ class Asked:
     "--budget",
     default="10m",
     show_default=True,
-    help="Wall time, with --slurm that of each task; what is undecided then is INCONCLUSIVE.",
+    help="Wall time, with --slurm of each task; cases undecided then are INCONCLUSIVE.",
 )
 @TIMEOUT
 @SLURM
@@ -213,21 +213,25 @@ class AskedOfAA:
 @SUITE
 @click.option("--runs", type=click.IntRange(0), default=0, help="Live gate runs on identical code.")
 @click.option("--record", is_flag=True, help="Record all fresh pairs of every case without a decision, for --replay.")
-@click.option("--replay", is_flag=True, help="Decide the recorded runs of the journal again, each case slowed alone.")
+@click.option("--replay", is_flag=True, help="Decide recorded runs again, slowing one case at a time.")
 @click.option("--inject", "ratio", default=1.0, help="Slow cases of head on purpose: 1.05 makes them take 5 % more.")
 @click.option(
     "--inject-cases", type=click.IntRange(1), default=1, show_default=True, help="How many random cases each run slows."
 )
 @click.option("--journal", type=click.Path(path_type=Path), help="Where pairs are kept; under reports/ by default.")
 @click.option(
-    "--beside", default=IDLE, show_default=True, type=click.Choice([IDLE, *NEIGHBOURS]), help="Disturb the live runs."
+    "--beside",
+    default=IDLE,
+    show_default=True,
+    type=click.Choice([IDLE, *NEIGHBOURS]),
+    help="Load one core beside the live runs: always, in bursts, or by copying memory.",
 )
 @click.option(
     "--relink",
     default=PAIR,
     show_default=True,
     type=click.Choice(LAYOUTS),
-    help="Native code as built; linked once, head in another order (what layout alone does); or for each pair.",
+    help="Native code: as built; linked once per run, head in another order; or linked again for each pair.",
 )
 @IMPLS
 @CASE
@@ -245,6 +249,8 @@ def aa(**given: Any) -> None:
         raise click.UsageError(
             "nothing to do: give --runs N for live runs, --replay for the recorded ones of a journal"
         )
+    if asked.replay and not asked.runs and asked.journal is None:
+        raise click.UsageError("--replay needs --journal FILE with recorded runs; --runs 1 --record makes one")
     if not 1 <= asked.ratio < math.inf:
         raise click.UsageError(f"--inject {asked.ratio}: give a ratio of 1 or more, such as 1.05")
     if asked.record and asked.ratio > 1:

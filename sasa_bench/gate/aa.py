@@ -158,7 +158,17 @@ def live(
         used = replace(rules, suspect=-0.5, look_pairs=rules.confirm_pairs) if record else rules
         with neighbour(beside):
             gate = Gate(
-                arms, points, used, budget_s, timeout_s, show, journal=journal, label=label, spin=spin, layout=layout
+                arms,
+                points,
+                used,
+                budget_s,
+                timeout_s,
+                show,
+                journal=journal,
+                label=label,
+                spin=spin,
+                layout=layout,
+                time_unchanged=True,
             )
             result = gate.run()
         words = f"run {number + 1} of {runs}: {'recorded' if record else result.verdict} in {result.spent_s:.0f} s"
@@ -191,7 +201,9 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines() if line.strip()]
     except OSError as error:
-        raise JournalError(f"{path} cannot be read as a journal of gate pairs: {error.strerror}") from None
+        raise JournalError(
+            f"{path} cannot be read as a journal of gate pairs: {error.strerror}; give another --journal"
+        ) from None
     except ValueError as error:
         raise JournalError(f"{path} is not a journal of gate pairs ({error}): give another --journal") from None
 
@@ -296,8 +308,8 @@ def recordings(path: Path, rules: Rules) -> list[Recording]:
             found.append(Recording(lines[0]["beside"], lines[0]["layout"], screened, fresh))
     if not found:
         raise JournalError(
-            f"{path} holds no recorded run of {rules.screen_pairs} and {rules.confirm_pairs} pairs: "
-            "--runs 1 --record adds one"
+            f"{path} holds no recorded run of {rules.screen_pairs} screen and {rules.confirm_pairs} fresh pairs: "
+            "--runs 1 --record --budget 30m adds one"
         )
     return found
 

@@ -39,6 +39,7 @@ class Arm:
     python   what runs it
     package  the folder that holds the sasa_bench it runs; "" for `folder`
     commit   of the source; "" where git knows none
+    as_it_is whether the source is a folder, with what is not committed in it
     kernels  kernel file, as it was given -> the arm's own
     """
 
@@ -48,6 +49,7 @@ class Arm:
     python: str
     package: str = ""
     commit: str = ""
+    as_it_is: bool = False
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
 
     @property
@@ -145,7 +147,8 @@ def set_up(
                 for file in files
             }
             package = str(at_hand) if at_hand else ""
-            arms.append(Arm(name, folder, source.text, pythons[which], package, source.commit, kernels))
+            as_it_is = source.folder is not None
+            arms.append(Arm(name, folder, source.text, pythons[which], package, source.commit, as_it_is, kernels))
     for file in files:
         if not any(Path(arm.kernels[file].path).is_file() for arm in arms):
             raise ArmError(f"{file} is in neither {base!r} nor {head!r}: give the path of a kernel file in them")
@@ -157,7 +160,7 @@ def verify(arm: Arm, loaded: Mapping[str, Any]) -> None:
     expected = (arm.package_folder / PACKAGE).resolve()
     if Path(loaded["folder"]) != expected:
         raise ArmError(
-            f"the {arm.name} arm loaded {loaded['folder']} instead of {expected}: is the package on its path?"
+            f"the {arm.name} arm loaded {loaded['folder']} instead of {expected}: remove the other one from its path"
         )
 
 
@@ -192,13 +195,14 @@ def _kernel(tree: Path, file: str, place: str | None, folder: Path, repository: 
         path = Path(file).resolve()
         return Kernel(str(path), _digest(path, [path]) if path.is_file() else "")
     path = copy_around(tree, place, folder, repository)
-    around = sorted(p for p in folder.rglob("*") if p.is_file())
+    around = sorted(p for p in folder.rglob("*") if p.is_file() or p.is_symlink())
     return Kernel(str(path), _digest(folder, around) if path.is_file() else "")
 
 
 def _digest(folder: Path, files: Sequence[Path]) -> str:
-    """A hash over names and contents."""
+    """A hash over names and contents; of a link that leads to no file, over where it leads."""
     whole = hashlib.sha256()
     for path in files:
-        whole.update(os.path.relpath(path, folder).encode() + b"\0" + path.read_bytes() + b"\0")
+        content = path.read_bytes() if path.is_file() else os.readlink(path).encode()
+        whole.update(os.path.relpath(path, folder).encode() + b"\0" + content + b"\0")
     return whole.hexdigest()[:16]

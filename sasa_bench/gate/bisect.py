@@ -168,8 +168,8 @@ class Found:
         pairs = sum(len(answer.ratios) for answer in self.answers)
         error = self.slowdown.error_rate(PAIRS)
         lines.append(
-            f"{len(self.answers)} questions, {pairs} pairs, {self.spent_s:.0f} s for {len(self.commits)} commits; "
-            f"one question errs in {error:.1%}"
+            f"{len(self.answers)} comparisons, {pairs} pairs, {self.spent_s:.0f} s for {len(self.commits)} commits; "
+            f"each is wrong in {error:.1%}"
         )
         return "\n".join(lines) + "\n"
 

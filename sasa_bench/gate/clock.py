@@ -85,7 +85,8 @@ def main() -> None:
         take_over(importlib.import_module("sasa_bench.timing.blocks"))
     else:
         raise SystemExit(
-            "the gate does not find the paired measurement (timing/blocks.py) of this revision of sasa-bench"
+            "the gate does not find the paired measurement (timing/blocks.py) of this revision of sasa-bench: "
+            "give a newer revision"
         )
     runpy.run_module("sasa_bench.worker", run_name="__main__", alter_sys=True)
 

@@ -107,7 +107,7 @@ def require_room(folder: Path, options: Options, budget_s: float) -> None:
         raise SlurmError(f"{folder} holds the tasks of an earlier gate, which may still run: give another --out")
     if options.minutes * 60 <= budget_s:
         raise SlurmError(
-            f"time={options.minutes} (minutes) ends a task before --budget {budget_s:g} (seconds) does, "
+            f"--slurm time={options.minutes} (minutes) ends a task before --budget {budget_s:g} (seconds), "
             "and a task that is cut off starts again: give more time or less budget"
         )
 

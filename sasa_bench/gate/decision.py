@@ -26,6 +26,8 @@ from sasa_bench.gate.verdicts import (
     skip_unsupported,
 )
 
+UNCHANGED = "base and head run the same files in the same environment"
+
 
 @dataclass
 class Result:
@@ -36,6 +38,7 @@ class Result:
     pairs     (phase, pair) in the order they were measured; the evidence
     shares    who measured what, where the cases were spread over machines
     profiles  of the flagged cases, base against head
+    unchanged whether base and head are the same code, so that nothing was timed
     """
 
     verdict: str
@@ -48,6 +51,7 @@ class Result:
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     shares: list[Share] = field(default_factory=list)
     profiles: list[Profile] = field(default_factory=list)
+    unchanged: bool = False
 
     @property
     def exit_status(self) -> int:
@@ -64,6 +68,14 @@ def files(arm: Mapping[str, Any]) -> str:
     """The digests that tell an arm from another: of its kernel files where it has some, else of its sasa-bench."""
     kernels = [f"{file} {kernel['digest']}" for file, kernel in arm.get("kernels", {}).items()]
     return ", ".join(kernels) or str(arm["digest"])
+
+
+def state(arm: Mapping[str, Any]) -> str:
+    """Which state of its source an arm was made from, in words; "" where the source says it, or nothing does."""
+    if arm.get("as_it_is"):
+        return "with what was not committed"
+    commit = arm.get("commit", "")[:10]
+    return "" if not commit or str(arm["source"]).startswith(commit) else f"at {commit}"
 
 
 def decide(
@@ -88,6 +100,9 @@ def decide(
         exact = part.exact_verdicts(rules)
         decided |= exact
         remarks |= {key: verdict.reason for key, verdict in exact.items() if verdict.verdict == EQUIVALENT}
+        if part.unchanged:
+            decided |= {key: CaseVerdict(key, EQUIVALENT, UNCHANGED) for key in part.timed(rules)}
+            continue
         screened, fresh = part.phase("screen"), part.phase("confirm")
         timed, suspects = part.timed(rules), part.suspects(rules)
         if len(screened) < rules.screen_pairs:
@@ -118,19 +133,25 @@ def decide(
     ordered = sorted(decided.values(), key=_importance)
     loaded = _loaded(arms, evidence)
     notes = [f"{part.node}: {note}" if part.node else note for part in evidence.values() for note in part.notes]
-    if evidence and same_code(loaded["base"], loaded["head"]):
-        notes.insert(0, "base and head run the same files in the same environment: any difference in time is noise")
+    unchanged = bool(evidence) and all(part.unchanged for part in evidence.values())
+    if unchanged:
+        notes.insert(0, f"{UNCHANGED}: nothing was timed")
+    elif evidence and same_code(loaded["base"], loaded["head"]):
+        notes.insert(0, f"{UNCHANGED}: any difference in time is noise")
     notes += [f"environment: {change}" for change in environment_difference(loaded["base"], loaded["head"])]
     return Result(
-        verdict=run_verdict(ordered, contamination, rules.allow_not_run),
+        verdict=run_verdict(ordered, contamination, rules.allow_not_run, unchanged),
         cases=ordered,
-        arms={a.name: {"source": a.source, "folder": str(a.folder)} | loaded[a.name] for a in arms},
+        arms={
+            a.name: {"source": a.source, "as_it_is": a.as_it_is, "folder": str(a.folder)} | loaded[a.name] for a in arms
+        },
         contaminated=contamination,
         notes=notes,
         spent_s=spent_s,
         rules=rules,
         pairs=[pair for part in evidence.values() for pair in part.pairs],
         shares=shares,
+        unchanged=unchanged,
     )
 
 
@@ -144,7 +165,7 @@ def _loaded(arms: Sequence[Arm], evidence: Mapping[int, Evidence]) -> dict[str, 
                 if loaded[what] != first[what]:
                     raise ArmError(
                         f"the {name} arm was not the same in all tasks: {what} {loaded[what]} on {part.node}, "
-                        f"{first[what]} elsewhere; do all nodes see the same folder and environment?"
+                        f"{first[what]} elsewhere; give all nodes the same folder and environment"
                     )
             found[name] = first
     return found

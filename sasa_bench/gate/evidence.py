@@ -31,6 +31,7 @@ class Evidence:
     exact     arm, base and head alone -> key -> exact figures, as of pairs.exact_rows
     pairs     (phase, pair): the screen over all that is timed, then fresh pairs over its suspects
     planned   fresh pairs that a suspect needs here, where the budget holds fewer than the rules ask for; else 0
+    unchanged   whether base and head are the same code, see same_code, and so nothing was timed
     stopped   why pairs are missing; empty where none is
     node, machine   where it ran; empty for a gate that is not spread
     """
@@ -41,6 +42,7 @@ class Evidence:
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     planned: int = 0
+    unchanged: bool = False
     stopped: str = ""
     spent_s: float = 0.0
     node: str = ""
@@ -122,8 +124,11 @@ def environment_difference(
 
 
 def same_code(base: Mapping[str, Any], head: Mapping[str, Any]) -> bool:
-    """Whether everything that two arms loaded is the same: package, kernel files, plug-ins and the environment."""
+    """Whether all that two arms loaded is the same: package, kernel files, plug-ins, and the interpreter as named.
+
+    Two environments with the same versions may still hold different builds.
+    """
     kernels = [{name: kernel["digest"] for name, kernel in arm.get("kernels", {}).items()} for arm in (base, head)]
     plugins = [arm.get("plugins", {}) for arm in (base, head)]
     same_files = base["digest"] == head["digest"] and kernels[0] == kernels[1] and plugins[0] == plugins[1]
-    return same_files and not environment_difference(base, head)
+    return same_files and base.get("interpreter") == head.get("interpreter") and not environment_difference(base, head)

@@ -88,7 +88,11 @@ class Repository:
         """The commits after `good` up to `bad`, oldest first, along the first parents. Raises GitError."""
         ancestor = _git(self.root, "merge-base", "--is-ancestor", good, bad)
         if ancestor.returncode:
-            cut_off = ": this clone is shallow, fetch more history" if self.is_shallow() else ""
+            cut_off = (
+                ": this clone is shallow, fetch more history"
+                if self.is_shallow()
+                else ": give an ancestor of --bad as --good"
+            )
             raise GitError(f"{good} is not an ancestor of {bad}{cut_off}")
         found = _git(self.root, "rev-list", "--first-parent", "--reverse", f"{good}..{bad}")
         if found.returncode:

@@ -62,7 +62,7 @@ class Layout:
         if self.kind == BUILT:
             return ""
         if not any(self.linked.values()):
-            return "layout: the arms linked no native library"
+            return "layout: no arm compiles native code, so there was none to link in another order"
         counts = ", ".join(f"{arm} {self.linked.get(arm, 0)}" for arm in ("base", "head", "copy"))
         return f"layout: native libraries linked in random order for each {self.kind}: {counts}"
 

@@ -14,10 +14,10 @@ from xml.etree import ElementTree
 from tabulate import tabulate
 
 from sasa_bench.gate import page
-from sasa_bench.gate.decision import Result, files
+from sasa_bench.gate.decision import Result, files, state
 from sasa_bench.gate.evidence import Share
 from sasa_bench.gate.names import short_names
-from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, NOT_RUN, SKIPPED, CaseVerdict
+from sasa_bench.gate.verdicts import EQUIVALENT, FAILING, INCONCLUSIVE, NOT_RUN, PASS, SKIPPED, CaseVerdict
 from sasa_bench.results.fields import printable
 from sasa_bench.results.file import replace_text
 from sasa_bench.results.format import seconds
@@ -29,20 +29,39 @@ MEANING = {
     "PASS": "nothing became slower beyond its margin",
     "REGRESSION": "something became slower, or an exact figure became worse",
     "CONTAMINATED": "identical code measured differently, so the times of this run are not valid; run it again",
-    "INCONCLUSIVE": "some cases ran in neither arm or could not be decided; each is listed with its reason",
 }
+
+
+def meaning(result: Result) -> str:
+    """The verdict of the run in words; of one that is INCONCLUSIVE how many cases are open, and why."""
+    if result.verdict == PASS and result.unchanged:
+        return "base and head are the same files, so nothing was timed"
+    if result.verdict in MEANING:
+        return MEANING[result.verdict]
+    counts = Counter(case.verdict for case in result.cases)
+    asked = {
+        INCONCLUSIVE: "could not be decided",
+        NOT_RUN: "" if result.rules.allow_not_run else "ran in neither arm",
+    }
+    said = [_cases(counts[verdict], words) for verdict, words in asked.items() if words and counts[verdict]]
+    return " and ".join(said) or "no case was timed"
+
+
+def _cases(count: int, words: str) -> str:
+    return f"{count} case{'s' * (count != 1)} {words}"
 
 
 def text(result: Result) -> str:
     """A summary for the terminal, the few that matter first."""
     counts = Counter(case.verdict for case in result.cases)
-    lines = [f"{result.verdict}: {MEANING[result.verdict]}"]
+    lines = [f"{result.verdict}: {meaning(result)}"]
     if result.contaminated:
         lines.append(f"contaminated: {printable(result.contaminated)}")
     lines += [f"note: {printable(note)}" for note in result.notes]
     for name, arm in result.arms.items():
         said = printable(files(arm))
-        lines.append(f"{name}: {arm['source']}, files {said}, torch {arm['torch']}, from {arm['folder']}")
+        source = f"{arm['source']} {state(arm)}".strip()
+        lines.append(f"{name}: {source}, files {said}, torch {arm['torch']}, package in {arm['folder']}")
     lines += measured_by(result)
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
     if notable:
@@ -50,15 +69,16 @@ def text(result: Result) -> str:
     quiet = [case for case in result.cases if case.detectable is not None and case.verdict == EQUIVALENT]
     if quiet:
         worst = max(case.detectable or 0.0 for case in quiet)
-        lines += ["", f"{len(quiet)} cases equivalent; in the noisiest a slow-down of {worst:.1%} would have shown"]
+        noisiest = "in the noisiest " if len(quiet) > 1 else ""
+        lines += ["", f"{_cases(len(quiet), 'equivalent')}; {noisiest}a slow-down of {worst:.1%} would have shown"]
     said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    lines.append(f"{len(result.cases)} cases ({said}) in {result.spent_s:.0f} s")
+    lines.append(_cases(len(result.cases), f"({said}) in {result.spent_s:.0f} s"))
     return "\n".join(lines) + "\n"
 
 
 def markdown(result: Result) -> str:
     """A comment for a pull request: the verdict, the few cases that matter, and where the page is."""
-    lines = [f"## Performance gate: {result.verdict}", "", f"{MEANING[result.verdict].capitalize()}.", ""]
+    lines = [f"## Performance gate: {result.verdict}", "", f"{meaning(result).capitalize()}.", ""]
     if result.contaminated:
         lines += [f"> {printable(result.contaminated)}", ""]
     notable = [case for case in result.cases if case.verdict != EQUIVALENT]
@@ -72,7 +92,7 @@ def markdown(result: Result) -> str:
     if result.notes or result.shares:
         lines += ["", *(f"- {printable(line)}" for line in [*result.notes, *measured_by(result)])]
     if link := run_link(os.environ):
-        lines += ["", f"[All cases and the samples]({link})"]
+        lines += ["", f"[The CI run]({link}); gate.html has every case"]
     return "\n".join(lines) + "\n"
 
 
@@ -91,8 +111,8 @@ def measured_by(result: Result) -> list[str]:
     for share in result.shares:
         nodes[share.node, share.machine].append(share)
     return [
-        f"{node} ({machine}): {sum(len(s.keys) for s in shares)} cases in {len(shares)} task{'s' * (len(shares) > 1)}, "
-        f"{sum(s.spent_s for s in shares):.0f} s"
+        f"{node} ({machine}): {_cases(sum(len(s.keys) for s in shares), 'in')} {len(shares)} "
+        f"task{'s' * (len(shares) > 1)}, {sum(s.spent_s for s in shares):.0f} s"
         for (node, machine), shares in sorted(nodes.items())
     ]
 
@@ -145,7 +165,7 @@ def to_json(result: Result) -> str:
 
 def html(result: Result) -> str:
     """The page, see page.html."""
-    return page.html(result, MEANING[result.verdict], _rows(result, result.cases), measured_by(result))
+    return page.html(result, meaning(result), _rows(result, result.cases), measured_by(result))
 
 
 def write_all(result: Result, folder: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from sasa_bench.gate.decision import Result, files
+from sasa_bench.gate.decision import Result, files, state
 from sasa_bench.gate.evidence import head_over_both
 from sasa_bench.gate.names import shared_axes, short_names
 from sasa_bench.gate.profiles import Profile
@@ -30,19 +30,20 @@ MOST_ALIKE = 3
 def html(result: Result, meaning: str, rows: Sequence[dict[str, str]], nodes: Sequence[str]) -> str:
     """One page that opens offline. `rows`: a line for each case, as in the other outputs; `nodes`: who measured."""
     names = short_names([case.key for case in result.cases])
-    arms = {name: arm | {"files": files(arm)} for name, arm in result.arms.items()}
+    arms = {name: arm | {"files": files(arm), "state": state(arm)} for name, arm in result.arms.items()}
     made = [
         _overview(result, names),
         _pairs(result, names),
         _profiles(result, names),
         page.section("gate-cases", "Every case", "Every case", table=_table(rows), shared=shared_axes(list(names))),
         page.section("gate-arms", "What each arm was", "Arms", arms=arms, nodes=nodes),
-        page.section("gate-method", "How it decides", "Method", rules=result.rules, bias_factor=BIAS_FACTOR),
+        page.section("gate-method", "How the gate decides", "Method", rules=result.rules, bias_factor=BIAS_FACTOR),
     ]
     return page.render(
         "gate.html",
         result=result,
         meaning=meaning,
+        arms=arms,
         tiles=_tiles(result),
         looks=_looks(result, names),
         sections=[section for section in made if section],
@@ -57,7 +58,11 @@ def _tiles(result: Result) -> list[dict[str, str]]:
     slower = [case.ratio for case in result.cases if case.verdict in FAILING and case.ratio is not None]
     noisy = [case.detectable for case in result.cases if case.detectable is not None and case.verdict == EQUIVALENT]
     return [
-        _tile("slower or worse", str(failing), f"the slowest by {max(slower) - 1:.1%}" if slower else "of all cases"),
+        _tile(
+            "slower or worse",
+            str(failing),
+            f"the slowest by {max(slower) - 1:.1%}" if slower else f"of {len(result.cases)} cases",
+        ),
         _tile("faster", str(counts["IMPROVED"]), "beyond their margin"),
         _tile("undecided", str(counts[INCONCLUSIVE] + counts[NOT_RUN]), "INCONCLUSIVE or NOT RUN"),
         _tile("equivalent", str(counts[EQUIVALENT]), f"{max(noisy):.1%} would have shown" if noisy else ""),
@@ -130,7 +135,7 @@ def _pairs(result: Result, names: dict[str, str]) -> Section | None:
     figures = [_figure(result, case, names[case.key]) for case in result.cases if case.key in confirmed]
     if not figures:
         return None
-    return page.section("gate-pairs", "Pairs of what was confirmed", "Pairs", figures=figures)
+    return page.section("gate-pairs", "Pairs of the suspects", "Pairs", figures=figures)
 
 
 def _figure(result: Result, case: CaseVerdict, name: str) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def survey(arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, 
             except WorkerRefused as error:
                 unknown[impl] = str(error)
     kernels = {name: {"digest": kernel.digest, "path": kernel.path} for name, kernel in arm.kernels.items()}
-    return loaded | {"commit": arm.commit, "kernels": kernels}, unknown
+    return loaded | {"interpreter": arm.python, "commit": arm.commit, "kernels": kernels}, unknown
 
 
 def require_known(unknown: Sequence[Mapping[str, str]]) -> None:

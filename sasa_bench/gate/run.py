@@ -16,7 +16,7 @@ from typing import Any
 
 from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.decision import Result, decide
-from sasa_bench.gate.evidence import Evidence
+from sasa_bench.gate.evidence import Evidence, same_code
 from sasa_bench.gate.layout import Layout, laid_out
 from sasa_bench.gate.pairs import (
     Counts,
@@ -55,6 +55,7 @@ class Gate:
     journal  gets a line for each pair, with what is in `label`
     spin     slows head on purpose
     layout   how native code of the arms is linked, one of relink.LAYOUTS
+    time_unchanged  also time arms that run the same files in the same environment, as a measurement of the gate does
     """
 
     arms: Sequence[Arm]
@@ -67,6 +68,7 @@ class Gate:
     label: Mapping[str, Any] = field(default_factory=dict)
     spin: Spin = no_slow_down
     layout: str = BUILT
+    time_unchanged: bool = False
 
     def run(self) -> Result:
         """Measure, then decide. Raises ArmError for an arm that runs something else than it should."""
@@ -74,7 +76,8 @@ class Gate:
         return decide(self.arms, {0: found}, self.rules, found.spent_s)
 
     def measure(self) -> Evidence:
-        """Exact figures, the screen, and fresh pairs over its suspects; raises as run."""
+        """Exact figures, the screen, and fresh pairs over its suspects; exact figures alone where base and head are the
+        same code. Raises as run."""
         beside = self.arms[0].folder.parent
         with laid_out(self.layout, beside) as layout:
             return _Measurement(self, layout).whole()
@@ -93,9 +96,17 @@ class _Measurement:
     replaced_s: float = 0.0
 
     def whole(self) -> Evidence:
-        rules = self.gate.rules
         found = self.exact()
         found.pairs, found.notes = self.pairs, self.notes
+        found.unchanged = same_code(found.loaded["base"], found.loaded["head"]) and not self.gate.time_unchanged
+        if not found.unchanged:
+            self.time_pairs(found)
+        found.spent_s = time.monotonic() - self.started
+        return found
+
+    def time_pairs(self, found: Evidence) -> None:
+        """The screen and fresh pairs over its suspects; what disturbed them is noted."""
+        rules = self.gate.rules
         screened = self.phase("screen", lambda: self.points(found.timed(rules)), lambda done: rules.screen_pairs)
         if not (screened and self.phase("confirm", lambda: self.points(found.undecided(rules)), self.planner(found))):
             found.stopped = self.why_stopped()
@@ -108,8 +119,6 @@ class _Measurement:
             )
         if said := self.layout.note():
             self.notes.append(said)
-        found.spent_s = time.monotonic() - self.started
-        return found
 
     def exact(self) -> Evidence:
         gate, arms = self.gate, self.gate.arms

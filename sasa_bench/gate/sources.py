@@ -103,7 +103,7 @@ def merge_base(revision: str, head: str) -> str:
     """
     repository = find(Path.cwd())
     if repository is None:
-        raise ArmError(f"--merge-base needs a repository, and {Path.cwd()} is in none")
+        raise ArmError(f"--merge-base: {Path.cwd()} is in no git repository; run the gate inside one")
     own = resolve(head).commit
     return repository.merge_base(revision, own if own and repository.commit(own) else "HEAD")
 

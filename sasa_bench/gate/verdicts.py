@@ -106,7 +106,7 @@ def exact_verdict(
     assert head is not None
     grown = _more_work(base, head) + (_grown(base, head, rules) if same_environment else [])
     if grown:
-        return CaseVerdict(key, REGRESSION, "; ".join(grown))
+        return CaseVerdict(key, REGRESSION, f"{'; '.join(grown)}; its time was not measured")
     return CaseVerdict(key, EQUIVALENT, _remark(base, head))
 
 
@@ -268,10 +268,13 @@ def contaminated(floor: Mapping[str, Sequence[float]], rules: Rules, nodes: Mapp
     return ""
 
 
-def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "", allow_not_run: bool = False) -> str:
+def run_verdict(
+    cases: Sequence[CaseVerdict], contaminated: str = "", allow_not_run: bool = False, unchanged: bool = False
+) -> str:
     """The verdict of the run. What is exact fails it whatever the noise; times count where the noise floor holds.
 
-    A run that timed nothing proves nothing, and neither does one in which a case ran in neither arm, unless allowed.
+    A run that timed nothing proves nothing unless the arms are the same code (`unchanged`), and neither does one in
+    which a case ran in neither arm, unless allowed.
     """
     verdicts = {case.verdict for case in cases}
     exact = [case for case in cases if case.verdict in FAILING and case.ratio is None]
@@ -281,7 +284,7 @@ def run_verdict(cases: Sequence[CaseVerdict], contaminated: str = "", allow_not_
         return CONTAMINATED
     if verdicts & set(FAILING):
         return REGRESSION
-    timed = any(case.ratio is not None for case in cases)
+    timed = any(case.ratio is not None for case in cases) or (unchanged and EQUIVALENT in verdicts)
     open_cases = INCONCLUSIVE in verdicts or (NOT_RUN in verdicts and not allow_not_run)
     return PASS if timed and not open_cases else INCONCLUSIVE
 

@@ -61,7 +61,7 @@ def test_pairs_that_do_not_count_and_runs_that_are_too_short_are_not_replayed(tm
         recorded(0.01, "cut off")[:-1],
         [line(9.0, "screen, replaced"), {"run": {}}],
     ]
-    with pytest.raises(aa.JournalError, match="--record adds one"):
+    with pytest.raises(aa.JournalError, match="--record --budget 30m adds one"):
         aa.recordings(journal(path, *others), Rules())
     (found,) = aa.recordings(journal(path, *others, recorded(0.01, beside="busy", layout="pair")), Rules())
     assert (found.beside, found.layout) == ("busy", "pair")

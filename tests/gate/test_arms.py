@@ -213,6 +213,17 @@ def test_a_commit_with_a_link_to_elsewhere_is_checked_out_with_it(repository: Pa
     assert Path(base.impl("src/kern.py")).with_name("data").readlink() == Path("/no/such/folder")
 
 
+def test_a_kernel_beside_a_link_to_another_folder_elsewhere_is_another_kernel(repository: Path, tmp_path: Path) -> None:
+    for version in ("1.0", "2.0"):
+        (tmp_path / version).mkdir()
+        (repository / "src/csrc").unlink(missing_ok=True)
+        (repository / "src/csrc").symlink_to(tmp_path / version)
+        git(repository, "add", ".")
+        git(repository, "commit", "-qm", version)
+    base, head, copy = (arm.kernels["src/kern.py"].digest for arm in arms_of(tmp_path, "HEAD~1", "HEAD"))
+    assert base == copy != head
+
+
 @pytest.mark.parametrize("head", [".", "HEAD"])
 def test_links_beside_a_kernel_lead_to_the_files_of_the_same_revision(
     repository: Path, tmp_path: Path, head: str

@@ -149,7 +149,7 @@ def test_a_search_that_was_stopped_goes_on_and_names_what_it_skipped(
     assert result.commits == repository.between("HEAD~8", "HEAD")
     assert {result.subjects[place] for place in result.candidates} <= {"commit 4", "commit 5"}
     assert "skipped" in result.text()
-    assert f"{len(Played.asked)} questions" in result.text()
+    assert f"{len(Played.asked)} comparisons" in result.text()
     with pytest.raises(BisectError, match=r"belongs to another search \(good"):
         search("HEAD~7").run()
     points = [Point("unfold", Case(threads=7))]

@@ -92,8 +92,18 @@ def test_the_level_is_shared_by_the_suspects_of_all_tasks() -> None:
     assert both.exit_status == 3
 
 
-def test_evidence_reads_back_as_it_was_written() -> None:
-    found = played([point.key for point in POINTS], {POINTS[0].key: 0.2})
+@pytest.mark.parametrize(("lost", "verdict"), [(False, "PASS"), (True, "INCONCLUSIVE")])
+def test_tasks_that_find_the_same_files_pass_untimed_unless_one_is_lost(lost: bool, verdict: str) -> None:
+    keys = [point.key for point in POINTS]
+    shards = enumerate((keys[:3], keys[3:5]))
+    parts = {number: replace(played(shard, {}), pairs=[], unchanged=True) for number, shard in shards}
+    result = decide(ARMS, parts, RULES, 1.0, {keys[5]: "task 2 ended without a result"} if lost else {})
+    assert (result.verdict, result.unchanged, result.pairs) == (verdict, True, [])
+
+
+@pytest.mark.parametrize("unchanged", [False, True])
+def test_evidence_reads_back_as_it_was_written(unchanged: bool) -> None:
+    found = replace(played([point.key for point in POINTS], {POINTS[0].key: 0.2}), unchanged=unchanged)
     assert Evidence.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
 

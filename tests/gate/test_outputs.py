@@ -57,14 +57,14 @@ def test_a_comment_on_a_pull_request_is_short_and_links_to_the_rest() -> None:
 
 
 def test_control_characters_and_bars_of_a_reason_stay_in_their_cell() -> None:
-    cases = [CaseVerdict("unfold batch=1", "WRONG", "off\x1b[31m by | a\nlot\x00")]
+    cases = [CaseVerdict("unfold batch=1", "WRONG", "off\x1b[31m by\x1b[0m \x1b[2J| a\nlot\x00")]
     result = Result("REGRESSION", cases, {}, "others\x07 computed", [], 60.0, Rules())
     failure, error = (case[0].attrib["message"] for case in ElementTree.fromstring(junit(result)))
-    assert failure == r"WRONG:  off\x1b[31m by | a lot\x00"
+    assert failure == r"WRONG:  off by \x1b[2J| a lot\x00"
     assert error == r"others\x07 computed"
     (row,) = (line for line in markdown(result).splitlines() if "by" in line and line.startswith("|"))
     assert "\x1b" not in markdown(result)
-    assert r"by \| a lot" in row
+    assert r"by \x1b[2J\| a lot" in row
 
 
 @pytest.mark.parametrize(("allowed", "kind"), [(False, "error"), (True, "skipped")])
@@ -94,3 +94,30 @@ def test_arms_that_differ_in_a_kernel_file_alone_are_named_by_it() -> None:
     said = text(Result("PASS", [], arms, "", [], 60.0, Rules()))
     assert "base: main, files kern.py 1a, torch 2" in said
     assert "head: main, files kern.py 2b, torch 2" in said
+
+
+def test_an_arm_says_which_state_of_its_source_it_was_made_from() -> None:
+    loaded = {"digest": "0", "torch": "2", "folder": "/x", "python": "p", "commit": "0123456789abcdef"}
+    arms = {
+        "base": loaded | {"source": "main"},
+        "copy": loaded | {"source": loaded["commit"]},
+        "head": loaded | {"source": ".", "as_it_is": True},
+    }
+    said = text(Result("PASS", [], arms, "", [], 60.0, Rules()))
+    assert "base: main at 0123456789, files" in said
+    assert "copy: 0123456789abcdef, files" in said
+    assert "head: . with what was not committed, files" in said
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "allowed", "words"),
+    [
+        (["INCONCLUSIVE", "EQUIVALENT"], False, "INCONCLUSIVE: 1 case could not be decided"),
+        (["INCONCLUSIVE", "NOT RUN", "NOT RUN"], False, "1 case could not be decided and 2 cases ran in neither arm"),
+        (["NOT RUN", "NEW"], True, "INCONCLUSIVE: no case was timed"),
+    ],
+)
+def test_an_open_run_says_how_many_cases_are_open_and_why(verdicts: list[str], allowed: bool, words: str) -> None:
+    cases = [CaseVerdict(f"a batch={number}", verdict) for number, verdict in enumerate(verdicts)]
+    said = text(Result("INCONCLUSIVE", cases, {}, "", [], 60.0, Rules(allow_not_run=allowed)))
+    assert words in said.splitlines()[0]

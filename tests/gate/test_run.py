@@ -60,11 +60,14 @@ class Played:
         monkeypatch.setattr(gate, "measure_pair", self.pair)
         self.libraries = {"base": {"torch": "2"}, "head": {"torch": "2"}, "copy": {"torch": "2"}}
         self.unknown: dict[str, dict[str, str]] = {}
+        self.digests = {name: name for name in self.libraries}
+        self.interpreters = dict.fromkeys(self.libraries, "p")
         monkeypatch.setattr(gate, "survey", self.survey)
 
     def survey(self, arm: Arm, impls: Sequence[str], timeout_s: float) -> tuple[dict[str, Any], dict[str, str]]:
         libraries = self.libraries[arm.name]
-        loaded = {"digest": arm.name, "torch": libraries["torch"], "libraries": libraries, "python": "p"}
+        loaded = {"digest": self.digests[arm.name], "torch": libraries["torch"], "libraries": libraries, "python": "p"}
+        loaded["interpreter"] = self.interpreters[arm.name]
         return loaded, self.unknown.get(arm.name, {})
 
     def exact(
@@ -104,6 +107,32 @@ def test_identical_arms_pass(played: Played) -> None:
     result = played.run()
     assert (result.verdict, result.exit_status) == ("PASS", 0)
     assert played.pairs == RULES.screen_pairs
+
+
+def _same_files(played: Played) -> None:
+    played.digests = dict.fromkeys(played.digests, "one digest")
+    played.scatter = 0.002
+
+
+def test_the_same_files_in_the_same_environment_pass_without_being_timed(played: Played) -> None:
+    _same_files(played)
+    result = played.run()
+    assert (result.verdict, result.exit_status, played.pairs) == ("PASS", 0, 0)
+    assert gate_report.text(result).startswith("PASS: base and head are the same files, so nothing was timed")
+    assert all("the same files" in case.reason for case in result.cases)
+
+
+def test_the_same_files_fail_where_they_are_wrong(played: Played) -> None:
+    _same_files(played)
+    played.head_rows[POINTS[2].key] = ROW | {"status": "wrong", "reason": "y is off"}
+    assert played.run().verdict == "REGRESSION"
+
+
+def test_the_same_files_are_timed_to_measure_the_gate_and_with_another_interpreter(played: Played) -> None:
+    _same_files(played)
+    assert (played.run(time_unchanged=True).verdict, played.pairs) == ("PASS", RULES.screen_pairs)
+    played.interpreters["head"] = "another"
+    assert (played.run().verdict, played.pairs) == ("PASS", 2 * RULES.screen_pairs)
 
 
 def test_a_slow_down_is_confirmed_on_fresh_pairs_and_fails(played: Played) -> None:

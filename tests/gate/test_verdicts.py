@@ -278,6 +278,22 @@ def test_a_case_that_ran_in_neither_arm_passes_only_where_that_is_allowed() -> N
     assert run_verdict(cases[1:], allow_not_run=True) == INCONCLUSIVE
 
 
+@pytest.mark.parametrize(
+    ("verdicts", "unchanged", "verdict"),
+    [
+        ([EQUIVALENT], True, PASS),
+        ([EQUIVALENT], False, INCONCLUSIVE),
+        ([EQUIVALENT, NOT_RUN], True, INCONCLUSIVE),
+        ([EQUIVALENT, INCONCLUSIVE], True, INCONCLUSIVE),
+        ([SKIPPED], True, INCONCLUSIVE),
+        ([EQUIVALENT, WRONG], True, REGRESSION),
+    ],
+)
+def test_a_run_without_times_passes_only_on_the_same_code(verdicts: list[str], unchanged: bool, verdict: str) -> None:
+    cases = [CaseVerdict(str(number), found) for number, found in enumerate(verdicts)]
+    assert run_verdict(cases, unchanged=unchanged) == verdict
+
+
 UNSUPPORTED = {"status": "skipped", "reason": "inference only"}
 
 

@@ -40,7 +40,7 @@ def checkout(folder: Path, sleep: str = "") -> str:
     kernel = folder / "sasa_bench" / "impls" / "unfold.py"
     text = kernel.read_text()
     assert text.count("keys = windows(k)") == 1
-    kernel.write_text(text.replace("keys = windows(k)", f"{sleep}keys = windows(k)"))
+    kernel.write_text(text.replace("keys = windows(k)", f"{sleep}keys = windows(k)") + f"# {folder.name}\n")
     return str(folder)
 
 

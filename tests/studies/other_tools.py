@@ -205,7 +205,7 @@ def by_gate(job: Job) -> Outcome:
 
     rules = Rules()
     points = list(job.points.values())
-    result = gate.Gate(arms, points, rules, job.seconds, 120.0, spin=spin, layout=PAIR).run()
+    result = gate.Gate(arms, points, rules, job.seconds, 120.0, spin=spin, layout=PAIR, time_unchanged=True).run()
     # A contaminated run flags nothing.
     flagged = {case.key for case in result.cases if case.verdict == REGRESSION and not result.contaminated}
     settings = f"{rules.screen_pairs} + {rules.confirm_pairs} pairs, margin {rules.margin:.1%}, level {rules.alpha:.0%}"

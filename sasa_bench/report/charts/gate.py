@@ -122,7 +122,7 @@ def over_time(blocks: pd.DataFrame, pairs: pd.DataFrame) -> Spec:
         width="container",
         height=200,
         autosize=FIT,
-        title=title("head over base by block (small) and pair (large), in order of time"),
+        title=title("head over base alone, by block (small) and pair (large), in order of time"),
     )
     return dict(chart.to_dict())
 
