@@ -97,11 +97,11 @@ def unfit(name: str, use: Use, window: Window) -> str | None:
         return str(error)
     core = impl.core
     if core is None:
-        return "it prepares for one size"
+        return "it is built for one size"
     if use.exported and not core.portable:
-        return "it is no program of torch's own operators"
+        return "it does not run as torch operators"
     if use.exported == "open" and not core.open_sizes:
-        return "torch.export would close open sizes"
+        return "torch.export would fix open sizes"
     if use.transformed and not core.transforms:
         return "torch.func and forward-mode derivatives do not go through it"
     try:

@@ -33,6 +33,7 @@ class LocalAttention2d(WindowAttention):
     if x is. y has the dtype of x, or that of torch.autocast where it is on, as with nn.Conv2d.
 
     channels      of x
+    out_channels  C; as many as `channels` when None
     kernel_size   K, side of the window in pixels, or (Kh, Kw); odd
     heads         N; divides the output channels
     position      none; absolute: sines of row and column added to x; relative: r = (row, column) embeddings of d / 2
@@ -40,7 +41,6 @@ class LocalAttention2d(WindowAttention):
     border        mask: pixels outside the map take no part in the softmax; zero: they do, with k = v = 0
     impl          the implementation that runs it, by name; see `sasa-bench list`. auto: the fastest that can; see
                   `sasa-bench doctor`
-    out_channels  C; as many as `channels` when None
     bias          whether q, k, v and the output projection have one
     scale         factor of the logits; d ** -0.5 is that of transformers
     proj          whether a C x C projection follows, which mixes the heads
@@ -59,13 +59,13 @@ class LocalAttention2d(WindowAttention):
     def __init__(
         self,
         channels: int,
+        out_channels: int | None = None,
         *,
         kernel_size: int | tuple[int, int] = 7,
         heads: int = 8,
         position: str = "relative",
         border: str = "mask",
         impl: str = AUTO,
-        out_channels: int | None = None,
         bias: bool = False,
         scale: float = 1.0,
         proj: bool = False,
@@ -75,6 +75,11 @@ class LocalAttention2d(WindowAttention):
         channels = _whole("channels", channels, 1)
         out_channels = channels if out_channels is None else _whole("out_channels", out_channels, 1)
         heads, stride = _whole("heads", heads, 1), _whole("stride", stride, 1)
+        if out_channels != channels and out_channels % heads:
+            raise ValueError(
+                f"out_channels = {out_channels} do not split into heads = {heads}: give a multiple of {heads}, or "
+                "other heads; give the window as kernel_size="
+            )
         sides = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
         if len(sides) != 2:
             raise ValueError(f"kernel_size = {kernel_size!r}: give one side in pixels, or two, (Kh, Kw)")
@@ -206,7 +211,7 @@ def network(
     The arguments are the axes of a case at scope "network" and the implementation that runs the attention. A state dict
     of one fits the same network with any other implementation. An odd number of pixels halves upwards.
 
-    name              resnet26, resnet38, resnet50 or retinanet50
+    name              resnet26, resnet38, resnet50, retinanet26, retinanet38 or retinanet50
     stem              conv, or attention: stand_alone, conv_values, aware_values
     attention_groups  the groups of the backbone whose 3 x 3 convolutions are attention, such as "34"; none for none
     kernel_size, heads, position, border, impl
@@ -312,7 +317,7 @@ def _attending(name: str) -> Impl:
     impl = impls.get(name)
     if impl.attend is None and impl.layer is None and impl.core is None:
         known = ", ".join([AUTO, *(n for n in impls.BUILTIN if n != name and _has_attend(n))])
-        raise ValueError(f"implementation {name!r} computes no local attention inside a model: give {known}")
+        raise ValueError(f"implementation {name!r} computes no local attention inside a model: give one of {known}")
     return impl
 
 

@@ -180,9 +180,11 @@ def _open(images: tuple[Tensor, ...]) -> tuple[Any, ...]:
 
 
 def _asymmetric(images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Images like these for a trace: a size of 1, or two that are equal, would be taken for constants."""
-    height, width = images[0].shape[2:]
-    height, width = max(height, 9), max(width, 9)
+    """Images like these for a trace: a size of 1, or two that are equal, would be taken for constants.
+
+    Odd sizes, because a stem traced at multiples of its blocks does not fill other sizes up.
+    """
+    height, width = (max(size, 9) | 1 for size in images[0].shape[2:])
     width += 4 if height == width else 0
     return tuple(torch.zeros(3, image.shape[1], height, width, dtype=image.dtype) for image in images)
 

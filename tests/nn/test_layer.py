@@ -40,7 +40,7 @@ def test_maps_of_any_size_go_through_one_layer() -> None:
 
 
 def test_the_output_can_have_other_channels_than_the_input() -> None:
-    layer = LocalAttention2d(12, kernel_size=3, heads=4, out_channels=16)
+    layer = LocalAttention2d(12, 16, kernel_size=3, heads=4)
     assert layer(torch.randn(2, 12, 5, 6)).shape == (2, 16, 5, 6)
 
 
@@ -101,6 +101,7 @@ def test_the_repr_says_what_was_asked_for() -> None:
         ({"heads": 3}, "give a number of heads that divides it"),
         ({"position": "rotary"}, "none, absolute, relative"),
         ({"border": "wrap"}, "mask, zero"),
+        ({"out_channels": 7}, "out_channels = 7 do not split into heads = 8: give a multiple of 8"),
         ({"impl": "conv3x3"}, "computes no local attention inside a model"),
         ({"impl": "nothing"}, "unknown implementation 'nothing'"),
         ({"channels": 0, "out_channels": 8}, "1 or more"),

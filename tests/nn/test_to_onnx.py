@@ -17,6 +17,7 @@ from torch import nn
 import sasa_bench
 from sasa_bench import impls
 from sasa_bench.cli import cli
+from sasa_bench.networks.stem import AttentionStem
 from sasa_bench.nn import ExportError, saved_types, to_onnx
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -52,6 +53,20 @@ def test_a_file_of_open_sizes_serves_them_all(tmp_path: Path) -> None:
         for shape in ((1, 8, 1, 1), (3, 8, 4, 12), (2, 8, 9, 5)):
             x = torch.randn(shape)
             torch.testing.assert_close(run(made.path, x), layer(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", ["stand_alone", "conv_values", "aware_values"])
+def test_a_file_of_open_sizes_with_an_attention_stem_serves_sizes_that_blocks_do_not_divide(
+    values: str, tmp_path: Path
+) -> None:
+    network = nn.Sequential(
+        AttentionStem(3, 16, values), sasa_bench.LocalAttention2d(16, kernel_size=3, heads=2)
+    ).eval()
+    made = sasa_bench.export(network, torch.randn(1, 3, 12, 16), tmp_path / "m.onnx", dynamic=True)
+    with torch.no_grad():
+        for height, width in ((12, 16), (13, 16), (8, 11), (7, 18), (4, 4), (3, 5)):
+            x = torch.randn(2, 3, height, width)
+            torch.testing.assert_close(run(made.path, x), network(x), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
