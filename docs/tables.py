@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import re
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sasa_bench.cli import listing
@@ -22,6 +22,12 @@ ANSWER = runpy.run_path(str(DOCS / "answer.py"))
 REFERENCE = DOCS.parent / "reports" / "reference"
 SUITES = REFERENCE / "sapphire-rapids-suites.jsonl"
 NETWORKS = REFERENCE / "zen4-networks.jsonl"
+WHOLE_NETWORKS = {
+    "whole network": ("networks", ("network", "stem")),
+    "ResNet-50": ("attention_groups", ("attention_groups",)),
+    "ResNet-50, all groups": ("stem", ("stem",)),
+}
+"""First cell of a table -> the suite that it shows, and the axes that name its lines."""
 BASELINE = "convolutions"
 """The network that tests/studies/time_networks.py compares the others with."""
 
@@ -37,7 +43,9 @@ def renewed() -> Iterator[tuple[Path, str]]:
         },
         "onnx.md": {"layer": exported(SUITES)},
         "notes/gate.md": {"tool": other_tools(REFERENCE / "gate" / "validation.csv")},
-        "notes/networks.md": {"whole network": whole_networks(NETWORKS)},
+        "notes/networks.md": {
+            title: whole_networks(NETWORKS, suite, title, axes) for title, (suite, axes) in WHOLE_NETWORKS.items()
+        },
     }
     for name, found in tables.items():
         text = (DOCS / name).read_text()
@@ -83,10 +91,10 @@ def other_tools(file: Path) -> str:
     return "\n".join(lines)
 
 
-def whole_networks(file: Path) -> str:
-    """Markdown: time of each network with attention over one with 3 x 3 convolutions, by mode."""
+def whole_networks(file: Path, suite: str, title: str, axes: Sequence[str]) -> str:
+    """Markdown: time of each network of a suite with attention over one with 3 x 3 convolutions, by mode."""
     rows = frame(read([file]))
-    rows = rows[rows["scope"] == "network"]
+    rows = rows[rows["suite"] == suite]
     columns = [
         (f"{mode}, {words}", mode, impl, ratio)
         for mode in dict.fromkeys(rows["mode"])
@@ -96,11 +104,13 @@ def whole_networks(file: Path) -> str:
             ("`unfold` over the fastest", "unfold", ANSWER["RATIO"]),
         )
     ]
-    lines = ["| whole network | " + " | ".join(head for head, *_ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for (network, stem), found in rows.groupby(["network", "stem"], sort=False):
+    named = {"network": "{}", "stem": "stem `{}`", "attention_groups": "groups `{}`"}
+    lines = [f"| {title} | " + " | ".join(head for head, *_ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for values, found in rows.groupby(list(axes), sort=False):
+        name = ", ".join(named[axis].format(value) for axis, value in zip(axes, values, strict=True))
         each = found.set_index(["mode", "impl"])
         cells = [ANSWER["cell"](each.loc[(mode, impl)], ratio) for _, mode, impl, ratio in columns]
-        lines.append(f"| {network}, stem `{stem}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
