@@ -1,4 +1,4 @@
-"""What the documentation site takes from elsewhere in the repository: reference results, changelog, API, notes."""
+"""What the documentation site takes from the repository: reference results, changelog, commands, API, notes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Adds the files of reports/reference, the changelog and the page of the public functions."""
+    """Adds the files of reports/reference, the changelog, and the pages of the commands and of the public functions."""
     for path in sorted(REFERENCE.rglob("*")):
         if path.is_file() and path.suffix in SHOWN:
             at = f"reference/{path.relative_to(REFERENCE).as_posix()}"
             files.append(File.generated(config, at, abs_src_path=str(path)))
     files.append(File.generated(config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text()))
-    files.append(File.generated(config, "api.html", content=_api().page()))
+    files.append(File.generated(config, "api.html", content=_script("api").page()))
+    files.append(File.generated(config, "commands.md", content=_script("commands").page()))
     return files
 
 
@@ -43,8 +44,8 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
     return re.sub(r"\[([^\]]+)\]\((?:\.\./)+(?!reference/)(?!\w+\.md)[^)]+\)", r"\1", markdown)
 
 
-def _api() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("docs_api", ROOT / "docs/api.py")
+def _script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / f"docs/{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -105,6 +105,12 @@ def test_the_site_builds_without_a_warning_and_has_every_page(site: Path) -> Non
     assert (site / "api.html").exists()
 
 
+def test_its_page_of_commands_has_the_help_of_each_and_the_environment_variables(site: Path) -> None:
+    text = (site / "commands.html").read_text()
+    assert [verb for verb in cli.commands if f'id="{verb}"' not in text] == []
+    assert all(word in text for word in ("--merge-base", "SASA_BENCH_CACHE"))
+
+
 def test_it_holds_the_reference_results_and_their_index(site: Path) -> None:
     committed = {path.name for path in (ROOT / "reports/reference").glob("*.html")}
     assert committed
