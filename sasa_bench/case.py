@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,6 +18,12 @@ class UserError(ValueError):
 
 class CaseError(UserError):
     """A value that no case can have."""
+
+
+def closest(word: object, known: Iterable[str]) -> str:
+    """For a message on an unknown word: "do you mean 'fused'? " where a known one is close to it, else ""."""
+    like = difflib.get_close_matches(str(word), known, 1)
+    return f"do you mean {like[0]!r}? " if like else ""
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -95,7 +102,7 @@ class Case:
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise CaseError(f"{name} = {value!r} is not one of {', '.join(allowed)}")
+                raise CaseError(f"{name} = {value!r}: {closest(value, allowed)}give one of {', '.join(allowed)}")
         for name, least in (("kernel_size", 1), ("channels", 1), ("heads", 1), ("batch", 1), ("threads", 0)):
             value = _whole(getattr(self, name))
             object.__setattr__(self, name, value)
@@ -117,7 +124,7 @@ class Case:
         if (self.network == "none") == (self.scope == "network"):
             raise CaseError(
                 f"scope = {self.scope!r} with network = {self.network!r}: "
-                "a network is named at scope = 'network' and only there"
+                "give scope = 'network' and a network, or neither"
             )
         self._check_network()
 
@@ -138,7 +145,8 @@ class Case:
         if self.scope != "network":
             if self.attention_groups != "none":
                 raise CaseError(
-                    f"attention_groups = {self.attention_groups!r} at scope {self.scope!r}: only a network has them"
+                    f"attention_groups = {self.attention_groups!r} at scope {self.scope!r}: only a network has them; "
+                    "give 'none'"
                 )
             self._check_stem()
             if self.position == "relative_only":
@@ -216,14 +224,14 @@ def from_dict(values: Mapping[str, Any]) -> Case:
     """The case with these fields; absent ones keep their default. Raises CaseError for an unknown field."""
     for name in values:
         if name not in AXES:
-            raise CaseError(f"unknown axis {name!r}: the axes are {', '.join(AXES)}")
+            raise CaseError(f"unknown axis {name!r}: {closest(name, AXES)}the axes are {', '.join(AXES)}")
     return Case(**values)
 
 
 def parse_value(name: str, text: str) -> Any:
     """The value of axis `name` written as `text` on a command line. Raises CaseError."""
     if name not in AXES:
-        raise CaseError(f"unknown axis {name!r}: the axes are {', '.join(AXES)}")
+        raise CaseError(f"unknown axis {name!r}: {closest(name, AXES)}the axes are {', '.join(AXES)}")
     if name == "resolution":
         return canonical_resolution(text)
     if _TYPES[name] is int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import math
 import tomllib
@@ -12,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from sasa_bench.case import AXES, Case, CaseError, UserError, from_dict
+from sasa_bench.case import AXES, Case, CaseError, UserError, closest, from_dict
 
 KEYS = ("title", "impls", "axes", "fixed")
 
@@ -55,11 +54,9 @@ def locate(path: Path) -> Path:
     if path.name not in known:
         if path.is_dir():
             return path
-        like = difflib.get_close_matches(path.name, known, 1)
-        hint = f"do you mean {like[0]!r}? " if like else ""
         raise SuiteError(
-            f"{path}: no such suite; {hint}the shipped suites are {', '.join(known)}; a suite of your own is the path "
-            "of a .toml file"
+            f"{path}: no such suite; {closest(path.name, known)}the shipped suites are {', '.join(known)}; a suite of "
+            "your own is the path of a .toml file"
         )
     return known[path.name]
 
@@ -95,15 +92,15 @@ def from_data(name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequen
     """The suite in `data`, the parsed file. Raises SuiteError or CaseError."""
     for key in data:
         if key not in KEYS:
-            raise SuiteError(f"unknown key {key!r}: a suite has the keys {', '.join(KEYS)}")
+            raise SuiteError(f"unknown key {key!r}: {closest(key, KEYS)}a suite has the keys {', '.join(KEYS)}")
     title = data.get("title")
     if not isinstance(title, str) or not title.strip():
-        raise SuiteError('title is missing: give the question the suite answers, title = "..."')
+        raise SuiteError('title is missing or no text: give the question the suite answers, title = "..."')
     impls = data.get("impls")
     if not isinstance(impls, list) or not impls or not all(isinstance(i, str) for i in impls):
-        raise SuiteError('impls is missing: list implementations by name, impls = ["unfold", "conv3x3"]')
+        raise SuiteError('impls is no list of names: list implementations, impls = ["unfold", "conv3x3"]')
     if len(set(impls)) < len(impls):
-        raise SuiteError(f"impls = {impls} names one twice")
+        raise SuiteError(f"impls = {impls} has one twice: list each once")
     for key in ("axes", "fixed"):
         if not isinstance(data.get(key, {}), dict):
             raise SuiteError(f"{key} = {data[key]!r} must be a table, [{key}]")
@@ -140,7 +137,7 @@ def _axis(key: str, values: Any) -> Axis:
     names = tuple(part.strip() for part in key.split(","))
     for name in names:
         if name not in AXES:
-            raise SuiteError(f"unknown axis {name!r}: the axes are {', '.join(AXES)}")
+            raise SuiteError(f"unknown axis {name!r}: {closest(name, AXES)}the axes are {', '.join(AXES)}")
     if not isinstance(values, list) or not values:
         raise SuiteError(f"axis {key!r} = {values!r}: give a list with at least one value")
     if len(names) == 1:

@@ -83,6 +83,15 @@ def test_an_unknown_axis_lists_the_known_ones() -> None:
         parse_value("window", "3")
 
 
+def test_a_misspelt_axis_or_choice_is_answered_with_the_one_that_is_meant() -> None:
+    with pytest.raises(CaseError, match=r"unknown axis 'kernal_size': do you mean 'kernel_size'\?"):
+        parse_value("kernal_size", "3")
+    with pytest.raises(CaseError, match=r"dtype = 'float23': do you mean 'float32'\? give one of float32, "):
+        Case(dtype="float23")
+    with pytest.raises(CaseError, match=r"dtype = 'xyz': give one of"):
+        Case(dtype="xyz")
+
+
 def test_a_value_of_the_command_line_gets_the_type_of_its_axis() -> None:
     assert parse_value("channels", "64") == 64
     assert parse_value("resolution", "6x10") == "6x10"

@@ -67,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 REMEDIES = {
-    errno.ENOSPC: "free some space and repeat the command; `run --resume` continues where it stopped",
-    errno.EDQUOT: "free some of your quota and repeat the command; `run --resume` continues where it stopped",
-    errno.EROFS: "name another path with --out",
+    errno.ENOSPC: "free some space, then repeat the command (`run` with --resume)",
+    errno.EDQUOT: "free some of your quota, then repeat the command (`run` with --resume)",
+    errno.EROFS: "name a path on a file system that can be written to",
     errno.EACCES: "name another path, or change its permissions",
     errno.EISDIR: "name a file",
     errno.EEXIST: "name another path",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     "--shape", metavar="BxCxHxW", help="Of the images; by default one, with the channels that the model takes."
 )
 @click.option("--dynamic", is_flag=True, help="Leave batch, height and width open.")
-@click.option("--library", is_flag=True, help="Attention as one custom operator, the fastest; its library is named.")
+@click.option("--library", is_flag=True, help="Attention as one custom operator (fastest); prints its library.")
 @click.option("--trust", is_flag=True, help="Load MODEL.pt even where it can run any code.")
 def export(source: str, out: Path, shape: str | None, dynamic: bool, library: bool, trust: bool) -> None:
     """Write a trained LocalAttention2d or network as ONNX, run in ONNX Runtime against the module first.
@@ -86,7 +86,7 @@ def _from_file(path: Path, trust: bool) -> nn.Module:
     except Exception as error:  # whatever reading bytes that are no such file may raise
         remedy = "call sasa_bench.export in the script that made it" if trust else "add --trust if you trust it"
         raise click.UsageError(
-            f"{path} is no file of a module {'that is found here' if trust else 'of torch and sasa-bench alone'}: "
+            f"{path} is no saved module {'found here' if trust else 'of torch and sasa-bench classes only'}: "
             f"{remedy}, or give module:factory, a function that loads the weights ({first_line(error)})"
         ) from None
     if not isinstance(module, nn.Module):

@@ -63,7 +63,7 @@ class Asked:
 @click.command()
 @SUITES
 @DEVICE
-@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Measure this one instead; repeatable.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Only this implementation; repeatable.")
 @CASE
 @click.option("--out", type=click.Path(path_type=Path), help="Results file; under reports/ by default.")
 @click.option("--resume", is_flag=True, help="Continue the file of --out; complete cases in it are not measured again.")
@@ -76,7 +76,7 @@ class Asked:
     callback=seconds,
     default=120.0,
     show_default=True,
-    help="Seconds a stage of a row may take.",
+    help="Seconds a stage of a row may take; building, at least 900.",
 )
 @click.option(
     "--shard", callback=part, metavar="I/N", help="Measure part I of N, split by cost; `merge` joins the parts."
@@ -153,6 +153,8 @@ def _run_here(asked: Asked, suites: Sequence[Suite], path: Path, on_gpu: bool) -
             shown.stop()
             return _stopped(asked, path, seen[0])
     said = ", ".join(f"{count} {status}" for status, count in summary.counts.items()) or "nothing left to measure"
+    if summary.had:
+        said += f"; {summary.had} measured before"
     click.echo(f"{path}: {summary.total} row{'s' * (summary.total != 1)} ({said})")
     if summary.beside:
         cases = "1 case has" if summary.beside == 1 else f"{summary.beside} cases have"
@@ -253,7 +255,7 @@ def _write_merged(sweep: Any, out: Path, total: int, lost: Sequence[int]) -> Non
 
 @click.command(name="list")
 @click.argument("suites", nargs=-1, type=click.Path(path_type=Path))
-@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="As for run.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Only this implementation; repeatable.")
 @CASE
 @click.option("--markdown", is_flag=True, help="As the tables of the documentation: suites, axes, implementations.")
 def list_(suites: tuple[Path, ...], impls: tuple[str, ...], pairs: tuple[str, ...], markdown: bool) -> None:

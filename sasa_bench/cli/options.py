@@ -78,7 +78,7 @@ def duration(text: str) -> float:
     except ValueError:
         value = 0.0
     if not 0 < value < math.inf:
-        raise click.UsageError(f"{text!r} is not a duration: give seconds (300), minutes (10m) or hours (1h)")
+        raise click.UsageError(f"--budget {text!r} is not a duration: give seconds (300), minutes (10m) or hours (1h)")
     return value
 
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--table", "tables", multiple=True, metavar="T1..T7", help="Only this table; repeatable.")
 @click.option("--time", "with_time", is_flag=True, help="Also check and measure the networks on this machine, batch 1.")
-@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="With --time: this one; repeatable.")
+@click.option(
+    "--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="With --time: only this implementation; repeatable."
+)
 @click.option("--device", type=click.Choice(CHOICES["device"]), default="cpu", help="With --time: where to run.")
 @click.option(
     "--timeout",
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     callback=seconds,
     default=600.0,
     show_default=True,
-    help="Seconds a stage of a row may take.",
+    help="Seconds a stage of a row may take; building, at least 900.",
 )
 @click.option(
     "--results", type=click.Path(path_type=Path), help="A results file with times of the networks, instead of new ones."

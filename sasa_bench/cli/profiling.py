@@ -39,11 +39,11 @@ OUT = click.option(
 @TRACE
 @AGAINST
 @CASE
-@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Repeat to set side by side.")
+@click.option("--impl", "impls", multiple=True, metavar="NAME|FILE.py", help="Profile this one; repeat to compare.")
 @DEVICE
 @OUT
 @click.option(
-    "--timeout", "timeout_s", callback=seconds, default=900.0, show_default=True, help="Seconds that one may take."
+    "--timeout", "timeout_s", callback=seconds, default=900.0, show_default=True, help="Seconds for one implementation."
 )
 def profile(
     paths: tuple[Path, ...],
@@ -57,11 +57,11 @@ def profile(
 ) -> None:
     """Show where the time of one case of SUITE goes, or what traces of any program hold: one page.
 
-    It shows stages (of a suite), operators with shapes, stacks, memory and idle time.
+    The page has operators with shapes, stacks and memory; stages for a suite, idle time for traces.
     """
     if as_traces or against:
         if impls or pairs or device:
-            raise click.UsageError("--trace reads files: drop -c, --impl and --device")
+            raise click.UsageError("--trace and --against read files: drop -c, --impl and --device")
         _show_traces(paths, against, out)
     elif len(paths) > 1 or not impls:
         raise click.UsageError("profile one SUITE with --impl NAME, or give --trace FILE…")

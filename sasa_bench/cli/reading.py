@@ -124,9 +124,7 @@ def index(folder: Path) -> None:
 @click.option(
     "-c", "pairs", multiple=True, metavar="FIELD=VALUE[,VALUE]", help="Only cases with these values of an axis."
 )
-@click.option(
-    "--repository", type=EXISTING, help="Where the commits are known, besides that of sasa-bench; git runs there."
-)
+@click.option("--repository", type=EXISTING, help="Also look up dates of commits in this repository; git runs there.")
 @click.option("--level", callback=share, default=0.01, show_default=True, help="False discovery rate over all series.")
 @click.option("--format", "form", default="text", help="text, markdown or csv.")
 @click.option(

@@ -14,7 +14,7 @@ import traceback
 from importlib import metadata
 from pathlib import Path
 
-from sasa_bench.case import UserError
+from sasa_bench.case import UserError, closest
 from sasa_bench.impls.implementation import Impl, Info
 from sasa_bench.ops.op import Op
 from sasa_bench.results.record import ImplInfo
@@ -112,7 +112,8 @@ def get(name: str) -> Impl:
         return _from_plugin(plugins[name])
     else:
         raise UnknownImplError(
-            f"unknown implementation {name!r}: there are {', '.join(names())}; a file of your own is named by its path"
+            f"unknown implementation {name!r}: {closest(name, names())}there are {', '.join(names())}; a file of your "
+            "own is named by its path"
         )
     return _checked(found, name)
 

@@ -105,14 +105,18 @@ def _said(opened: Opened) -> str:
     said = f"{opened.name}: operators take {seconds(opened.spent_s)}{steps}, {share:.0f} % of it in `{name}`"
     cpu, gpu = ([thread for thread in working if thread.gpu == kind] for kind in (False, True))
     if cpu:
-        idle = cpu[0].idle_s / (cpu[0].busy_s + cpu[0].idle_s)
         many = f"the busiest of {len(cpu)} threads" if len(cpu) > 1 else "its one thread"
-        said += f"; {many} runs no operator for {100 * idle:.0f} % of the time"
+        said += f"; {many} {_idle(cpu[0], 'operator')}"
     if gpu:
-        idle = gpu[0].idle_s / (gpu[0].busy_s + gpu[0].idle_s)
         stream = f"the busiest of {len(gpu)} streams of GPUs" if len(gpu) > 1 else "the one stream of the GPU"
-        said += f"; {stream} runs no kernel for {100 * idle:.0f} %"
+        said += f"; {stream} {_idle(gpu[0], 'kernel')}"
     return said + "."
+
+
+def _idle(thread: breakdown.Thread, what: str) -> str:
+    whole = thread.busy_s + thread.idle_s
+    share = 100 * thread.idle_s / whole if whole else 0.0
+    return f"runs no {what} for {share:.0f} % of the time" if share >= 0.5 else f"runs {what}s all the time"
 
 
 def _compared_sentences(traces: Sequence[Opened]) -> list[str]:

@@ -16,7 +16,7 @@ from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.charts.compared import against_each_other, changes
 from sasa_bench.report.charts.parts import RUN
 from sasa_bench.report.charts.sweep import sweep
-from sasa_bench.report.findings import Ratio, answers, ratio, times
+from sasa_bench.report.findings import Ratio, answers, ratio, tally, times
 from sasa_bench.report.styles import style
 from sasa_bench.report.table import frame, marked, varying_axes
 from sasa_bench.results.columns import COLUMNS, TIME
@@ -181,7 +181,7 @@ def _versions(pairs: Sequence[Pair], first: Run, other: Run) -> pd.DataFrame:
                 "ratio": _digits(found.value),
                 "low": _digits(found.low) if np.isfinite(found.high) else float("nan"),
                 "high": _digits(found.high),
-                "verdict": _verdict(found),
+                "verdict": found.verdict,
             }
         )
     return pd.DataFrame(rows)
@@ -212,10 +212,6 @@ def _words(shown: pd.DataFrame) -> list[str]:
     return [name for name in shown.columns if name in labels]
 
 
-def _verdict(found: Ratio) -> str:
-    return "slower" if found.low > 1 else "faster" if found.high < 1 else "too close to call"
-
-
 def _words_of(record: Record, run: Run) -> str:
     """The case in words; its threads where they are not every core of the machine."""
     machine = run.results.machines.get(record.machine)
@@ -227,8 +223,7 @@ def _said(pairs: Sequence[Pair], first: Run, other: Run) -> Iterator[str]:
         yield "No implementation has an ok row for the same case in both files."
         return
     ratios = [pair.ratio for pair in pairs]
-    counts = {word: sum(_verdict(r) == word for r in ratios) for word in ("slower", "faster", "too close to call")}
-    words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    words = ", ".join(f"{count} {verdict}" for verdict, count in tally(ratios))
     mean = float(np.exp(np.mean(np.log([r.value for r in ratios]))))
     yield (
         f"Same hardware. Of {len(ratios)} shared rows, in {other.letter}: {words}. "

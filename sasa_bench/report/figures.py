@@ -67,7 +67,7 @@ def overview(table: pd.DataFrame, impls: Mapping[str, ImplInfo], op: str, most: 
         if compared["x_place"].nunique() > 1:
             chosen.setdefault(panel.suite, panel)
     if not chosen:
-        raise ResultsError(f"no suite has {op} and {BASELINE} at two points or more: there is nothing to draw")
+        raise ResultsError(f"no suite has {op} and a 3×3 convolution at two points or more: there is nothing to draw")
     shown = list(chosen.values())[:most]
     styles = style(impls, sorted(set(table["impl"])))
     figure = Figure(figsize=(3.9 * len(shown) + 0.4, 3.7), layout="constrained")

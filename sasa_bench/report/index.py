@@ -25,7 +25,9 @@ def write(folder: Path) -> list[Path]:
     """
     files = sorted(folder.glob("*.jsonl"))
     if not files:
-        raise ResultsError(f"{folder} holds no results file (*.jsonl): `sasa-bench run … --out {folder}/NAME.jsonl`")
+        raise ResultsError(
+            f"{folder} holds no results file (*.jsonl): `sasa-bench run … --out {folder}/NAME.jsonl` writes one"
+        )
     written, entries, cases = [], [], Counter[tuple[str, str, Case]]()
     for file in files:
         results = read([file])

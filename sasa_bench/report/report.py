@@ -30,7 +30,7 @@ def html(results: Results, name: str = "results") -> str:
     if len(hardware) > 1:
         raise ResultsError(
             f"the rows come from unlike machines ({', '.join(hardware)}), and times of one do not compare with times "
-            "of another: make a report for each, or give --compare to see them side by side"
+            "of another: give one file per machine, alone or together to `report --compare`"
         )
     table = frame(results)
     shown = marked(table)
@@ -46,6 +46,7 @@ def html(results: Results, name: str = "results") -> str:
         answers=given.answers,
         warnings=results.warnings,
         counts=counts,
+        timed=bool((table["status"] == "ok").any()),
         noise=noise(results) if noisy > MANY_NOISY * len(table) else "",
         started=str(min(table["started_at"]))[:16].replace("T", " "),
         sections=[section for make in SECTIONS if (section := make(given))],

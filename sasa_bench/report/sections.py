@@ -56,9 +56,10 @@ def claims(given: Inputs) -> Section | None:
     return page.section("claims", "The paper's claims", claims=shown, folded=folded)
 
 
-def answers(given: Inputs) -> Section:
+def answers(given: Inputs) -> Section | None:
     """Sentences by question."""
-    return page.section("answers", "Answers", "Answers", groups=given.answers.groups)
+    found = given.answers.groups
+    return page.section("answers", "Answers", "Answers", groups=found) if found else None
 
 
 def charts(given: Inputs) -> Section:
@@ -119,8 +120,8 @@ def samples(given: Inputs) -> Section | None:
 
 
 def failed(given: Inputs) -> Section:
-    """Cases without a time, with the reasons."""
-    return page.section("failed", "Cases without a time", "Not timed", failed=failures(given.shown))
+    """Cases that were not timed, with the reasons."""
+    return page.section("failed", "Not timed", "Not timed", failed=failures(given.shown))
 
 
 def implementations(given: Inputs) -> Section:
@@ -215,7 +216,7 @@ def _ends(values: pd.Series) -> str:
 
 
 def failures(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Cases without a time: one entry for each suite, implementation, status and reason, with its cases."""
+    """Cases that were not timed: one entry for each suite, implementation, status and reason, with its cases."""
     failed = table[table["status"] != "ok"]
     axes = varying_axes(table)
     found = []

@@ -241,7 +241,7 @@ def display(table: pd.DataFrame, columns: Sequence[str] = READ_BY_PEOPLE) -> pd.
         shown[COLUMNS[name].label] = [f"{text} (no interval)" if np.isinf(high) else text for text, high in texts]
     statuses = zip(reported_statuses(table), table["reason"], strict=True)
     shown["status"] = [f"{status}: {reason}" if reason else status for status, reason in statuses]
-    return shown
+    return shown.rename(columns={COLUMNS["time_median_s"].label: f"{COLUMNS['time_median_s'].label} (p20 – p80)"})
 
 
 def reported_statuses(table: pd.DataFrame) -> list[str]:

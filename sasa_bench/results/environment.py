@@ -49,7 +49,7 @@ READ = {
     "SASA_BENCH_CACHE": "folder of compiled kernels and of what was tuned; below XDG_CACHE_HOME or ~/.cache",
     "SASA_BENCH_TUNE": "whether CUDA kernels are tuned at their first use",
     KEEP_MODELS: "folder where exported models are kept; `run --keep-models` sets it",
-    EXPORTS: "folder of exported models that processes share; the gate sets it",
+    EXPORTS: "folder of exported models that processes share; `run` and the gate set it",
     "CXX": "compiler of the native kernels",
     "CC": "compiler with which Triton builds its launcher",
     "ONNXRUNTIME_INCLUDE_DIR": "headers of ONNX Runtime, for its custom operators",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -18,11 +19,16 @@ CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)
 """Characters that move a cursor or break a line, a cell or an XML file; surrogates are no characters at all."""
 CONTROL |= {code: f"\\u{code:04x}" for code in (*range(0xD800, 0xE000), 0x2028, 0x2029, 0xFFFE, 0xFFFF)}
 CONTROL |= {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+"""What makes a word bold or coloured on a terminal."""
 
 
 def printable(text: str) -> str:
-    """The text on one line: control characters and marks that turn the direction of writing are spelled out."""
-    return text if text.isascii() and text.isprintable() else text.translate(CONTROL)
+    """The text on one line: control characters and marks that turn the direction of writing are spelled out.
+
+    Colours of a terminal are left out.
+    """
+    return text if text.isascii() and text.isprintable() else _COLOUR.sub("", text).translate(CONTROL)
 
 
 def first_line(error: BaseException) -> str:

@@ -160,7 +160,9 @@ def drive(
         try:
             stack.enter_context(locked(folder / "jobs.jsonl", wait=False))
         except BlockingIOError:
-            raise SlurmError(f"another process runs the sweep in {folder}: wait for it, or stop it first") from None
+            raise SlurmError(
+                f"another process runs the sweep or gate in {folder}: wait for it, or stop it first"
+            ) from None
         return _drive(folder, name, work, missing, options, report)
 
 

@@ -131,8 +131,13 @@ def run(
                 watch(summary, ())
 
             make_ahead(work, seeds, workers, say)
-            for turn, first, rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
-                summary.phase, summary.detail = f"again, by worker {turn} of {chosen.rounds}" if turn > 1 else "", ""
+            for turn, place, rows in _measure_all(work, seeds, workers, writer, here, known, chosen):
+                if turn > 1:
+                    summary.phase = f"again, by worker {turn} of {chosen.rounds}"
+                    summary.detail = f"case {place + 1} of {len(work.tasks)}"
+                else:
+                    summary.phase = summary.detail = ""
+                first = turn == work.tasks[place].workers + 1
                 summary.spent_s = workers.spent_s
                 summary.take(rows)
                 watch(summary, rows if first else ())
@@ -178,9 +183,9 @@ def _measure_all(
     machine: Machine,
     known: Results | None,
     settings: Settings,
-) -> Iterator[tuple[int, bool, list[Record]]]:
-    """Measure the tasks of a plan; yields the number of the worker, from 1, whether it is the first one that this run
-    gives the task, and the rows of the task as they are now.
+) -> Iterator[tuple[int, int, list[Record]]]:
+    """Measure the tasks of a plan; yields the number of the worker, from 1, the place of the task, from 0, and the rows
+    of the task as they are now.
 
     Every worker of `settings` goes over all tasks, so that what is measured of a case is spread over the run; rows are
     written again, whole, with what each worker adds, and a reader takes the last ones. A task that was begun goes on
@@ -212,7 +217,7 @@ def _measure_all(
                     roofs[roof] = found_roof.best_of(roofs.get(roof, found_roof))
                     writer.roof(roofs[roof])
             writer.rows(rows)
-            yield worker + 1, worker == task.workers, rows
+            yield worker + 1, position, rows
 
 
 def _record(work: Plan, task: Task, spec: str, machine: Machine, values: dict[str, Any]) -> Record:

@@ -151,7 +151,7 @@ def _processor(folder: Path) -> Iterator[str]:
     if _turbo(folder) == "on":
         yield (
             "turbo is on: the clock depends on temperature and on what other cores do; echo 1 > "
-            "/sys/devices/system/cpu/intel_pstate/no_turbo, or 0 > /sys/devices/system/cpu/cpufreq/boost"
+            "/sys/devices/system/cpu/intel_pstate/no_turbo, or echo 0 > /sys/devices/system/cpu/cpufreq/boost"
         )
     if _read(folder / "smt/active") == "1":
         yield (

@@ -187,6 +187,13 @@ def test_an_unknown_implementation_lists_the_known_ones() -> None:
     with pytest.raises(impls.UnknownImplError) as caught:
         impls.get("magic")
     assert all(name in str(caught.value) for name in impls.names())
+    assert "do you mean" not in str(caught.value)
+
+
+def test_a_misspelt_implementation_is_answered_with_the_one_that_is_meant() -> None:
+    for name in impls.names():
+        with pytest.raises(impls.UnknownImplError, match=f"do you mean '{name}'"):
+            impls.get(f"{name}_")
 
 
 def test_a_file_gives_its_impl(tmp_path: Path) -> None:

@@ -136,8 +136,9 @@ def test_memory_stands_next_to_memory(tmp_path: Path) -> None:
         factory.record("conv3x3", 0.001, case=case, peak_memory_bytes=1 << 20),
     ]
     said = sentences(found(tmp_path, rows))
-    assert "The fastest attention needs 8.0 times the peak memory of the fastest 3×3 convolution; " in said
-    assert "the leanest (`blocked`) 2.0 times" in said
+    assert "The fastest attention needs 8.0 times the peak memory of the fastest 3×3 convolution." in said
+    assert "`blocked` needs the least memory: the least is 2.0 times the memory of" in said
+    assert "and the most 8.0 times." in said
 
 
 def networks(slow: float, **changes: Any) -> list[Record]:
@@ -259,7 +260,7 @@ def test_core_and_layer_are_never_in_one_range(tmp_path: Path) -> None:
     said = sentences(told).splitlines()
     assert said
     assert all(line.startswith(("At scope layer: ", "At scope core: ")) for line in said)
-    never = {line.split(": ")[0]: line for line in said if "Never faster than" in line}
+    never = {line.split(": ")[0]: line for line in said if "Attention is never faster than" in line}
     assert "1.5 times" in never["At scope layer"]
     assert "150 times" in never["At scope core"]
     assert "1.5 times" in told.verdict

@@ -89,7 +89,7 @@ def test_the_chart_draws_the_limits_of_the_time_and_of_nothing_else(browser: Bro
     texts = "Array.from(document.querySelectorAll('#chart-kernel_size .role-mark text'))"
     words = f"return {texts}.map(text => text.textContent).filter(Boolean)"
     browser.wait_for(f"{words}.length == 2")
-    assert set(browser.ask(words)) == {"roofline", "strongest 3×3 convolution"}
+    assert set(browser.ask(words)) == {"roofline", "fastest 3×3 convolution"}
     choose(browser, "show", "flops")
     browser.wait_for(f"{words}.length == 0")
 

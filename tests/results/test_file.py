@@ -124,11 +124,11 @@ def test_a_value_that_no_row_can_have_is_named(tmp_path: Path, field: str, value
         read([path])
 
 
-def test_control_characters_of_a_foreign_file_are_spelled_out(tmp_path: Path) -> None:
-    reason = "\x1b[31mred\x00\nnext \u202egnp.exe"
+def test_control_characters_of_a_foreign_file_are_spelled_out_and_colours_left_out(tmp_path: Path) -> None:
+    reason = "\x1b[31mred\x1b[0m\x1b[2J\x00\nnext \u202egnp.exe"
     row = factory.failed("naive", "error", reason, suite="a\x1b]0;title\x07")
     (found,) = read([factory.results_file(tmp_path / "a.jsonl", [row])]).rows
-    assert found.reason == "\\x1b[31mred\\x00 next \\u202egnp.exe"
+    assert found.reason == "red\\x1b[2J\\x00 next \\u202egnp.exe"
     assert found.suite == "a\\x1b]0;title\\x07"
 
 

@@ -119,7 +119,7 @@ def test_figures_that_no_row_may_have_are_an_error_with_a_reason(
 
 
 def test_a_reason_is_one_line_without_control_characters() -> None:
-    assert first_line(ValueError("\x1b[31mred\nsecond")) == "ValueError: \\x1b[31mred"
+    assert first_line(ValueError("\x1b[2Jred\nsecond")) == "ValueError: \\x1b[2Jred"
 
 
 def test_a_case_whose_figures_no_file_holds_is_skipped() -> None:

@@ -188,13 +188,13 @@ def _fields(axes: Mapping[str, Sequence[str]], quantities: Sequence[str], runs: 
 
 LIMITS = {
     "roofline": ("roofline_fraction", "datum.time_median_s * datum.roofline_fraction"),
-    "strongest 3×3 convolution": ("time_vs_best_conv3x3", "datum.time_median_s / datum.time_vs_best_conv3x3"),
+    "fastest 3×3 convolution": ("time_vs_best_conv3x3", "datum.time_median_s / datum.time_vs_best_conv3x3"),
 }
 """Words -> the column that tells a limit of the time, and the limit in seconds."""
 
 
 def _limits(base: alt.Chart, x: alt.X, quantities: Sequence[str], runs: bool) -> Iterator[alt.Chart]:
-    """Where the quantity is a time, dashed lines: the least by the roofline, and the strongest convolution.
+    """Where the quantity is a time, dashed lines: the least by the roofline, and the fastest convolution.
 
     The roofline of a point is the lowest of its implementations. None where there are runs, of which each has its own.
     """

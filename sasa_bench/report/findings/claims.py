@@ -12,6 +12,8 @@ from sasa_bench.paper.tables import published
 from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
+    FASTER,
+    SLOWER,
     UNCERTAIN,
     Point,
     Ratio,
@@ -141,15 +143,15 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
     return _judged_slower(text, "The fastest attention at k = 7", ratios) if ratios else None
 
 
-def _judged_slower(text: str, who: str, ratios: Sequence[Ratio]) -> Claim:
+def _judged_slower(text: str, who: str, ratios: Sequence[Ratio], rival: str = "the fastest 3×3 convolution") -> Claim:
     counts = dict(tally(ratios))
-    slower, faster = (counts.get(word, 0) for word in ("slower", "faster"))
+    slower, faster = (counts.get(verdict, 0) for verdict in (SLOWER, FASTER))
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
     if counts.get(UNCERTAIN, 0) > slower + faster:
         verdict = OPEN
     figures = one_or_span(ratios)
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for word, n in counts.items())
-    return Claim(text, verdict, f"{who} takes {figures} times as long as the fastest 3×3 convolution{counted}.")
+    return Claim(text, verdict, f"{who} takes {figures} times as long as {rival}{counted}.")
 
 
 def _leaner_networks(rows: Sequence[Record]) -> Iterator[Claim]:
@@ -209,8 +211,9 @@ def _slower_networks(points: Sequence[Point]) -> Iterator[Claim]:
         name = stem.replace("_", " ")
         yield _judged_slower(
             f"A network with attention, stem {name}, is still slower, for lack of optimised kernels.",
-            "The fastest",
+            "The fastest such network",
             found,
+            "the fastest convolutional network",
         )
 
 
@@ -263,8 +266,8 @@ def _cheap_positions(points: Sequence[Point], rows: Sequence[Record]) -> Claim |
     return Claim(
         "Relative positions cost little (at most a tenth).",
         HOLDS if all(cheap) else FAILS if all(dear) else PARTLY if any(dear) and any(cheap) else OPEN,
-        f"{span(work)} times the FLOPs of no positions by the paper's count; "
-        f"{one_or_span(clock)} times the time of the fastest{_over(clock)}.",
+        f"{span(work)} times the FLOPs without positions, by the paper's count; "
+        f"{one_or_span(clock)} times the time without{_over(clock)}.",
     )
 
 

@@ -124,7 +124,7 @@ def _recommended(points: Sequence[Point], where: str) -> Generator[str, None, st
         info = mine[0].info
         at = f"all {len(compared)} points" if len(compared) > 1 else "its one point"
         if len(ahead) < len(compared):
-            at = f"{len(ahead)} of {len(compared)} points and behind another at none"
+            at = f"{len(ahead)} of {len(compared)} points and slower than another at none"
         library = ", with its library" if info.library else ""
         said = (
             f"The formulation to export{where} is that of `{info.exports}`, as `{name}` does{library}: it is the "

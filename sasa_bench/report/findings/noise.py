@@ -66,7 +66,7 @@ def _causes(results: Results, rows: Sequence[Record]) -> Iterator[str]:
         )
     clock = statistics.median(row.extra.get("clock", 1.0) for row in rows)
     if 0 < clock < 1 / DRIFT:
-        yield f"the clock: fixed work took {1 / clock:.2f} times its least in the median row"
+        yield f"the clock: fixed work took {1 / clock:.2f} times its minimum in the median row"
 
 
 def _change(row: Record) -> float:

@@ -9,6 +9,8 @@ from itertools import pairwise
 
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
+    FASTER,
+    SLOWER,
     Point,
     Ratio,
     against_strongest,
@@ -114,17 +116,17 @@ def crossings(swept: Swept) -> Iterator[str]:
         ratios = [point.ratio for _, point in every]
         spread = span(r.value for r in ratios)
         counts = dict(tally(ratios))
-        faster, slower = (counts.get(word, 0) for word in ("faster", "slower"))
+        faster, slower = (counts.get(verdict, 0) for verdict in (FASTER, SLOWER))
         changes = [change for panel, against in found for change in _crossings_of(panel, against, target)]
         if slower == len(ratios):
             panel, best = min(every, key=lambda item: item[1].ratio.value)
             at = f" at {COLUMNS[panel.x].label} {best.at}{_facet(panel)}" if len(every) > 1 else ""
             yield (
-                f"Never faster than {target}: {spread} times its time at {_all(len(every))}; "
-                f"nearest is `{best.impl}`{at} with {best.ratio} times."
+                f"Attention is never faster than {target}: {spread} times its time at {_all(len(every))}; "
+                f"closest is `{best.impl}`{at} with {best.ratio} times."
             )
         elif faster == len(ratios):
-            yield f"Always faster than {target}: {spread} of its time at {_all(len(every))}."
+            yield f"Attention is always faster than {target}: {spread} of its time at {_all(len(every))}."
         elif 0 < len(changes) <= MOST_PANELS:
             yield from changes
         else:
@@ -157,33 +159,35 @@ def flops_and_time(swept: Swept) -> Iterator[str]:
     if not paired:
         return
     yield (
-        f"FLOPs predict {span(work for work, _ in paired)} times the time of {STRONGEST}; the fastest attention takes "
-        f"{span(clock for _, clock in paired)} times. Per FLOP, attention takes "
-        f"{span(clock / work for work, clock in paired)} times as long."
+        f"By its FLOPs, the fastest attention would take {span(work for work, _ in paired)} times as long as "
+        f"{STRONGEST}; it takes {span(clock for _, clock in paired)} times as long, which is "
+        f"{span(clock / work for work, clock in paired)} times the time per FLOP."
     )
 
 
 def memory(swept: Swept) -> Iterator[str]:
-    """Peak memory of the fastest and of the leanest attention next to the baseline's."""
-    of_fastest, of_leanest, of_largest, leanest = [], [], [], []
+    """Peak memory of the fastest attention, and the least and the most of any, next to the baseline's."""
+    of_fastest, least, most, sparing = [], [], [], []
     for point in (point for _, points in swept for point in points):
         known = {n: r.peak_memory_bytes for n, r in point.items() if r.op == ATTENTION and r.peak_memory_bytes}
         convolution = strongest(point)
         base = convolution.peak_memory_bytes if convolution else None
         best = fastest(point)
         if base and best and best.impl in known:
-            leanest.append(min(known, key=lambda name: known[name]))
+            sparing.append(min(known, key=lambda name: known[name]))
             of_fastest.append(known[best.impl] / base)
-            of_leanest.append(min(known.values()) / base)
-            of_largest.append(max(known.values()) / base)
-    if not leanest:
+            least.append(min(known.values()) / base)
+            most.append(max(known.values()) / base)
+    if not sparing:
         return
-    name, count = Counter(leanest).most_common(1)[0]
-    said = f"The fastest attention needs {span(of_fastest)} times the peak memory of {STRONGEST}"
-    if of_largest != of_leanest:
-        share = "" if count == len(leanest) else f" at {count} of {len(leanest)} points"
-        said += f"; the leanest (`{name}`{share}) {span(of_leanest)} times, the largest up to {times(max(of_largest))}"
-    yield said + "."
+    yield f"The fastest attention needs {span(of_fastest)} times the peak memory of {STRONGEST}."
+    if most != least:
+        name, count = Counter(sparing).most_common(1)[0]
+        share = "" if count == len(sparing) else f" at {count} of {len(sparing)} points"
+        yield (
+            f"Of all attention, `{name}` needs the least memory{share}: the least is {span(least)} times the memory of "
+            f"{STRONGEST}, and the most {times(max(most))} times."
+        )
 
 
 def others(swept: Swept, impls: Mapping[str, ImplInfo]) -> Iterator[str]:

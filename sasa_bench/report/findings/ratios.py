@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +15,8 @@ from sasa_bench.results.record import Record
 from sasa_bench.results.statistics import may_lie_anywhere, ratio_of_times
 
 ATTENTION, CONVOLUTION = "local_attention", "convolution"
-UNCERTAIN = "too uncertain to tell"
-"""Of a ratio whose interval holds 1 and is too wide, or is not known, to call the times close."""
+FASTER, SLOWER, CLOSE, UNCERTAIN = VERDICTS = ("faster", "slower", "too close to call", "too uncertain to tell")
+"""Of a ratio. The last one: its interval holds 1 and is too wide, or is not known, to call the times close."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,13 @@ class Ratio:
     def known(self) -> bool:
         """Whether the interval is narrow enough to give the ratio as a figure: its ends differ by less than 2 times."""
         return self.high < 2 * self.low
+
+    @property
+    def verdict(self) -> str:
+        """One of VERDICTS."""
+        if self.decided:
+            return FASTER if self.high < 1 else SLOWER
+        return CLOSE if self.known else UNCERTAIN
 
 
 class Point(dict[str, Record]):
@@ -88,12 +96,9 @@ def against_strongest(points: Iterable[Point]) -> list[tuple[Record, Record]]:
 
 
 def tally(ratios: Sequence[Ratio]) -> list[tuple[str, int]]:
-    """(what, how many) of ratios: faster, slower, too close to call, too uncertain to tell; none that is 0."""
-    faster, slower = sum(r.high < 1 for r in ratios), sum(r.low > 1 for r in ratios)
-    close = sum(r.known and not r.decided for r in ratios)
-    counts = {"faster": faster, "slower": slower, "too close to call": close}
-    counts[UNCERTAIN] = len(ratios) - sum(counts.values())
-    return [(what, count) for what, count in counts.items() if count]
+    """(verdict, how many) of ratios, in the order of VERDICTS; none that is 0."""
+    counts = Counter(r.verdict for r in ratios)
+    return [(verdict, counts[verdict]) for verdict in VERDICTS if counts[verdict]]
 
 
 def case_of(point: Point) -> Case:

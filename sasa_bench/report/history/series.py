@@ -84,7 +84,9 @@ def collect(
     files = sorted({file for place in places for file in (place.rglob("*.jsonl") if place.is_dir() else [place])})
     if not files:
         named = ", ".join(map(str, places))
-        raise HistoryError(f"{named} holds no results file (*.jsonl): `sasa-bench run … --out {places[0]}/NAME.jsonl`")
+        raise HistoryError(
+            f"{named} holds no results file (*.jsonl): `sasa-bench run … --out {places[0]}/NAME.jsonl` writes one"
+        )
     points: list[tuple[Record, Run]] = []
     infos: dict[str, ImplInfo] = {}
     warnings: list[str] = []
