@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sasa_bench.gate.cluster import Plan
     from sasa_bench.gate.decision import Result
     from sasa_bench.gate.pairs import Point
+    from sasa_bench.gate.verdicts import Rules
     from sasa_bench.sweep.cluster import Options
 
 SUITE = click.argument("suite", default="gate", type=click.Path(path_type=Path))
@@ -49,6 +50,7 @@ class Asked:
     head: str
     merge_base: bool
     allow_not_run: bool
+    memory_growth: float
     suite: Path
     impls: tuple[str, ...]
     pairs: tuple[str, ...]
@@ -69,6 +71,14 @@ class Asked:
 @CASE
 @click.option("--merge-base", is_flag=True, help="Compare with the newest common ancestor of --base and --head.")
 @click.option("--allow-not-run", is_flag=True, help="Pass although some cases ran in neither arm.")
+@click.option(
+    "--memory-growth",
+    type=click.FloatRange(0),
+    metavar="PERCENT",
+    default=1.0,
+    show_default=True,
+    help="Let the peak of allocated bytes grow by so much.",
+)
 @click.option(
     "--budget",
     default="10m",
@@ -99,13 +109,21 @@ def gate(**given: Any) -> int:
 
     require_free_threads(os.environ)
     asked = Asked(**given)
-    folder = asked.out or untracked(stamped("gate-"))
+    folder = asked.out or stamped("gate-")
+    if not folder.exists() or not any(folder.iterdir()):
+        untracked(folder)  # else a later gate would take it for a part of head
     with interrupted_by_sigterm():
         result = (_gate_on_slurm if asked.slurm else _gate_here)(asked, folder, duration(asked.budget))
     write_all(result, folder)
     click.echo(text(result), nl=False)
     click.echo(f"{folder}/gate.html, .md, .xml, .json")
     return result.exit_status
+
+
+def _rules(asked: Asked) -> Rules:
+    from sasa_bench.gate.verdicts import Rules
+
+    return Rules(allow_not_run=asked.allow_not_run, memory=asked.memory_growth / 100)
 
 
 def _prepared(asked: Asked, folder: Path) -> tuple[list[Arm], list[Point]]:
@@ -125,10 +143,9 @@ def _gate_here(asked: Asked, folder: Path, budget_s: float) -> Result:
     from sasa_bench.gate.profiles import profile, to_profile
     from sasa_bench.gate.run import Gate
     from sasa_bench.gate.sources import untracked
-    from sasa_bench.gate.verdicts import Rules
 
     arms, points = _prepared(asked, folder)
-    rules = Rules(allow_not_run=asked.allow_not_run)
+    rules = _rules(asked)
     journal = folder / "journal.jsonl"
     layout = PAIR if asked.relink else BUILT
     with phases() as say:
@@ -162,7 +179,6 @@ def interrupted_by_sigterm() -> Iterator[None]:
 
 def _gate_on_slurm(asked: Asked, folder: Path, budget_s: float) -> Result:
     from sasa_bench.gate.cluster import prepare, require_room
-    from sasa_bench.gate.verdicts import Rules
     from sasa_bench.sweep.cluster import parse_options, require_slurm
 
     options = parse_options(asked.slurm)
@@ -170,7 +186,7 @@ def _gate_on_slurm(asked: Asked, folder: Path, budget_s: float) -> Result:
     require_room(folder, options, budget_s)
     require_slurm()
     arms, points = _prepared(asked, folder)
-    rules = Rules(allow_not_run=asked.allow_not_run)
+    rules = _rules(asked)
     layout = PAIR if asked.relink else BUILT
     return _watch_tasks(prepare(folder, arms, points, rules, options, budget_s, asked.timeout_s, layout), options)
 

@@ -39,7 +39,7 @@ class Arm:
     python   what runs it
     package  the folder that holds the sasa_bench it runs; "" for `folder`
     commit   of the source; "" where git knows none
-    as_it_is whether the source is a folder, with what is not committed in it
+    uncommitted  whether the source is a folder with files that are not those of `commit`
     kernels  kernel file, as it was given -> the arm's own
     """
 
@@ -49,7 +49,7 @@ class Arm:
     python: str
     package: str = ""
     commit: str = ""
-    as_it_is: bool = False
+    uncommitted: bool = False
     kernels: Mapping[str, Kernel] = field(default_factory=dict)
 
     @property
@@ -147,8 +147,9 @@ def set_up(
                 for file in files
             }
             package = str(at_hand) if at_hand else ""
-            as_it_is = source.folder is not None
-            arms.append(Arm(name, folder, source.text, pythons[which], package, source.commit, as_it_is, kernels))
+            arms.append(
+                Arm(name, folder, source.text, pythons[which], package, source.commit, source.uncommitted, kernels)
+            )
     for file in files:
         if not any(Path(arm.kernels[file].path).is_file() for arm in arms):
             raise ArmError(f"{file} is in neither {base!r} nor {head!r}: give the path of a kernel file in them")

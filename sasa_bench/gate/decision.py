@@ -65,15 +65,15 @@ class Result:
 
 
 def files(arm: Mapping[str, Any]) -> str:
-    """The digests that tell an arm from another: of its kernel files where it has some, else of its sasa-bench."""
-    kernels = [f"{file} {kernel['digest']}" for file, kernel in arm.get("kernels", {}).items()]
+    """The digests that tell an arm from another: of the folders of its kernel files if any, else of its sasa-bench."""
+    kernels = [f"around {file} {kernel['digest']}" for file, kernel in arm.get("kernels", {}).items()]
     return ", ".join(kernels) or str(arm["digest"])
 
 
 def state(arm: Mapping[str, Any]) -> str:
     """Which state of its source an arm was made from, in words; "" where the source says it, or nothing does."""
-    if arm.get("as_it_is"):
-        return "with what was not committed"
+    if arm.get("uncommitted"):
+        return "with changes that are in no commit"
     commit = arm.get("commit", "")[:10]
     return "" if not commit or str(arm["source"]).startswith(commit) else f"at {commit}"
 
@@ -143,7 +143,8 @@ def decide(
         verdict=run_verdict(ordered, contamination, rules.allow_not_run, unchanged),
         cases=ordered,
         arms={
-            a.name: {"source": a.source, "as_it_is": a.as_it_is, "folder": str(a.folder)} | loaded[a.name] for a in arms
+            a.name: {"source": a.source, "uncommitted": a.uncommitted, "folder": str(a.folder)} | loaded[a.name]
+            for a in arms
         },
         contaminated=contamination,
         notes=notes,

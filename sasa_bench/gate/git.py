@@ -84,6 +84,10 @@ class Repository:
         """Whether the history of this clone is cut off."""
         return _git(self.root, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
 
+    def is_changed(self, folder: Path) -> bool:
+        """Whether files below a folder, ignored ones aside, differ from those of HEAD."""
+        return bool(_git(self.root, "status", "--porcelain", "--", str(folder)).stdout.strip())
+
     def between(self, good: str, bad: str) -> list[str]:
         """The commits after `good` up to `bad`, oldest first, along the first parents. Raises GitError."""
         ancestor = _git(self.root, "merge-base", "--is-ancestor", good, bad)

@@ -56,13 +56,13 @@ class Layout:
                 shutil.rmtree(cache, ignore_errors=True)
 
     def note(self) -> str:
-        """A sentence on where the native code of this run lay; "" where nothing was asked for."""
+        """A sentence on where the native code of this run lay; "" where nothing was asked for or linked."""
         if self.why:
             return f"layout: native code as it was built, because {self.why}"
         if self.kind == BUILT:
             return ""
         if not any(self.linked.values()):
-            return "layout: no arm compiles native code, so there was none to link in another order"
+            return ""
         counts = ", ".join(f"{arm} {self.linked.get(arm, 0)}" for arm in ("base", "head", "copy"))
         return f"layout: native libraries linked in random order for each {self.kind}: {counts}"
 

@@ -43,6 +43,7 @@ def html(result: Result, meaning: str, rows: Sequence[dict[str, str]], nodes: Se
         "gate.html",
         result=result,
         meaning=meaning,
+        spent=spent(result.spent_s),
         arms=arms,
         tiles=_tiles(result),
         looks=_looks(result, names),
@@ -50,6 +51,11 @@ def html(result: Result, meaning: str, rows: Sequence[dict[str, str]], nodes: Se
         chart_script=page.chart_script(),
         table_script=page.table_script(),
     )
+
+
+def spent(whole_s: float) -> str:
+    """How long a run took, in words."""
+    return f"{whole_s:.0f} s" if whole_s < 100 else f"{whole_s / 60:.1f} minutes"
 
 
 def _tiles(result: Result) -> list[dict[str, str]]:
@@ -66,7 +72,7 @@ def _tiles(result: Result) -> list[dict[str, str]]:
         _tile("faster", str(counts["IMPROVED"]), "beyond their margin"),
         _tile("undecided", str(counts[INCONCLUSIVE] + counts[NOT_RUN]), "INCONCLUSIVE or NOT RUN"),
         _tile("equivalent", str(counts[EQUIVALENT]), f"{max(noisy):.1%} would have shown" if noisy else ""),
-        _tile("cases", str(len(result.cases)), f"in {result.spent_s / 60:.1f} minutes"),
+        _tile("cases", str(len(result.cases)), f"in {spent(result.spent_s)}"),
     ]
 
 

@@ -41,6 +41,13 @@ class Source:
         """(folder or commit, which one): two sources with the same one are the same thing."""
         return ("folder", str(self.folder)) if self.folder else ("commit", self.commit)
 
+    @property
+    def uncommitted(self) -> bool:
+        """Whether it is a folder with files that are not those of a commit."""
+        if self.folder is None:
+            return False
+        return self.repository is None or not self.commit or self.repository.is_changed(self.folder)
+
     def holds_package(self) -> bool:
         """Whether it is a checkout of sasa-bench."""
         if self.folder:

@@ -36,7 +36,7 @@ class Rules:
     margin    a slow-down must exceed it beyond doubt; the bias of the case where that is more, see bias
     tolerance the smallest slow-down that a run must be able to show: a case too noisy for it is INCONCLUSIVE
     alpha     chance that a run flags anything where nothing changed, shared by the suspects after Holm
-    memory    growth of allocated bytes that is let pass
+    memory    growth of the peak of allocated bytes that is let pass
     disturbed  share of the processors that others may use during a pair before it is measured again
     allow_not_run  whether a run passes although some cases ran in neither arm
     """
@@ -151,7 +151,8 @@ def _grown(base: Mapping[str, Any], head: Mapping[str, Any], rules: Rules) -> li
     grown = []
     before, after = base.get("allocated_bytes"), head.get("allocated_bytes")
     if before is not None and after is not None and after > before * (1 + rules.memory):
-        grown.append(f"allocated bytes {before:,} -> {after:,}")
+        accepted = f" (--memory-growth {math.ceil(100 * (after / before - 1))} lets it pass)" if before else ""
+        grown.append(f"allocated bytes {before:,} -> {after:,}{accepted}")
     budgets = base.get("budgets", {})
     for output, after in head.get("budgets", {}).items():
         before = budgets.get(output)

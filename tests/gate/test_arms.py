@@ -72,6 +72,14 @@ def test_a_dirty_tree_is_compared_as_it_stands_without_what_git_ignores(reposito
     assert sorted(path.name for path in folder.iterdir()) == ["extra.py", "helper.py", "kern.py"]
 
 
+def test_an_arm_knows_whether_it_is_a_commit(repository: Path, tmp_path: Path) -> None:
+    assert [arm.uncommitted for arm in arms_of(tmp_path, "HEAD~1", ".")] == [False, False, False]
+    (repository / "src/large.bin").write_text("ignored")
+    assert not arms_of(tmp_path, "HEAD~1", ".")[1].uncommitted
+    (repository / "src/extra.py").write_text("x = 1\n")
+    assert [arm.uncommitted for arm in arms_of(tmp_path, "HEAD~1", ".")] == [False, True, False]
+
+
 @pytest.mark.parametrize("where", [".", "src", "away"])
 def test_a_kernel_and_a_suite_are_meant_from_the_folder_of_the_caller(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

@@ -92,8 +92,8 @@ def test_arms_that_differ_in_a_kernel_file_alone_are_named_by_it() -> None:
     digests = {"base": "1a", "head": "2b"}
     arms = {name: loaded | {"kernels": {"kern.py": {"digest": digest}}} for name, digest in digests.items()}
     said = text(Result("PASS", [], arms, "", [], 60.0, Rules()))
-    assert "base: main, files kern.py 1a, torch 2" in said
-    assert "head: main, files kern.py 2b, torch 2" in said
+    assert "base: main, files around kern.py 1a, torch 2" in said
+    assert "head: main, files around kern.py 2b, torch 2" in said
 
 
 def test_an_arm_says_which_state_of_its_source_it_was_made_from() -> None:
@@ -101,12 +101,12 @@ def test_an_arm_says_which_state_of_its_source_it_was_made_from() -> None:
     arms = {
         "base": loaded | {"source": "main"},
         "copy": loaded | {"source": loaded["commit"]},
-        "head": loaded | {"source": ".", "as_it_is": True},
+        "head": loaded | {"source": ".", "uncommitted": True},
     }
     said = text(Result("PASS", [], arms, "", [], 60.0, Rules()))
     assert "base: main at 0123456789, files" in said
     assert "copy: 0123456789abcdef, files" in said
-    assert "head: . with what was not committed, files" in said
+    assert "head: . with changes that are in no commit, files" in said
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,22 @@ def test_the_command_profiles_what_it_flags_and_the_page_shows_it(
     assert "No profile: it was played" in (tmp_path / "gate.html").read_text()
 
 
+def test_reports_of_a_gate_are_left_out_of_git_and_a_folder_of_the_user_stays_as_it_is(
+    played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
+    monkeypatch.setattr(gating, "_prepared", lambda asked, folder: (arms, POINTS))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "kernel.py").write_text("")
+    for folder in (tmp_path / "new", own):
+        with pytest.raises(SystemExit):
+            main(["gate", "--base", "a", "--head", "b", "--no-relink", "--out", str(folder)])
+        assert (folder / "gate.html").exists()
+    assert (tmp_path / "new/.gitignore").read_text() == "*\n"
+    assert not (own / ".gitignore").exists()
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_the_verdict_stands_where_the_profiles_are_interrupted(
     played: Played, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], sent: int

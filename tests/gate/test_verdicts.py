@@ -208,7 +208,12 @@ def test_more_scatter_makes_less_detectable() -> None:
         (OK, OK | {"flops": 1001}, REGRESSION, "flops 1,000 -> 1,001"),
         (OK, OK | {"params": 11}, REGRESSION, "params"),
         (OK, OK | {"operator_count": 8}, EQUIVALENT, "operators 7 -> 8"),
-        (OK, OK | {"allocated_bytes": 2 << 20}, REGRESSION, "allocated bytes"),
+        (
+            OK,
+            OK | {"allocated_bytes": 2 << 20},
+            REGRESSION,
+            "allocated bytes 1,048,576 -> 2,097,152 (--memory-growth 100 ",
+        ),
         (OK, OK | {"budgets": {"y": 2e-6, "gradient of x": 3e-6}}, REGRESSION, "error budget of y"),
         (OK, OK | {"err_budget": 3e-6}, EQUIVALENT, ""),  # another output comes nearest to its budget
         (OK, {name: value for name, value in OK.items() if name != "budgets"}, EQUIVALENT, ""),  # an older revision
@@ -270,6 +275,12 @@ def test_the_verdict_of_the_run_and_its_exit_status(
 def test_what_depends_on_the_libraries_is_not_compared_across_them(name: str, grown: object, across: str) -> None:
     assert exact_verdict("a", OK, OK | {name: grown}, RULES).verdict == REGRESSION
     assert exact_verdict("a", OK, OK | {name: grown}, RULES, same_environment=False).verdict == across
+
+
+def test_memory_that_may_grow_is_no_regression_up_to_there() -> None:
+    more = OK | {"allocated_bytes": OK["allocated_bytes"] * 3 // 2}
+    assert exact_verdict("a", OK, more, Rules(memory=0.5)).verdict == EQUIVALENT
+    assert exact_verdict("a", OK, more, Rules(memory=0.49)).verdict == REGRESSION
 
 
 def test_a_case_that_ran_in_neither_arm_passes_only_where_that_is_allowed() -> None:
