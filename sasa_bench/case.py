@@ -199,6 +199,13 @@ class Case:
         """d, channels a head."""
         return self.channels // self.heads
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether attention is a part of it: a network may have none in its groups and in its stem."""
+        if self.scope == "network":
+            return self.attention_groups != "none" or self.stem not in ("none", "conv")
+        return self.stem != "conv"
+
     def to_dict(self) -> dict[str, Any]:
         """Field -> plain value, as stored in a results file."""
         return {name: getattr(self, name) for name in AXES}

@@ -85,7 +85,8 @@ def load(path: Path, overrides: Mapping[str, Sequence[Any]] | None = None) -> Su
     try:
         return from_data(path.stem, data, overrides)
     except (SuiteError, CaseError) as error:
-        raise SuiteError(f"{path}: {error}") from None
+        given = f" with -c {', '.join(overrides)}" if overrides else ""
+        raise SuiteError(f"{path}{given}: {error}") from None
 
 
 def from_data(name: str, data: Mapping[str, Any], overrides: Mapping[str, Sequence[Any]] | None = None) -> Suite:

@@ -33,6 +33,11 @@ def test_a_file_of_ones_own_wins_over_a_shipped_suite(tmp_path: Path, monkeypatc
         assert load(Path(name)).title == "Mine?"
 
 
+def test_a_value_of_the_command_line_is_not_blamed_on_the_file_alone() -> None:
+    with pytest.raises(SuiteError, match=r"smoke\.toml with -c dtype: dtype = 'bf16': do you mean 'bfloat16'\?"):
+        load(Path("smoke"), {"dtype": ["bf16"]})
+
+
 def test_an_unknown_bare_name_is_answered_with_those_that_exist() -> None:
     with pytest.raises(SuiteError, match=r"kernel_sise: no such suite; do you mean 'kernel_size'\?.*smoke"):
         locate(Path("kernel_sise"))

@@ -22,7 +22,20 @@ from sasa_bench.results.environment import absent
 GROUPS = (measuring, reading, gating, bisecting, profiling, papers, exporting, machine, prebuilding)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Verbs(click.Group):
+    """Lists the verbs in the order of GROUPS, each with the whole first sentence of its help."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write them to the help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, verb.get_short_help_str(limit=200)) for name, verb in self.commands.items()])
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="sasa-bench")
 def cli() -> None:
     """What does local self-attention cost next to a convolution, and which implementation should I use?"""

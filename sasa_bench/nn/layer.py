@@ -60,8 +60,8 @@ class LocalAttention2d(WindowAttention):
         self,
         channels: int,
         out_channels: int | None = None,
-        *,
         kernel_size: int | tuple[int, int] = 7,
+        *,
         heads: int = 8,
         position: str = "relative",
         border: str = "mask",
@@ -78,7 +78,7 @@ class LocalAttention2d(WindowAttention):
         if out_channels != channels and out_channels % heads:
             raise ValueError(
                 f"out_channels = {out_channels} do not split into heads = {heads}: give a multiple of {heads}, or "
-                "other heads; give the window as kernel_size="
+                "other heads"
             )
         sides = kernel_size if isinstance(kernel_size, (tuple, list)) else (kernel_size, kernel_size)
         if len(sides) != 2:

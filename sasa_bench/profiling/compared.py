@@ -105,7 +105,8 @@ def _cause(matches: Sequence[Match], change: float) -> str:
         by_name[m.name] = by_name.get(m.name, 0.0) + m.growth_s
     name = max(by_name, key=lambda n: by_name[n] * (1 if change > 0 else -1))
     share, word = by_name[name] / change, "more" if change > 0 else "less"
-    return f"`{name}` takes {seconds(abs(by_name[name]))} {word}, {100 * share:.0f} % of the difference"
+    shapes = " of all shapes" if sum(m.name == name for m in matches) > 1 else ""
+    return f"`{name}`{shapes} takes {seconds(abs(by_name[name]))} {word}, {100 * share:.0f} % of the difference"
 
 
 def _operators(count: int) -> str:

@@ -102,7 +102,8 @@ def _said(opened: Opened) -> str:
     name, spent = max(by_name.items(), key=lambda item: item[1])
     steps = f" in {len(opened.trace.steps)} steps" if len(opened.trace.steps) else ""
     share = 100 * spent / opened.spent_s
-    said = f"{opened.name}: operators take {seconds(opened.spent_s)}{steps}, {share:.0f} % of it in `{name}`"
+    shapes = " of all shapes" if sum(operator.name == name for operator in found) > 1 else ""
+    said = f"{opened.name}: operators take {seconds(opened.spent_s)}{steps}, {share:.0f} % of it in `{name}`{shapes}"
     cpu, gpu = ([thread for thread in working if thread.gpu == kind] for kind in (False, True))
     if cpu:
         many = f"the busiest of {len(cpu)} threads" if len(cpu) > 1 else "its one thread"

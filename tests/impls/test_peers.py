@@ -193,7 +193,7 @@ def test_tables_mark_it_and_say_how_it_differs(results: Results) -> None:
 
 def test_it_is_compared_and_never_the_fastest(results: Results) -> None:
     found = answers(results, frame(results))
-    assert "The fastest is `blocked`." in found.verdict
+    assert "`blocked` is the fastest." in found.verdict
     said = [s for by_suite in found.groups.values() for of_suite in by_suite.values() for s in of_suite]
     about = [sentence for sentence in said if "`mine`" in sentence]
     assert about == [

@@ -40,7 +40,7 @@ def test_maps_of_any_size_go_through_one_layer() -> None:
 
 
 def test_the_output_can_have_other_channels_than_the_input() -> None:
-    layer = LocalAttention2d(12, 16, kernel_size=3, heads=4)
+    layer = LocalAttention2d(12, 16, 3, heads=4)
     assert layer(torch.randn(2, 12, 5, 6)).shape == (2, 16, 5, 6)
 
 

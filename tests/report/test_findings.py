@@ -56,7 +56,7 @@ def test_the_verdict_names_ratio_flops_and_the_fastest(tmp_path: Path) -> None:
         "At the paper's 7×7 window, local attention takes 1.3 times as long as the fastest 3×3 convolution"
     )
     assert "0.44 of its FLOPs" in said
-    assert said.endswith("The fastest is `blocked`.")
+    assert said.endswith(". `blocked` is the fastest.")
 
 
 def test_where_attention_is_faster_the_verdict_says_so(tmp_path: Path) -> None:
@@ -69,6 +69,18 @@ def test_where_attention_is_faster_the_verdict_says_so(tmp_path: Path) -> None:
     ] == FAILS
 
 
+def test_a_network_without_attention_is_no_case_of_attention(tmp_path: Path) -> None:
+    with_it = Case(scope="network", network="resnet50", stem="conv", attention_groups="1234", resolution=224, threads=2)
+    rows = [
+        factory.record(name, slow, case=case)
+        for case, slow in ((with_it, 0.03), (with_it.with_(attention_groups="none"), 0.01))
+        for name, slow in (("unfold", slow), ("conv3x3", 0.02))
+    ]
+    answers = found(tmp_path, rows)
+    assert "1.5 times as long" in answers.verdict
+    assert "cases" not in answers.verdict
+
+
 def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
     case = Case(threads=2)
     rows = [factory.record(name, 0.002, noise=0.2, case=case) for name in ("unfold", "blocked", "conv3x3")]
@@ -77,6 +89,17 @@ def test_equal_times_are_not_ranked(tmp_path: Path) -> None:
     assert "The fastest" not in answers.verdict
     assert "No implementation of attention is faster than the others beyond the uncertainty." in sentences(answers)
     assert OPEN in {claim.verdict for claim in answers.claims}
+
+
+def test_two_that_tie_far_ahead_of_the_rest_are_both_named(tmp_path: Path) -> None:
+    case = Case(threads=2)
+    times_of = {"unfold": 0.02, "blocked": 0.002, "naive": 0.00201, "conv3x3": 0.004}
+    rows = [factory.record(name, median, noise=0.1, case=case) for name, median in times_of.items()]
+    answers = found(tmp_path, rows)
+    tied = "`blocked` and `naive` (too close to call between them) are the fastest"
+    assert f"{tied} at its one point, " in sentences(answers)
+    assert answers.verdict.endswith(f"{tied}.")
+    assert "attention by `blocked`, `naive`, `unfold`; 3×3 convolutions by `conv3x3`." in answers.compared
 
 
 def test_points_with_too_few_samples_are_not_called_close(tmp_path: Path) -> None:
@@ -137,8 +160,8 @@ def test_memory_stands_next_to_memory(tmp_path: Path) -> None:
     ]
     said = sentences(found(tmp_path, rows))
     assert "The fastest attention needs 8.0 times the peak memory of the fastest 3×3 convolution." in said
-    assert "`blocked` needs the least memory: the least is 2.0 times the memory of" in said
-    assert "and the most 8.0 times." in said
+    assert "`blocked` needs the least memory: 2.0 times that of" in said
+    assert "takes up to 8.0 times." in said
 
 
 def networks(slow: float, **changes: Any) -> list[Record]:
@@ -222,7 +245,7 @@ def test_a_row_that_is_too_noisy_is_not_called_the_fastest(tmp_path: Path) -> No
     clear = [factory.record("blocked", 0.002, case=cases[0].with_(channels=32))]
     plain = [factory.record("conv3x3", 0.001, case=row.case) for row in (*noisy, *clear)]
     answers = found(tmp_path, [*noisy, *clear, *plain])
-    assert "The fastest is `blocked`." in answers.verdict
+    assert "`blocked` is the fastest." in answers.verdict
     assert "2 of 3 cases are too noisy" in answers.verdict
 
 
@@ -308,4 +331,4 @@ def test_the_verdict_says_in_how_many_cases_the_rows_show_a_fastest(tmp_path: Pa
         times_of = {"blocked": 0.002, "unfold": unfold, "conv3x3": 0.0005}
         rows += [factory.record(name, median, noise=0.1, case=case) for name, median in times_of.items()]
     said = found(tmp_path, rows).verdict
-    assert said.endswith("`blocked` is the fastest beyond the uncertainty in 1 of 2 cases.")
+    assert said.endswith("`blocked` is the fastest in 1 of 2 cases.")

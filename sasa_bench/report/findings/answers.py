@@ -10,9 +10,18 @@ import numpy as np
 import pandas as pd
 
 from sasa_bench.case import AXES, Case
-from sasa_bench.report.baselines import apart
+from sasa_bench.report.baselines import apart, is_conv3x3
 from sasa_bench.report.findings.claims import PAPER, Claim, claims
-from sasa_bench.report.findings.questions import Swept, crossings, flops_and_time, memory, others, which, winner
+from sasa_bench.report.findings.questions import (
+    Swept,
+    are_fastest,
+    crossings,
+    flops_and_time,
+    lead,
+    memory,
+    others,
+    which,
+)
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
     Point,
@@ -44,12 +53,14 @@ class Answers:
     """What the rows say; names in sentences stand in backticks.
 
     verdict    one sentence, empty where no row supports one
+    compared   what the verdict knows: implementations of attention and 3 x 3 convolutions that the rows hold
     tiles      figures at `tile_case`
     groups     question -> suite -> sentences
     claims     of the paper
     """
 
     verdict: str = ""
+    compared: str = ""
     tile_case: str = ""
     tiles: list[Tile] = field(default_factory=list)
     groups: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -65,6 +76,7 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
     found = Answers(claims=list(claims(points, results.rows)))
     if paired:
         found.verdict = _verdict(paired)
+        found.compared = _measured(paired)
         _tiles(found, paired)
     questions: dict[str, Callable[[Swept], Iterator[str]]] = {
         "Which implementation of attention?": which,
@@ -81,6 +93,14 @@ def answers(results: Results, table: pd.DataFrame) -> Answers:
         if any(sentences.values()):
             found.groups[question] = {suite: said for suite, said in sentences.items() if said}
     return found
+
+
+def _measured(points: Sequence[Point]) -> str:
+    rows = [row for point in points for row in point.values()]
+    attention = sorted({row.impl for row in rows if row.op == ATTENTION})
+    convolutions = sorted({row.impl for row in rows if is_conv3x3(row)})
+    names = (", ".join(f"`{name}`" for name in found) for found in (attention, convolutions))
+    return "Measured here: attention by {}; 3×3 convolutions by {}.".format(*names)
 
 
 def _distinct(points: Sequence[Point]) -> list[Point]:
@@ -105,10 +125,15 @@ def _by_scope(answer: Callable[[Swept], Iterator[str]], swept: Swept) -> Iterato
 
 
 def _points(panel: Panel, results: Results) -> list[Point]:
-    """The points of a panel along its axis: of each file and machine id its own, since nothing else was interleaved."""
+    """The points of a panel along its axis: of each file and machine id its own, since nothing else was interleaved.
+
+    A network without attention is none: whoever runs it, it is the convolutional one.
+    """
     found: dict[tuple[object, ...], Point] = {}
     for position in map(int, panel.data.index):
         row, of = results.rows[position], apart(results, position)
+        if not row.case.has_attention:
+            continue
         point = found.setdefault((row.case, *of), Point())
         point.of = of
         point[row.impl] = row
@@ -147,22 +172,21 @@ def _verdict(paired: Sequence[Point]) -> str:
         return f"{where}, there are too few samples to compare local attention with the fastest 3×3 convolution."
     if not any(r.decided for r in clear):
         return f"{where}, local attention and the fastest 3×3 convolution cannot be distinguished by time."
-    said = _compared(where, clear, unclear, [(best, base) for _, best, base in judged])
+    pairs = [(best, base) for r, best, base in judged if r.decided or r.known]
+    said = _compared(where, clear, unclear, pairs)
     attention = [{n: r for n, r in point.items() if r.op == ATTENTION} for point in usual]
     names = list(dict.fromkeys(name for rivals in attention for name in rivals))
     if len(names) == 1:
         return f"{said}, measured with `{names[0]}`."
     first = Counter(
-        name
+        leading
         for rivals, (r, _, _) in zip(attention, judged, strict=True)
-        if (r.decided or r.known) and (name := _first(rivals))
+        if (r.decided or r.known) and (leading := _first(rivals))
     )
     if not first:
         return f"{said}. Which implementation is the fastest is too close to call."
-    name, wins = first.most_common(1)[0]
-    if wins < len(clear):
-        return f"{said}. `{name}` is the fastest beyond the uncertainty in {wins} of {len(clear)} cases."
-    return f"{said}. The fastest is `{name}`."
+    most, wins = first.most_common(1)[0]
+    return f"{said}. {are_fastest(most)}" + (f" in {wins} of {len(clear)} cases." if wins < len(clear) else ".")
 
 
 def _compared(
@@ -172,8 +196,9 @@ def _compared(
     rival, words = "the fastest 3×3 convolution", "case" if len(clear) == 1 else "cases"
     if len(unclear) > len(clear):
         return (
-            f"{where}, {len(unclear)} of {len(pairs)} cases are too noisy, or have too few samples, to compare local "
-            f"attention with {rival}; in the other {words} it takes {span(r.value for r in clear)} times as long"
+            f"{where}, {len(unclear)} of {len(clear) + len(unclear)} cases are too noisy, or have too few samples, to "
+            f"compare local attention with {rival}; in the other {words} it takes {span(r.value for r in clear)} "
+            "times as long"
         )
     if all(r.high < 1 for r in clear):
         said = f"{where}, local attention is faster than {rival}: it takes {middle(clear)} of the time"
@@ -189,12 +214,12 @@ def _compared(
     return f"{said}, for {span(work)} of its FLOPs" if work else said
 
 
-def _first(rivals: Mapping[str, Record]) -> str:
-    """The only one, or the one that is faster than every other beyond the uncertainty; "" for none."""
+def _first(rivals: Mapping[str, Record]) -> tuple[str, ...]:
+    """The only one, or those that lead; none where nobody does."""
     if len(rivals) == 1:
-        return next(iter(rivals))
-    won = winner(rivals)
-    return won[0] if won else ""
+        return tuple(rivals)
+    won = lead(rivals)
+    return won.names if won else ()
 
 
 def _tiles(found: Answers, paired: Sequence[Point]) -> None:

@@ -149,7 +149,7 @@ def _judged_slower(text: str, who: str, ratios: Sequence[Ratio], rival: str = "t
     verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
     if counts.get(UNCERTAIN, 0) > slower + faster:
         verdict = OPEN
-    figures = one_or_span(ratios)
+    figures = one_or_span([r for r in ratios if r.verdict != UNCERTAIN] or ratios)
     counted = ": " + ", ".join(f"{word} at {n} of {len(ratios)} points" for word, n in counts.items())
     return Claim(text, verdict, f"{who} takes {figures} times as long as {rival}{counted}.")
 

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
+    CLOSE,
     FASTER,
     SLOWER,
     Point,
@@ -40,28 +41,25 @@ def which(swept: Swept) -> Iterator[str]:
         for point in points:
             rivals = {name: r for name, r in point.items() if r.op == ATTENTION}
             if len(rivals) > 1:
-                judged.append((panel, point, winner(rivals)))
+                judged.append((panel, point, lead(rivals)))
     if not judged:
         return
-    wins = Counter(won[0] for _, _, won in judged if won)
+    wins = Counter(won.names for _, _, won in judged if won)
     if not wins:
         yield "No implementation of attention is faster than the others beyond the uncertainty."
         return
-    name, count = wins.most_common(1)[0]
-    lead = span(won[1] for _, _, won in judged if won and won[0] == name)
-    if count == len(judged):
-        yield f"`{name}` is the fastest at {_all(count)}, {lead} times as fast as the next."
-        return
-    others = [f"`{other}` at {n}" for other, n in wins.most_common()[1:]]
-    close = len(judged) - sum(wins.values())
-    others += [f"{close} {'is' if close == 1 else 'are'} too close to call"] if close else []
-    said = f"`{name}` is the fastest at {count} of {len(judged)} points, {lead} times as fast as the next"
-    yield f"{said}; {', '.join(others)}."
+    names, count = wins.most_common(1)[0]
+    ahead = span(won.ahead for _, _, won in judged if won and won.names == names)
+    at = _all(count) if count == len(judged) else f"{count} of {len(judged)} points"
+    others = [f"{in_words(other)} at {n}" for other, n in wins.most_common()[1:]]
+    unclear = len(judged) - sum(wins.values())
+    others += [f"{unclear} {'is' if unclear == 1 else 'are'} too close or too uncertain to call"] if unclear else []
+    yield "; ".join([f"{are_fastest(names)} at {at}, {ahead} times as fast as the next", *others]) + "."
     if len(swept) <= MOST_PANELS and len(wins) > 1:
         for panel, _ in swept:
             regions = _regions([(point, won) for p, point, won in judged if p is panel], panel.x)
-            if len({name for name, _ in regions}) > 1:
-                words = ", ".join(f"`{name}` at {values}" for name, values in regions)
+            if len({names for names, _ in regions}) > 1:
+                words = ", ".join(f"{in_words(names)} at {values}" for names, values in regions)
                 yield f"By {COLUMNS[panel.x].label}{_facet(panel)}: {words}."
 
 
@@ -73,26 +71,52 @@ def _facet(panel: Panel) -> str:
     return f" ({panel.facet})" if panel.facet else ""
 
 
-def winner(rivals: Mapping[str, Record]) -> tuple[str, float] | None:
-    """The implementation that is faster than every other beyond the uncertainty, and how many times; None for none."""
+@dataclass(frozen=True)
+class Lead:
+    """The implementations that are faster than all others, too close to call between them, and how many times."""
+
+    names: tuple[str, ...]
+    ahead: float
+
+
+MOST_TIED = 2
+"""Implementations that share a lead; of more none leads."""
+
+
+def lead(rivals: Mapping[str, Record]) -> Lead | None:
+    """Who leads beyond the uncertainty; None where nobody does."""
     ranked = sorted(rivals, key=lambda name: rivals[name].median_s)
-    best = ranked[0]
-    if all(ratio(rivals[best], rivals[name]).high < 1 for name in ranked[1:]):
-        return best, 1 / ratio(rivals[best], rivals[ranked[1]]).value
-    return None
+    best = rivals[ranked[0]]
+    tied = [name for name in ranked[1:] if ratio(best, rivals[name]).verdict == CLOSE]
+    behind = [name for name in ranked[1:] if name not in tied]
+    if not behind or len(tied) >= MOST_TIED or any(ratio(best, rivals[name]).verdict != FASTER for name in behind):
+        return None
+    return Lead(tuple(sorted([ranked[0], *tied])), 1 / ratio(best, rivals[behind[0]]).value)
 
 
-def _regions(judged: Sequence[tuple[Point, tuple[str, float] | None]], x: str) -> list[tuple[str, str]]:
-    spans: list[tuple[str, list[object]]] = []
+def in_words(names: Sequence[str]) -> str:
+    """ "`a`", or "`a` and `b`"."""
+    return " and ".join(f"`{name}`" for name in names)
+
+
+def are_fastest(names: Sequence[str]) -> str:
+    """ "`a` is the fastest", or "`a` and `b` (too close to call between them) are the fastest"."""
+    if len(names) == 1:
+        return f"{in_words(names)} is the fastest"
+    return f"{in_words(names)} (too close to call between them) are the fastest"
+
+
+def _regions(judged: Sequence[tuple[Point, Lead | None]], x: str) -> list[tuple[tuple[str, ...], str]]:
+    spans: list[tuple[tuple[str, ...], list[object]]] = []
     for point, won in judged:
         if won is None:
             continue
         value = getattr(case_of(point), x)
-        if spans and spans[-1][0] == won[0]:
+        if spans and spans[-1][0] == won.names:
             spans[-1][1].append(value)
         else:
-            spans.append((won[0], [value]))
-    return [(name, f"{v[0]} to {v[-1]}" if len(v) > 1 else str(v[0])) for name, v in spans]
+            spans.append((won.names, [value]))
+    return [(names, f"{v[0]} to {v[-1]}" if len(v) > 1 else str(v[0])) for names, v in spans]
 
 
 @dataclass(frozen=True)
@@ -185,8 +209,8 @@ def memory(swept: Swept) -> Iterator[str]:
         name, count = Counter(sparing).most_common(1)[0]
         share = "" if count == len(sparing) else f" at {count} of {len(sparing)} points"
         yield (
-            f"Of all attention, `{name}` needs the least memory{share}: the least is {span(least)} times the memory of "
-            f"{STRONGEST}, and the most {times(max(most))} times."
+            f"Of all attention, `{name}` needs the least memory{share}: {span(least)} times that of {STRONGEST}. The "
+            f"one that needs the most takes up to {times(max(most))} times."
         )
 
 
