@@ -134,9 +134,7 @@ def decide(
     loaded = _loaded(arms, evidence)
     notes = [f"{part.node}: {note}" if part.node else note for part in evidence.values() for note in part.notes]
     unchanged = bool(evidence) and all(part.unchanged for part in evidence.values())
-    if unchanged:
-        notes.insert(0, f"{UNCHANGED}: nothing was timed")
-    elif evidence and same_code(loaded["base"], loaded["head"]):
+    if not unchanged and evidence and same_code(loaded["base"], loaded["head"]):
         notes.insert(0, f"{UNCHANGED}: any difference in time is noise")
     notes += [f"environment: {change}" for change in environment_difference(loaded["base"], loaded["head"])]
     return Result(
