@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from sasa_bench.case import Case
 from sasa_bench.cli import gating
+from sasa_bench.gate import cluster as gate_cluster
 from sasa_bench.gate import run as gate_run
 from sasa_bench.gate.arms import Arm
 from sasa_bench.gate.pairs import Pair, Point
@@ -47,27 +48,32 @@ class PlayedWorker:
         pass
 
 
-def play() -> None:
-    """Replace, in this process, the worker, the look at the machine, Slurm's commands and the arms of the gate."""
-    workers.Worker = PlayedWorker  # type: ignore[misc, assignment]
+def play(put: Callable[[object, str, object], None] = setattr) -> None:
+    """Replace, in this process, the worker, the look at the machine, Slurm's commands and the arms of the gate.
+
+    `put` sets an attribute of a module; that of pytest's monkeypatch takes it back.
+    """
+    put(workers, "Worker", PlayedWorker)
     for module in (run.probe, probe):
-        module.detect = lambda: MACHINE  # type: ignore[attr-defined]
-    cluster.require_slurm = lambda: None
-    cluster.queue = lambda name: {}
-    cluster.submit = _submit  # type: ignore[assignment]
-    cluster.LOOK_S = cluster.ASK_S = 0.0
+        put(module, "detect", lambda: MACHINE)
+    put(cluster, "require_slurm", lambda: None)
+    put(cluster, "queue", lambda name: {})
+    put(cluster, "submit", _submit)
+    for pause in ("LOOK_S", "ASK_S"):
+        put(cluster, pause, 0.0)
     arms = [Arm(name, Path(name), name, sys.executable) for name in ("base", "head", "copy")]
     points = [Point("unfold", Case(batch=batch, threads=1)) for batch in range(1, 7)]
-    gating._prepared = lambda asked, folder: (arms, points)  # type: ignore[assignment]
-    gate_run.survey = lambda arm, impls, timeout_s: (  # type: ignore[assignment]
-        {"digest": arm.name, "torch": "2", "libraries": {}, "python": "p"},
-        {},
-    )
+    put(gating, "_prepared", lambda asked, folder: (arms, points))
+    loaded = {"torch": "2", "libraries": {}, "python": "p"}
+    put(gate_run, "survey", lambda arm, impls, timeout_s: (loaded | {"digest": arm.name}, {}))
     row = {"status": "ok", "reason": "", "flops": 1, "params": 1, "operator_count": 1, "allocated_bytes": 1}
-    gate_run.exact_rows = lambda arms, points, *more: {  # type: ignore[assignment]
-        arm.name: {p.key: dict(row) for p in points} for arm in arms
-    }
-    gate_run.measure_pair = _pair  # type: ignore[assignment]
+    put(
+        gate_run,
+        "exact_rows",
+        lambda arms, points, *more: {arm.name: {p.key: dict(row) for p in points} for arm in arms},
+    )
+    put(gate_run, "measure_pair", _pair)
+    put(gate_cluster, "_ops", lambda arms, impls, timeout_s: dict.fromkeys(impls, "local_attention"))
 
 
 def _submit(folder: Path, name: str, work: Any, indexes: Sequence[int], options: object) -> dict[str, int]:
