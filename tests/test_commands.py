@@ -15,6 +15,7 @@ from pathlib import Path
 import factory
 import played
 import pytest
+from pages import called_in_blocks
 
 from sasa_bench import cli
 
@@ -26,10 +27,8 @@ SUITES = ("smoke", "kernel_size", "gate", "peers")
 
 
 def commands(page: str) -> list[list[str]]:
-    """The words of every line of a shell block that calls sasa-bench."""
-    blocks = re.findall(r"^```sh\n(.*?)^```$", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("sasa-bench ")]
+    """The words of every line of a code block that calls sasa-bench."""
+    return [shlex.split(line, comments=True)[1:] for line in called_in_blocks((ROOT / page).read_text())]
 
 
 def on_every_machine(words: list[str]) -> list[list[str]]:

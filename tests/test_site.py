@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 import pytest
 import textstat
+from pages import FENCED, called_in_blocks
 
 from sasa_bench.cli import cli
 from sasa_bench.cli.options import overrides
@@ -22,17 +23,13 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-FENCED = re.compile(r"^ *```.*?\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
-
-
 def commands() -> list[tuple[str, str]]:
     """(page, command) of every line of a block that calls sasa-bench, and of every whole command in a sentence."""
     found = []
     for page in PAGES:
         text = page.read_text()
-        lines = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
-        inline = re.findall(r"`(sasa-bench [^\s`]+ [^`…\[]+)`", FENCED.sub("", text).replace("\n", " "))
-        found += [(page.name, line.strip()) for line in lines + inline if re.match(r"\s*sasa-bench \w", line)]
+        inline = re.findall(r"`(sasa-bench \w[^\s`]* [^`…\[]+)`", FENCED.sub("", text).replace("\n", " "))
+        found += [(page.name, line.strip()) for line in called_in_blocks(text) + inline]
     return found
 
 

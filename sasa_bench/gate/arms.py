@@ -131,6 +131,7 @@ def set_up(
                     f"{file} lies in neither {base!r} nor {head!r}, so both arms would run the same file: "
                     "start the gate in the repository of the kernel"
                 )
+    uncommitted = [source.uncommitted for source in both]
     arms = []
     with tempfile.TemporaryDirectory(dir=copies) as scratch:
         trees = [source.checked_out(Path(scratch) / str(n)) for n, source in enumerate(both)] if files else []
@@ -147,9 +148,8 @@ def set_up(
                 for file in files
             }
             package = str(at_hand) if at_hand else ""
-            arms.append(
-                Arm(name, folder, source.text, pythons[which], package, source.commit, source.uncommitted, kernels)
-            )
+            state = source.commit, uncommitted[which]
+            arms.append(Arm(name, folder, source.text, pythons[which], package, *state, kernels))
     for file in files:
         if not any(Path(arm.kernels[file].path).is_file() for arm in arms):
             raise ArmError(f"{file} is in neither {base!r} nor {head!r}: give the path of a kernel file in them")
