@@ -135,6 +135,7 @@ def test_each_arm_builds_extensions_of_torch_for_itself(arms: list[Arm]) -> None
     for arm in arms:
         worker = start(arm, 60.0)
         try:
+            worker.ask("loaded")  # a process that has just started still shows no environment
             environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes().split(b"\0")
         finally:
             worker.close()
