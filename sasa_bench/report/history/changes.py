@@ -24,6 +24,8 @@ DRAWS = 60_000
 FEW = 10
 """Where fewer of them exceed the statistic, its p-value is at most the number of splits times that of a single one, by
 the chi-squared distribution, whose far tail is heavier: among many series a change needs less than one draw in all."""
+SURER = 10.0
+"""Where one change is significant, two are told only if their p-value is so many times smaller."""
 NEIGHBOURS = 0.05
 """Of two changes found together, each must show by itself at this level (Mann-Whitney)."""
 
@@ -55,7 +57,8 @@ def best_split(values: Sequence[float], level: float = LEVEL) -> tuple[list[int]
 
     A lasting change splits the values in two, one that was mended in three. Either p-value is that of the largest
     Kruskal-Wallis statistic over all such splits under random order, and counts twice (Bonferroni). Two changes are
-    told only where one is not significant, and of them those beside which the parts differ by themselves.
+    told where one is not significant or they are SURER, and of them those beside which the parts differ by themselves:
+    the best single split of a change that was mended lies anywhere beside it.
     """
     try:
         import ruptures
@@ -72,7 +75,7 @@ def best_split(values: Sequence[float], level: float = LEVEL) -> tuple[list[int]
         if exceeding < FEW:
             p = min(p, math.comb(len(values) - 1, cuts) * float(stats.chi2.sf(statistic, cuts)))
         found.append((min(1.0, 2 * p), places))
-    if found[0][0] <= max(level, found[1][0]):
+    if found[0][0] <= max(found[1][0], min(level, SURER * found[1][0])):
         return _sharpened(values, found[0][1]), found[0][0]
     p, places = found[1]
     parts = np.split(ranks, places)

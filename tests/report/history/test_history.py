@@ -59,6 +59,7 @@ def step(at: int, ratio: float) -> Callable[[int, str, Case], float]:
 
 
 def test_a_step_of_ten_percent_is_found_at_its_commit_in_its_series_alone(tmp_path: Path) -> None:
+    random.seed(18)  # of a thousand other draws one shows a change besides, as the level says
     found = history.load(runs(tmp_path, 30, step(18, 1.10)), level=1e-3)
     assert [(c.series.impl, c.series.case) for c in found.changes] == [("unfold", CASES[1])]
     change = found.changes[0]
@@ -69,11 +70,27 @@ def test_a_step_of_ten_percent_is_found_at_its_commit_in_its_series_alone(tmp_pa
     assert change.p_value <= changes.LEVEL
 
 
-def test_a_slow_down_that_was_mended_is_two_changes() -> None:
-    values = [(1.1 if 15 <= turn < 30 else 1.0) * np.exp(random.gauss(0, 0.01)) for turn in range(45)]
-    (found,) = changes.change_points([values], level=1e-3)
-    assert len(found) == 2
-    assert all(min(abs(index - at) for at in (15, 30)) <= 1 for index in found)
+def changes_of_a_mended_slow_down(noise: np.random.Generator, count: int, level: float) -> list[dict[int, float]]:
+    """What is found in each of `count` histories of 45 results whose results 15 to 29 are 10 % slower."""
+    slow = np.where((np.arange(45) >= 15) & (np.arange(45) < 30), 1.1, 1.0)
+    histories = slow * np.exp(noise.normal(0, 0.01, (count, 45)))
+    return [changes.change_points([values], level)[0] for values in histories.tolist()]
+
+
+@pytest.mark.parametrize("level", [1e-3, changes.LEVEL])
+def test_a_slow_down_that_was_mended_is_two_changes(level: float) -> None:
+    """In 50 histories, one of a thousand of which may be misread, and `level` have a change besides."""
+    places = [set(found) for found in changes_of_a_mended_slow_down(np.random.default_rng(), 50, level)]
+    misplaced = sum(any(min(abs(index - at) for index in found) > 1 for at in (15, 30)) for found in places)
+    besides = sum(len(found) > 2 for found in places)
+    assert misplaced <= 4
+    assert stats.binomtest(besides, 50, level, alternative="greater").pvalue > 1e-6
+
+
+def test_two_changes_are_told_where_one_would_be_significant_elsewhere() -> None:
+    """The best single split of these values lies at 31."""
+    (found,) = changes_of_a_mended_slow_down(np.random.default_rng(13), 1, changes.LEVEL)
+    assert set(found) == {15, 30}
 
 
 @pytest.mark.parametrize("scatter", [lambda: random.gauss(0, 0.02), lambda: float(stats.t.rvs(2)) / 50])
@@ -87,10 +104,13 @@ def test_without_a_step_none_is_found_more_often_than_the_stated_rate(scatter: C
 
 
 def test_one_disturbed_run_is_no_change() -> None:
-    values = [np.exp(random.gauss(0, 0.01)) for _ in range(30)]
-    before = changes.best_split(values)[1]
-    values[17] *= 3
-    assert changes.best_split(values)[1] > min(before, 0.05) / 5
+    shrunk = []
+    for _ in range(9):
+        values = [np.exp(random.gauss(0, 0.01)) for _ in range(30)]
+        before = changes.best_split(values)[1]
+        values[17] *= 3
+        shrunk.append(changes.best_split(values)[1] / min(before, 0.05))
+    assert np.median(shrunk) > 0.5
 
 
 @pytest.mark.parametrize("cuts", [1, 2])
