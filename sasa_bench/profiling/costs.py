@@ -76,6 +76,8 @@ def _of(base: str, tensors: Sequence[Shape], concrete: Sequence[Any]) -> tuple[f
     if base in ("conv2d", "convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution", "conv1d", "conv3d"):
         convolution = _convolution(tensors[0], tensors[1], base, concrete)
         return convolution and (convolution[0], (0, 1), convolution[1])
+    if base == "convolution_backward":
+        return _convolution_backward(tensors[0], tensors[1], tensors[2], concrete)
     if "scaled_dot_product" in base and "backward" not in base:
         q, k, v = tensors[:3]
         pairs = prod(q[:-1]) * k[-2]
@@ -133,6 +135,17 @@ def _convolution(x: Shape, weight: Shape, base: str, concrete: Sequence[Any]) ->
     ]
     values = x[0] * weight[0] * prod(out)
     return 2.0 * values * prod(weight[1:]), values
+
+
+def _convolution_backward(
+    gradient: Shape, x: Shape, weight: Shape, concrete: Sequence[Any]
+) -> tuple[float, Sequence[int], int]:
+    """The gradients of x and weight that the output mask asks for, each of the FLOPs of the forward pass."""
+    transposed = str(concrete[7]).lower() == "true"
+    of_x, of_weight, _ = (word == "true" for word in re.findall("true|false", str(concrete[10]).lower()))
+    once = 2.0 * prod(x if transposed else gradient) * prod(weight[1:])
+    read = (0, *[1] * of_weight, *[2] * of_x)
+    return once * (of_x + of_weight), read, prod(x) * of_x + prod(weight) * of_weight
 
 
 def _numbers(text: Any, count: int) -> list[int] | None:

@@ -313,7 +313,7 @@ def _known(rows: Sequence[dict[str, object]]) -> pd.DataFrame:
 
 def _sortable(table: pd.DataFrame, identity: str, *words: str) -> str:
     """The table, filtered by value in those of the columns `words` that it has; names of what ran are wrapped."""
-    wrapped = [name for name in ("operator", "annotation", "kernel") if name in table]
+    wrapped = [name for name in ("operator", "annotation", "kernel", "input shapes") if name in table]
     return page.sortable(table, identity, [name for name in words if name in table], wrapped=wrapped)
 
 
