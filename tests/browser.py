@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ class Browser:
         self.driver.get_log("performance")
         self.driver.get(path.resolve().as_uri())
 
+    def open_counted(self, path: Path) -> Callable[[], float]:
+        """Open a file; the call that comes back says how many seconds its page has computed so far."""
+        self.driver.execute_cdp_cmd("Performance.enable", {"timeDomain": "threadTicks"})
+        before = self._computed_s()
+        self.open(path)
+        return lambda: self._computed_s() - before
+
+    def _computed_s(self) -> float:
+        found = self.driver.execute_cdp_cmd("Performance.getMetrics", {})["metrics"]
+        return next(float(metric["value"]) for metric in found if metric["name"] == "TaskDuration")
+
     def show_as_printed(self) -> None:
         """From now on the open page as it goes to a printer; the theme stays."""
         self.ask("window.dispatchEvent(new Event('beforeprint'))")
@@ -35,7 +47,7 @@ class Browser:
         """The value of a script that ends in `return …`."""
         return self.driver.execute_script(script, *values)
 
-    def wait_for(self, script: str, seconds: float = 10) -> Any:
+    def wait_for(self, script: str, seconds: float = 60) -> Any:
         """The first true value of a script."""
         from selenium.webdriver.support.wait import WebDriverWait
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,11 +22,19 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
+if importlib.util.find_spec("hypothesis"):  # tests of a GPU do without
+    from hypothesis import settings
+
+    # An example that takes long says that the machine is busy.
+    settings.register_profile("busy", deadline=None)
+    settings.load_profile("busy")
+
 SWITCHES = (
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-background-networking",
+    "--disable-dev-shm-usage",
     "--disable-component-update",
     "--disable-sync",
     "--no-first-run",

@@ -117,7 +117,7 @@ def test_a_loaded_table_has_typed_columns(tmp_path: Path) -> None:
 
 def test_a_function_is_measured_in_this_process() -> None:
     found = sasa_bench.measure(time.sleep, 0.002, settings=QUICK)
-    assert 0.002 <= found.median_s < 0.02
+    assert 0.002 <= min(found.samples_s) < 0.02
     assert found.inner_count == 1
 
 

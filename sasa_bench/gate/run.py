@@ -87,7 +87,7 @@ class Gate:
 class _Measurement:
     gate: Gate
     layout: Layout
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=lambda: time.monotonic())
     counts: Counts = field(default_factory=Counts)
     notes: list[str] = field(default_factory=list)
     pairs: list[tuple[str, Pair]] = field(default_factory=list)

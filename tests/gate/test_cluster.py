@@ -67,7 +67,7 @@ def part_of(found: Evidence, keys: Sequence[str], node: str) -> Evidence:
 
 
 @given(st.data())
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_cases_spread_over_tasks_get_the_verdicts_that_one_machine_gives(data: st.DataObject) -> None:
     keys = [point.key for point in POINTS]
     slow = data.draw(st.dictionaries(st.sampled_from(keys), st.sampled_from([-0.1, 0.03, 0.2])))

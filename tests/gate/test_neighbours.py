@@ -16,7 +16,7 @@ def test_a_neighbour_uses_the_processor_and_ends(kind: str) -> None:
     with beside(kind):
         (process,) = set(psutil.Process().children()) - before
         used = 0.0
-        for _ in range(100):
+        for _ in range(1200):
             time.sleep(0.05)
             used = process.cpu_times().user
             if used > 0.3:

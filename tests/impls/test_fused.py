@@ -72,7 +72,7 @@ def test_keys_outside_the_image_count_however_large_their_logits(isa):
     assert y.abs().max() < 1e-30
 
 
-@settings(max_examples=60, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(
     batch=st.integers(0, 3),
     heads=st.integers(1, 9),
@@ -162,8 +162,9 @@ def test_every_build_that_runs_here_is_within_the_budget(build):
 def test_saved_statistics_are_those_of_the_softmax(kernel, scale):
     tensors, _ = inputs(2, 3, 4, 5, 6, 3, False, scale=scale)
     _, top, total = torch.ops.sasa_bench.fused_local_attention_forward(*tensors, 1, 3, False)
-    q, k = (t.reshape(2, 3, 4, 5, 6) for t in tensors[:2])
-    torch.testing.assert_close(top, (q * k).sum(2))
+    products = torch.mul(*(t.reshape(2, 3, 4, 5, 6).double() for t in tensors[:2]))
+    rounding = 4 * torch.finfo(torch.float32).eps * products.abs().sum(2)  # of four products and their sum
+    assert ((top - products.sum(2)).abs() <= rounding).all()
     assert torch.equal(total, torch.ones_like(total))
 
 

@@ -260,7 +260,7 @@ def test_sixteen_threads_have_enough_to_do_with_one_image_or_two(
     images=st.integers(1, 5), height=st.integers(1, 70), width=st.integers(1, 70), threads=st.integers(1, 64),
     free=st.booleans(),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_tasks_cover_every_pixel_once_and_cutting_columns_never_lengthens_the_work(
     tasks: Callable[..., tuple[int, float]], images: int, height: int, width: int, threads: int, free: bool
 ) -> None:

@@ -93,7 +93,7 @@ def test_layer_equals_plain_attention(products, shape, dtype, channels_last):
     assert_layer_matches(tensors, g, shape[-1], heads, False, channels_last, torch.randn(heads * d), True)
 
 
-@settings(max_examples=40, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(
     sizes=st.tuples(*(st.integers(1, most) for most in (3, 70))),
     heads=st.sampled_from([1, 3, 4, 8, 16]),

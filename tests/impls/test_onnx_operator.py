@@ -96,7 +96,7 @@ def test_the_layer_is_right(sizes: tuple[int, ...], constants: set[str]) -> None
     assert_layer_is_right(layer_inputs(*sizes), kernel_size, heads, False, constants)
 
 
-@settings(max_examples=25, deadline=None, derandomize=False, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, derandomize=False, suppress_health_check=list(HealthCheck))
 @given(
     batch=st.integers(0, 3),
     inputs=st.integers(1, 40),

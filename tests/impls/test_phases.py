@@ -45,7 +45,7 @@ def counted(case: Case, calls: int = 8) -> tuple[Phases, Callable[[], object]]:
 
 
 def test_phases_are_most_of_the_time_of_a_call() -> None:
-    found, _ = counted(CASE)
+    found = min((counted(CASE)[0] for _ in range(3)), key=lambda one: one.timed_s)  # others disturb the rest
     assert set(found.seconds) == set(PHASES) - {"gradients"}
     assert 0.6 * found.timed_s < sum(found.seconds.values()) < 1.1 * found.timed_s
     assert found.plain_s > 0

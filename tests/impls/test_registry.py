@@ -77,7 +77,7 @@ def test_images_in_channels_last_memory_give_the_same_function(name: str, scope:
     agree(name, Case(memory_format="channels_last", scope=scope, mode=mode, channels=12, heads=3, resolution="7x9"))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 @pytest.mark.parametrize("op", sorted({impls.get(name).op.name for name in QUICK}))
 def test_every_implementation_of_an_op_agrees_with_the_reference_at_any_shape(op: str, data: st.DataObject) -> None:

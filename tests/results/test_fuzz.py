@@ -109,7 +109,7 @@ def test_a_damaged_file_is_a_right_table_or_one_clear_error(lines: list[str], tm
     slowest = 0.0
     unclear: list[str] = []
 
-    @settings(max_examples=MUTANTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=MUTANTS, database=None, suppress_health_check=list(HealthCheck))
     @given(seed=st.integers(0, 1 << 40))
     def check(seed: int) -> None:
         nonlocal slowest

@@ -88,7 +88,7 @@ def merged(*some: Results) -> Results:
 
 
 @given(parts, st.randoms())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_merging_is_commutative_associative_and_idempotent(some: list[Results], random: Any) -> None:
     whole = merged(*some)
     shuffled = random.sample(some, len(some))
@@ -99,7 +99,7 @@ def test_merging_is_commutative_associative_and_idempotent(some: list[Results], 
 
 
 @given(some=parts, random=st.randoms())
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_a_merged_file_is_byte_identical_whatever_the_order(
     some: list[Results], random: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
