@@ -53,6 +53,9 @@ BODIES = {
 }
 
 
+SMALL = {"channels": 8, "heads": 2, "resolution": 5}
+
+
 def run(tmp_path: Path, names: list[str], timeout_s: float = 20.0, **fixed: object) -> dict[str, Record]:
     specs = []
     for name in names:
@@ -62,9 +65,7 @@ def run(tmp_path: Path, names: list[str], timeout_s: float = 20.0, **fixed: obje
             specs.append(str(path))
         else:
             specs.append(name)
-    suite = from_data(
-        "s", {"title": "t", "impls": specs, "fixed": {"channels": 8, "heads": 2, "resolution": 5} | fixed}
-    )
+    suite = from_data("s", {"title": "t", "impls": specs, "fixed": SMALL | fixed})
     rows: list[Record] = []
     run_suites(
         [suite],
@@ -122,7 +123,7 @@ def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> N
     sleepy.write_text(FILE.format(name="sleepy", body="time.sleep(0.05); return call()"))
     crashing = tmp_path / "crashing.py"
     crashing.write_text(FILE.format(name="crashing", body=BODIES["crashing"]))
-    suite = from_data("s", {"title": "t", "impls": [str(sleepy), str(crashing)], "fixed": {"channels": 8}})
+    suite = from_data("s", {"title": "t", "impls": [str(sleepy), str(crashing)], "fixed": SMALL})
     summary = run_suites([suite], (), tmp_path / "out.jsonl", settings=QUICK)
     rows = read([tmp_path / "out.jsonl"]).rows
     calls = 1 + sum(len(row.samples_s) * row.inner_count for row in rows)
@@ -132,18 +133,22 @@ def test_the_time_of_each_stage_is_counted_over_all_workers(tmp_path: Path) -> N
     assert summary.spent_s["start"] > 0.1
 
 
-@pytest.mark.parametrize("mode", ["forward", "backward", "training"])
-def test_an_ok_row_is_complete(tmp_path: Path, mode: str) -> None:
-    row = run(tmp_path, ["unfold"], mode=mode)["unfold"]
-    assert row.status == "ok"
-    assert len(row.samples_s) >= 3
-    assert row.inner_count >= 1
-    assert row.flops
-    assert row.params
-    assert row.min_bytes
-    assert row.peak_memory_bytes is not None
-    assert row.max_abs_err <= row.err_budget
-    assert row.case.threads >= 1
+def test_an_ok_row_is_complete(tmp_path: Path) -> None:
+    modes = ["forward", "backward", "training"]
+    suite = from_data("s", {"title": "t", "impls": ["unfold"], "axes": {"mode": modes}, "fixed": SMALL})
+    run_suites([suite], (), tmp_path / "out.jsonl", settings=QUICK)
+    rows = read([tmp_path / "out.jsonl"]).rows
+    assert sorted(row.case.mode for row in rows) == sorted(modes)
+    for row in rows:
+        assert row.status == "ok"
+        assert len(row.samples_s) >= 3
+        assert row.inner_count >= 1
+        assert row.flops
+        assert row.params
+        assert row.min_bytes
+        assert row.peak_memory_bytes is not None
+        assert row.max_abs_err <= row.err_budget
+        assert row.case.threads >= 1
 
 
 def test_cuda_without_a_device_is_skipped_with_the_reason(tmp_path: Path) -> None:
