@@ -87,7 +87,7 @@ class Gate:
 class _Measurement:
     gate: Gate
     layout: Layout
-    started: float = field(default_factory=lambda: time.monotonic())
+    started: float = 0.0
     counts: Counts = field(default_factory=Counts)
     notes: list[str] = field(default_factory=list)
     pairs: list[tuple[str, Pair]] = field(default_factory=list)
@@ -96,6 +96,7 @@ class _Measurement:
     replaced_s: float = 0.0
 
     def whole(self) -> Evidence:
+        self.started = time.monotonic()
         found = self.exact()
         found.pairs, found.notes = self.pairs, self.notes
         found.unchanged = same_code(found.loaded["base"], found.loaded["head"]) and not self.gate.time_unchanged

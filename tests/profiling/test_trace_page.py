@@ -70,10 +70,12 @@ def test_the_page_opens_offline_without_complaint(
     out = tmp_path / "page.html"
     said = CliRunner().invoke(cli, ["profile", "--trace", str(made[name][0]), "--out", str(out)])
     assert said.exit_code == 0, said.output
-    browser.open(out, 1280, 2400, "light")
+    browser.open(out, 1300, 2400, "light")
     browser.wait_for("return document.querySelectorAll('#operators-table tbody tr').length > 1")
     browser.wait_for("return document.querySelectorAll('.chart svg.marks').length > 0")
     assert browser.ask("return document.documentElement.scrollWidth <= innerWidth")
+    table = "document.querySelector('#operators-table').closest('.dt-scroll-body')"
+    assert browser.ask(f"return {table}.scrollWidth <= {table}.clientWidth"), "shapes and bounds are in sight"
     assert browser.complaints() == []
     assert browser.requests() == []
 

@@ -57,8 +57,8 @@ def best_split(values: Sequence[float], level: float = LEVEL) -> tuple[list[int]
 
     A lasting change splits the values in two, one that was mended in three. Either p-value is that of the largest
     Kruskal-Wallis statistic over all such splits under random order, and counts twice (Bonferroni). Two changes are
-    told where one is not significant or they are SURER, and of them those beside which the parts differ by themselves:
-    the best single split of a change that was mended lies anywhere beside it.
+    told where one is not significant or they are so much SURER, for the best single split of a change that was mended
+    may lie far from it; of the two, those beside which the parts differ by themselves.
     """
     try:
         import ruptures
