@@ -22,12 +22,14 @@ ANSWER = runpy.run_path(str(DOCS / "answer.py"))
 REFERENCE = DOCS.parent / "reports" / "reference"
 SUITES = REFERENCE / "sapphire-rapids-suites.jsonl"
 NETWORKS = REFERENCE / "zen4-networks.jsonl"
+DETECTORS = REFERENCE / "zen4-detection.jsonl"
 WHOLE_NETWORKS = {
-    "whole network": ("networks", ("network", "stem")),
-    "ResNet-50": ("attention_groups", ("attention_groups",)),
-    "ResNet-50, all groups": ("stem", ("stem",)),
+    "whole network": (NETWORKS, "networks", ("network", "stem")),
+    "ResNet-50": (NETWORKS, "attention_groups", ("attention_groups",)),
+    "ResNet-50, all groups": (NETWORKS, "stem", ("stem",)),
+    "RetinaNet-50": (DETECTORS, "detection", ("stem", "attention_groups")),
 }
-"""First cell of a table -> the suite that it shows, and the axes that name its lines."""
+"""First cell of a table -> the file and the suite that it shows, and the axes that name its lines."""
 BASELINE = "convolutions"
 """The network that tests/studies/time_networks.py compares the others with."""
 
@@ -44,7 +46,7 @@ def renewed() -> Iterator[tuple[Path, str]]:
         "onnx.md": {"layer": exported(SUITES)},
         "notes/gate.md": {"tool": other_tools(REFERENCE / "gate" / "validation.csv")},
         "notes/networks.md": {
-            title: whole_networks(NETWORKS, suite, title, axes) for title, (suite, axes) in WHOLE_NETWORKS.items()
+            title: whole_networks(file, suite, title, axes) for title, (file, suite, axes) in WHOLE_NETWORKS.items()
         },
     }
     for name, found in tables.items():
@@ -103,6 +105,7 @@ def whole_networks(file: Path, suite: str, title: str, axes: Sequence[str]) -> s
             ("`fused` over the fastest", "fused", ANSWER["RATIO"]),
             ("`unfold` over the fastest", "unfold", ANSWER["RATIO"]),
         )
+        if impl in set(rows["impl"])
     ]
     named = {"network": "{}", "stem": "stem `{}`", "attention_groups": "groups `{}`"}
     lines = [f"| {title} | " + " | ".join(head for head, *_ in columns) + " |", "|---" * (len(columns) + 1) + "|"]
