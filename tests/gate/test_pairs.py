@@ -19,8 +19,8 @@ from sasa_bench.gate.verdicts import INCONCLUSIVE, LATE, Rules, exact_verdict
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> list[Arm]:
     folder = tmp_path_factory.mktemp("arms")
-    slow = substitute("impls/unfold.py", SIZES, f"    import time\n\n    time.perf_counter()\n{SIZES}")
-    return set_up(str(checkout(folder / "b")), str(checkout(folder / "h", slow)), folder / "out")
+    edited = substitute("impls/unfold.py", SIZES, f"    import time\n\n    time.perf_counter()\n{SIZES}")
+    return set_up(str(checkout(folder / "b")), str(checkout(folder / "h", edited)), folder / "out")
 
 
 def test_live_arms_take_turns(arms: list[Arm]) -> None:

@@ -10,17 +10,17 @@ from types import ModuleType
 
 import pytest
 from click.testing import CliRunner
-from factory import machine, record
+from factory import failed, machine, record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tasks import INFOS, fill, opened
 
 from sasa_bench.case import Case
-from sasa_bench.cli import cli
+from sasa_bench.cli import cli, main
 from sasa_bench.results.file import ResultsError, Writer, read
 from sasa_bench.results.record import Results
 from sasa_bench.suite import Suite
-from sasa_bench.sweep import slurm
+from sasa_bench.sweep import cluster, slurm
 from sasa_bench.sweep.cluster import SlurmError
 from sasa_bench.sweep.slurm import Measure, load
 from sasa_bench.timing.settings import Settings
@@ -160,6 +160,31 @@ def test_without_slurm_the_command_says_where_to_run_it(tmp_path: Path, monkeypa
     assert "there is no sbatch here: run it on a login node" in str(said.exception)
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert "pip install 'sasa-bench[slurm]'" in str(CliRunner().invoke(cli, words).exception)
+
+
+@pytest.mark.parametrize(("strict", "status"), [((), 0), (("--strict",), 2)])
+def test_reasons_of_failed_rows_are_told(
+    strict: tuple[str, ...],
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fail_all(folder: Path, *rest: object) -> list[int]:
+        sweep = load(folder)
+        (suite,) = sweep.shards[0]
+        with Writer(sweep.file(0)) as writer:
+            writer.machine(machine())
+            writer.rows(failed("unfold", "error", "no luck", suite=suite.name, case=case) for case in suite.cases)
+        return []
+
+    monkeypatch.setattr(cluster, "require_slurm", lambda: None)
+    monkeypatch.setattr(cluster, "drive", fail_all)
+    words = ["run", "suites/smoke.toml", "-c", "threads=1", "--impl", "unfold", "--slurm", "array=1", *strict]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--out", str(tmp_path / "x.jsonl")])
+    assert ended.value.code == status
+    assert "error: no luck" in capsys.readouterr().err
 
 
 def test_shards_and_slurm_exclude_each_other(tmp_path: Path) -> None:

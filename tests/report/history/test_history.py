@@ -79,7 +79,7 @@ def changes_of_a_mended_slow_down(noise: np.random.Generator, count: int, level:
 
 @pytest.mark.parametrize("level", [1e-3, changes.LEVEL])
 def test_a_slow_down_that_was_mended_is_two_changes(level: float) -> None:
-    """In 50 histories, one of a thousand of which may be misread, and `level` have a change besides."""
+    """One history of a thousand may be misread; a change besides is found as often as `level` says."""
     places = [set(found) for found in changes_of_a_mended_slow_down(np.random.default_rng(), 50, level)]
     misplaced = sum(any(min(abs(index - at) for index in found) > 1 for at in (15, 30)) for found in places)
     besides = sum(len(found) > 2 for found in places)
