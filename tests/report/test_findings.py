@@ -116,6 +116,21 @@ def test_points_with_too_few_samples_are_not_called_close(tmp_path: Path) -> Non
     assert claim.figures.endswith("faster at 1 of 4 points, too uncertain to tell at 3 of 4 points.")
 
 
+@pytest.mark.parametrize(("slow", "verdict"), [(0, OPEN), (1, PARTLY), (2, HOLDS)])
+def test_a_claim_holds_in_part_where_it_is_too_close_to_call_as_often_as_not(
+    slow: int, verdict: str, tmp_path: Path
+) -> None:
+    rows = []
+    for batch, median in enumerate([0.004] * slow + [0.002], 1):
+        case = Case(threads=2, batch=batch)
+        rows += [
+            factory.record("unfold", median, noise=0.2, case=case),
+            factory.record("conv3x3", 0.002, noise=0.2, case=case),
+        ]
+    claim = next(c for c in found(tmp_path, rows).claims if c.text.startswith("It is still slower"))
+    assert claim.verdict == verdict, claim.figures
+
+
 def test_the_crossing_is_found_between_its_neighbours(tmp_path: Path) -> None:
     said = sentences(found(tmp_path, factory.sweep()))
     assert "`blocked` becomes slower than the fastest 3×3 convolution between kernel size 5 and 7: from 0.9" in said

@@ -12,6 +12,7 @@ from sasa_bench.paper.tables import published
 from sasa_bench.report.baselines import BASELINE
 from sasa_bench.report.findings.ratios import (
     ATTENTION,
+    CLOSE,
     FASTER,
     SLOWER,
     UNCERTAIN,
@@ -145,8 +146,8 @@ def _slower(points: Sequence[Point], rows: Sequence[Record]) -> Claim | None:
 
 def _judged_slower(text: str, who: str, ratios: Sequence[Ratio], rival: str = "the fastest 3×3 convolution") -> Claim:
     counts = dict(tally(ratios))
-    slower, faster = (counts.get(verdict, 0) for verdict in (SLOWER, FASTER))
-    verdict = PARTLY if slower and faster else HOLDS if slower else FAILS if faster else OPEN
+    slower, faster, close = (counts.get(verdict, 0) for verdict in (SLOWER, FASTER, CLOSE))
+    verdict = PARTLY if slower and (faster or close >= slower) else HOLDS if slower else FAILS if faster else OPEN
     if counts.get(UNCERTAIN, 0) > slower + faster:
         verdict = OPEN
     figures = one_or_span([r for r in ratios if r.verdict != UNCERTAIN] or ratios)
