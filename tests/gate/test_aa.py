@@ -100,7 +100,7 @@ def test_a_live_run_is_journalled_with_what_it_slowed_and_shown_on_the_page(tmp_
     points = [*timed, *(Point("onnx", tiny.with_(mode="training", kernel_size=k)) for k in (3, 5, 7, 9, 11))]
     path = tmp_path / "j.jsonl"
     rules = Rules(screen_pairs=1, confirm_pairs=1, disturbed=1.0)  # none is replaced, though a neighbour disturbs all
-    (run,) = aa.live(points, 1, rules, 600.0, 60.0, tmp_path / "arms", path, ratio=30.0, beside="bursty", layout="pair")
+    (run,) = aa.live(points, 1, rules, 600.0, 60.0, tmp_path / "arms", path, ratio=3.0, beside="bursty", layout="pair")
     assert aa.read_runs(path) == [run]
     assert len(run.slowed) == 1
     assert run.slowed[0] in {point.key for point in timed}

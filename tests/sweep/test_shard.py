@@ -88,9 +88,9 @@ def test_a_shard_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_shards_merge_to_the_rows_of_the_suite(tmp_path: Path) -> None:
     held = ["-c", "mode=forward", "-c", "threads=1", "--impl", "unfold", "--impl", "conv3x3", "--budget", "0.01"]
-    files = [str(tmp_path / f"{number}.jsonl") for number in (1, 2, 3)]
+    files = [str(tmp_path / f"{number}.jsonl") for number in (1, 2)]
     for number, out in enumerate(files, 1):
-        said = CliRunner().invoke(cli, ["run", "suites/smoke.toml", *held, "--shard", f"{number}/3", "--out", out])
+        said = CliRunner().invoke(cli, ["run", "suites/smoke.toml", *held, "--shard", f"{number}/2", "--out", out])
         assert said.exit_code == 0, said.output
     together = tmp_path / "together.jsonl"
     assert CliRunner().invoke(cli, ["merge", *files, "--out", str(together)]).exit_code == 0

@@ -112,7 +112,7 @@ def test_every_case_and_implementation_gives_one_row_whatever_happens(tmp_path: 
 
 
 def test_a_hang_becomes_a_timeout_and_the_sweep_goes_on(tmp_path: Path) -> None:
-    rows = run(tmp_path, ["hanging", "conv3x3"], timeout_s=15.0)
+    rows = run(tmp_path, ["hanging", "conv3x3"], timeout_s=10.0)
     assert rows["hanging"].status == "timeout"
     assert "--timeout" in rows["hanging"].reason
     assert rows["conv3x3"].status == "ok"
